@@ -161,7 +161,9 @@ fn with_change(command: Command, of_existing: bool) -> Command {
 /// Runs a verb of a kind.
 pub fn run(session: &Session, info: &KindInfo, matches: &ArgMatches) -> Result<(), Failure> {
     let Some((verb, given)) = matches.subcommand() else {
-        return Err(Failure::usage("name a verb"));
+        return Err(Failure::usage(
+            "write a verb: list, get, create, replace, set or delete",
+        ));
     };
     if verb == "list" {
         return list(session, info, given);
@@ -266,7 +268,7 @@ fn spec(given: &ArgMatches, before: Option<Value>) -> Result<Value, Failure> {
 fn set(spec: &mut Value, path: &str, value: Value) -> Result<(), Failure> {
     let wrong = || {
         Failure::usage(format!(
-            "--set {path}: a field on the way is no object: write the whole field in JSON"
+            "--set {path}: a parent of the field is not an object: write the whole field in JSON"
         ))
     };
     let mut at = spec;

@@ -126,7 +126,7 @@ impl Director {
         Ok(())
     }
 
-    /// Signs a checkpoint of the audit's last entry, unless it has one: whether it was made.
+    /// Signs a checkpoint of the audit's last entry, unless it has one. Returns whether it did.
     ///
     /// # Errors
     /// [`Problem`] when the store cannot be used.

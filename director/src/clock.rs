@@ -1,4 +1,4 @@
-//! Time and chance, as parameters.
+//! Clock and random source, passed as parameters.
 
 use std::fmt;
 

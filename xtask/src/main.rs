@@ -93,8 +93,8 @@ enum Command {
         #[arg(long, default_value_t = 900)]
         seconds: u64,
     },
-    /// Test the director's API against its document by schemathesis, which is installed: no status
-    /// that is not documented, no 5xx, without a token and by each role.
+    /// Test the director's API against its OpenAPI document with schemathesis (installed if
+    /// missing), without a token and by each role. Fails on an undocumented status and on a 5xx.
     Schemathesis {
         /// Generated requests for each operation, at most.
         #[arg(long, default_value_t = 20)]

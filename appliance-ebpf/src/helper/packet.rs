@@ -1,4 +1,4 @@
-//! The frame at hand: its Ethernet header, its length, and how it leaves.
+//! The current frame: Ethernet header, length, and its XDP action.
 //!
 //! For: parsing the Ethernet header and VLAN tags, cutting, reversing, sending, and the outcome
 //! that a stage returns. Never: an IP header, a table but the targets of tail calls.

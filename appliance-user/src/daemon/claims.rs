@@ -105,8 +105,7 @@ pub(super) fn routers(
 const MAX_CANDIDATES: u32 = 1024;
 
 /// The addresses with which the appliance asks on its networks, by VNI: its own there, or ones that
-/// the programs answer for in the tenant's mode. Hosts may thus remember the sender of a question,
-/// and are right.
+/// the programs answer for in the tenant's mode, so a host may cache the sender.
 pub(super) fn senders(
     (config, state): (&Config, &State),
     snapshot: &Snapshot,

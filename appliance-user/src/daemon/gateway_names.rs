@@ -97,7 +97,7 @@ impl GatewayNames {
         }
     }
 
-    /// Takes a result; whether addresses of gateways changed.
+    /// Takes a result. Returns whether addresses of gateways changed.
     pub fn take(&mut self, answer: NameAnswer) -> bool {
         let NameAnswer { name, result } = answer;
         let error = result.as_ref().err().cloned();
@@ -113,8 +113,8 @@ impl GatewayNames {
         changed
     }
 
-    /// Starts due lookups, and forgets former addresses; whether addresses of gateways changed by
-    /// that.
+    /// Starts due lookups, and forgets former addresses. Returns whether addresses of gateways
+    /// changed by that.
     pub fn drive(&mut self) -> bool {
         self.look_up();
         self.names.forget_former(self.begun.elapsed())

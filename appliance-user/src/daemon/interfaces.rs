@@ -343,7 +343,7 @@ impl Interfaces {
         for name in all {
             let error = match nic::set_all_multicast(name, true) {
                 Ok(true) => continue,
-                Ok(false) => "the flag did not stick".to_owned(),
+                Ok(false) => "the kernel accepted the flag and did not keep it".to_owned(),
                 Err(error) => error.to_string(),
             };
             let problem = format!(

@@ -1,4 +1,4 @@
-//! The daemon: where configuration, operator, kernel and wire meet the engines.
+//! The daemon: connects configuration, control socket and kernel events to the engines.
 //!
 //! For: one thread with one loop that waits, hands each event to its part, and carries out the
 //! actions of the parts. Never: work on the packet path. While the daemon waits, restarts or is
@@ -257,7 +257,10 @@ fn with_stored_objects(config: Config, state: &mut State) -> anyhow::Result<Conf
         let problems = Refusal::Invalid(problems);
         anyhow::anyhow!("the stored desired state does not fit the configuration file: {problems}")
     })?;
-    tracing::info!(revision = desired.revision, "the stored state is in force");
+    tracing::info!(
+        revision = desired.revision,
+        "using the stored desired state"
+    );
     Ok(config)
 }
 

@@ -77,7 +77,7 @@ impl Resize {
                 map = name,
                 from = current,
                 to = wanted,
-                "the map gets another size; its entries are copied"
+                "resizing the map, copying its entries"
             );
             fs::rename(&path, &aside).map_err(|e| io_error("rename", &path, e))?;
             replaced.push(name);

@@ -207,7 +207,7 @@ impl Query {
             }
             if values.insert(name.clone(), value).is_some() {
                 return Err(Problem::bad_request(format!(
-                    "{name:?} is there twice: send it once"
+                    "{name:?} was sent twice: send it once"
                 )));
             }
         }

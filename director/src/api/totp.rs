@@ -131,7 +131,9 @@ pub(super) async fn create(call: Call) -> Result<Answer, Problem> {
     change(&call, &name, StatusCode::CREATED, |user, _| {
         let conflict = |text: &str| Err(Problem::new(StatusCode::CONFLICT, "conflict", text));
         if user.password.is_none() {
-            return conflict("you have no password, which a code would go with: use tokens");
+            return conflict(
+                "an authenticator needs a user with a password; users of programs use tokens",
+            );
         }
         if user.totp.as_ref().is_some_and(|totp| totp.is_confirmed) {
             return conflict(

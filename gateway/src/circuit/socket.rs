@@ -295,8 +295,8 @@ impl Circuits {
         fast.bucket(rate, BURST).unwrap_or_else(|| {
             tracing::warn!(
                 tenant,
-                "the XDP map of rate limits is full, as entries of removed tenants rest for a \
-                 minute; circuits of this tenant use user space until the gateway restarts"
+                "XDP map BUCKETS is full (entries of removed tenants are reused after a minute): \
+                 circuits of this tenant use user space until the gateway restarts"
             );
             Bucket::new(rate, BURST)
         })
@@ -449,7 +449,7 @@ impl Drop for Circuits {
             .for_each(|worker| worker.send(Command::Stop));
         for worker in &mut self.workers {
             if let Some(Err(_)) = worker.thread.take().map(JoinHandle::join) {
-                tracing::error!("a thread of circuits has panicked");
+                tracing::error!("a circuit thread panicked");
             }
         }
     }
@@ -476,7 +476,7 @@ fn work(
     waker: &Arc<EventFd>,
 ) {
     let Ok(woken) = std::os::fd::AsFd::as_fd(&**waker).try_clone_to_owned() else {
-        tracing::error!("cannot start a thread of circuits: too many open files");
+        tracing::error!("cannot start a circuit thread: too many open files");
         return;
     };
     let woken: OwnedFd = woken;

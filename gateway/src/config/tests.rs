@@ -507,7 +507,7 @@ fn xdp_settings_are_accepted_or_refused() {
     }
 }
 
-/// REVIEW C14: the default addresses work on a machine without IPv6; configured ones are not
+/// The default addresses work on a machine without IPv6; configured ones are not
 /// changed.
 #[test]
 fn the_default_addresses_follow_the_families_of_the_machine() {
@@ -528,7 +528,7 @@ fn the_default_addresses_follow_the_families_of_the_machine() {
     assert_eq!(config.local.listen.len(), 2);
 }
 
-/// REVIEW C11: the examples of both ends and of the gateway are one installation: the ends bind,
+/// The examples of both ends and of the gateway are one installation: the ends bind,
 /// and the tunnel over TLS finds the provider's appliance.
 #[test]
 fn the_examples_bind_to_each_other() {

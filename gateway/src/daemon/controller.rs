@@ -144,7 +144,10 @@ impl Controller {
                 return Err(Error::Desired(problems));
             }
             model = stored;
-            tracing::info!(revision = model.revision(), "the stored state is in force");
+            tracing::info!(
+                revision = model.revision(),
+                "using the stored desired state"
+            );
         } else {
             tracing::warn!(
                 "there is no desired state: the gateway refuses everything until `apply`"
@@ -327,7 +330,8 @@ impl Controller {
         // Interfaces may be changed half way. What the running configuration wants was possible
         // before.
         if let Err(error) = attach(fast, &self.config, self.model.counts().circuits > 0) {
-            tracing::error!(%error, "cannot attach the XDP program as before the change");
+            tracing::error!(%error, "cannot restore the previous XDP attachment; circuits may use \
+                user space until a reload");
         }
         Err(error.into())
     }

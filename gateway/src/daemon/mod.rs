@@ -129,7 +129,10 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
         });
         let controller = Controller::start(config, stored, limits, context.health.clone()).await?;
         if drain.is_some() {
-            tracing::warn!("the gateway drains, as before its start; `undrain` ends that");
+            tracing::warn!(
+                "the gateway was draining when it stopped and continues to drain: \
+                 `causeway-gateway undrain` ends the drain"
+            );
         }
         let gateway = Gateway {
             path: args.config.clone(),
@@ -149,17 +152,17 @@ struct Gateway {
     drain: Option<Drain>,
     /// Time of the next report of the load to ends.
     next_load: Instant,
-    /// The load that ends are told.
+    /// The load last reported to ends.
     load: Load,
 }
 
 /// A drain.
 #[derive(Clone, Copy, Debug)]
 struct Drain {
-    /// When the process stops, if connections are left by then; `None`: it goes on until it is told
-    /// to stop.
+    /// When the process stops, if connections are left by then; `None`: it runs until a stop is
+    /// requested.
     until: Option<Instant>,
-    /// That nothing is left was logged.
+    /// Whether "drained" was logged.
     is_empty: bool,
 }
 

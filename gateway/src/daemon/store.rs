@@ -153,7 +153,7 @@ impl Drop for Store {
     fn drop(&mut self) {
         drop(self.jobs.take());
         if let Some(Err(_)) = self.thread.take().map(JoinHandle::join) {
-            tracing::error!("the thread of the store has panicked");
+            tracing::error!("the store thread panicked");
         }
     }
 }

@@ -56,7 +56,7 @@ pub struct Counters {
     pub bytes: Family<TenantDirection, Counter>,
     /// Failed connects to addresses of a backend.
     pub dial_failures: Family<Backend, Counter>,
-    /// Times that bytes were copied because no pipe was free.
+    /// Transfers that copied bytes because the limit of pipes was reached.
     pub short_of_pipes: Counter,
     /// Failed accepts.
     pub accept_failures: Counter,
@@ -133,7 +133,7 @@ impl Counters {
         add("connections", "Accepted TCP connections", &self.accepted);
         add(
             "short_of_pipes",
-            "Times that bytes were copied because no pipe was free",
+            "Transfers that copied bytes because the limit of pipes was reached",
             &self.short_of_pipes,
         );
         add("accept_failures", "Failed accepts", &self.accept_failures);

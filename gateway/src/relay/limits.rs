@@ -425,7 +425,7 @@ mod tests {
         second.await.expect("woken");
     }
 
-    /// REVIEW C9: clients that only know a tenant's name do not lock it out.
+    /// Clients that only know a tenant's name do not lock it out.
     #[tokio::test]
     async fn unknown_clients_on_trial_use_up_their_own_budget_only() {
         const LIMIT: u32 = 10;

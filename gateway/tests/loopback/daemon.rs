@@ -179,7 +179,7 @@ fn sigterm_lets_connections_end() {
     assert!(!gateway.socket().exists());
 }
 
-/// REVIEW C5: under `Restart=always` a process that ends after a drain is started again and takes
+/// Under `Restart=always` a process that ends after a drain is started again and takes
 /// connections.
 #[test]
 fn a_drained_gateway_stays_drained_until_undrain() {

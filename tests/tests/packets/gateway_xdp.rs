@@ -1059,7 +1059,7 @@ fn message(n: u64) -> Vec<u8> {
     bytes
 }
 
-/// REVIEW C2: user space gets nothing of unknown circuits, and a bounded number of datagrams
+/// User space gets nothing of unknown circuits, and a bounded number of datagrams
 /// of unbound sources, whatever they know; bound ends do not pay for unbound sources.
 #[test]
 fn unbound_sources_reach_user_space_within_a_budget_and_bound_ends_always() {

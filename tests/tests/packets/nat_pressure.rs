@@ -81,7 +81,7 @@ impl Appliance {
         (end(REMOTE, port), public, machine)
     }
 
-    /// Opens a connection by the tenant's rule; whether the programs admit it.
+    /// Opens a connection by the tenant's rule. Returns whether the programs admit it.
     fn open(&mut self, tenant: Tenant, port: u16) -> bool {
         let (client, public, machine) = Self::ends(tenant, port);
         outside(&mut self.h, &packet(Message::Tcp(SYN), client, public));

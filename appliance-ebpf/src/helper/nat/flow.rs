@@ -86,7 +86,8 @@ fn are_both_expired(flow: &Flow, s: &Scratch, nat: &Nat) -> bool {
         None => OPENING.get_ptr(&s.back_key),
     };
     match other {
-        // SAFETY: the map returned a value. If it is recycled meanwhile, what is read is some time.
+        // SAFETY: the map returned a value. If it is recycled meanwhile, the time read is that of
+        // another entry; it can only delay or advance this one's expiry.
         Some(other) => unsafe { (*other).is_expired(protocol, now, &nat.timeouts) },
         None => true,
     }
@@ -309,7 +310,8 @@ fn is_same(key: &FlowKey, flow: &Flow) -> bool {
 #[inline(always)]
 fn is_other_expired(s: &Scratch, nat: &Nat) -> bool {
     match FLOWS.get_ptr(&s.other_key) {
-        // SAFETY: the map returned a value. If it is recycled meanwhile, what is read is some time.
+        // SAFETY: the map returned a value. If it is recycled meanwhile, the time read is that of
+        // another entry; it can only delay or advance this one's expiry.
         Some(other) => unsafe { (*other).is_expired(s.key.protocol, s.side.now, &nat.timeouts) },
         None => true,
     }

@@ -204,7 +204,7 @@ pub(super) fn tenants(
                 );
             }
             if nat.contains(&address) {
-                c.problem(at("nat"), format!("{address} is there twice"));
+                c.problem(at("nat"), format!("{address} is listed twice"));
             }
             let of_family = nat.iter().filter(|a| a.is_ipv4() == address.is_ipv4());
             if of_family.count() == MAX_NAT_ADDRESSES as usize {
@@ -397,7 +397,7 @@ prefixes = ["10.1.0.0/24"]
             (
                 "[\"203.0.113.16\", ",
                 "[\"203.0.113.16\", \"203.0.113.16\", ",
-                "tenant \"acme\": nat: 203.0.113.16 is there twice",
+                "tenant \"acme\": nat: 203.0.113.16 is listed twice",
             ),
             (
                 "[\"203.0.113.16\", ",

@@ -45,11 +45,12 @@ const SWEEP: usize = 8192;
 /// How long a machine that went back to production is looked for, so that its neighbours' caches
 /// can be corrected.
 const CORRECTION_TIMEOUT: Duration = Duration::from_secs(600);
-/// Time in which another machine is asked for once at every address of ours, where they are few.
+/// Interval in which each of our addresses is probed once for another owner; longer with many
+/// addresses.
 const CLAIM_CHECK_ROUND: Duration = Duration::from_secs(30);
-/// Replicas that are told of a returned address one by one; more are told by broadcast.
+/// Replicas that get a unicast announcement of a returned address; more get a broadcast.
 const MAX_RECEIVERS: usize = 64;
-/// Shortest time between two such questions.
+/// Shortest time between two such probes.
 const CLAIM_CHECK_PAUSE: Duration = Duration::from_millis(20);
 
 /// The appliance's own addresses on the wire, and whether each is a router's.
@@ -125,7 +126,7 @@ pub(super) struct Engines {
     claims: Claims,
     conflicts: ConflictTable,
     takeover: Option<TakeoverCheck>,
-    /// The claim for whose other machine was last asked, and when to ask for the next.
+    /// The last claim that was probed for another owner, and the time of the next probe.
     asked_claim: Option<(Port, Address)>,
     next_claim_check: Option<Instant>,
     /// The addresses with which hosts are asked for, by port.

@@ -108,7 +108,7 @@ impl Daemon {
         if let Some(key) = fixed_key(running, &config) {
             return Err(invalid(format!(
                 "{key} takes effect at a restart (`systemctl restart \
-                 causeway-appliance`; traffic goes on); the running configuration stays in force"
+                 causeway-appliance`; traffic continues); the running configuration stays in force"
             )));
         }
         let problems = self.misplaced_endpoints(&config);

@@ -161,7 +161,7 @@ impl Watcher {
         });
     }
 
-    /// Has every stale neighbour of an interface confirmed, or of none. For the interface to whose
+    /// Sets the interface whose stale neighbours the watcher confirms; `None`: none. To its
     /// neighbours XDP sends by the kernel's table: the kernel does not see that traffic, so it
     /// would neither confirm an entry nor replace a wrong one.
     pub fn confirm_neighbours(&self, interface: Option<String>) {

@@ -208,7 +208,7 @@ fn each_drop_has_its_reason() {
     assert_eq!(total + of_circuits, 13, "each is counted once");
 }
 
-/// REVIEW C4, FIELD-REPORTS B18: an end that was bound with a clock in 2099, and one whose clock
+/// An end that was bound with a clock in 2099, and one whose clock
 /// was set back, bind with the right time; and what was captured before binds nothing.
 #[test]
 fn a_clock_of_2099_locks_no_end_out() {
@@ -584,11 +584,11 @@ enum Act {
     Wait(u64),
     /// An end goes to another address.
     Roam(usize, u8),
-    /// An end binds; the network carries it, or the enemy keeps it.
+    /// An end binds; the network carries it, or the attacker captures it.
     Bind(usize, bool),
     /// An end sends a datagram.
     Send(usize),
-    /// The enemy sends what he has kept or heard, from an address of his or a spoofed one.
+    /// The attacker sends what it captured, from an address of its own or a spoofed one.
     Replay(prop::sample::Index, u8),
     /// And with a bit changed.
     Change(prop::sample::Index, prop::sample::Index, u8),
@@ -625,9 +625,9 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
-/// The world: addresses 0 to 5 are honest ends' (end n of circuit n / 2 + 1), 6 to 9 the enemy's,
-/// who is tenant evil, has the keys of circuit 4, hears all that is sent, and sends from wherever
-/// he likes.
+/// The world: addresses 0 to 5 are honest ends' (end n of circuit n / 2 + 1), 6 to 9 the
+/// attacker's, who is tenant evil, has the keys of circuit 4, receives a copy of all that is sent,
+/// and sends from any address.
 struct World {
     table: Table,
     now: Duration,
@@ -688,7 +688,7 @@ impl World {
                     prop_assert!(circuit == 4, "there is none");
                     prop_assert!(
                         to.remote.port() >= 1006,
-                        "the enemy's circuit leads to him only"
+                        "the attacker's circuit leads to it only"
                     );
                 }
             }

@@ -397,7 +397,7 @@ impl Fast {
                  without a limit until the gateway restarts"
             );
             if let Err(error) = map.set(0, *value, 0) {
-                tracing::error!(%error, "cannot switch the limit of unbound sources off; some \
+                tracing::error!(%error, "cannot disable the rate limit of unbound sources; some \
                     circuits cannot bind");
             }
         }

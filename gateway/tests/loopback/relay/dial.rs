@@ -15,7 +15,7 @@ fn silent() -> (TcpListener, SocketAddr, TcpStream) {
     (full, at, filling)
 }
 
-/// REVIEW C8: a silent address costs one client a quarter of a second and the next ones nothing, a
+/// A silent address costs one client a quarter of a second and the next ones nothing, a
 /// reload forgets nothing, and all return to the preferred address.
 #[test]
 fn a_silent_address_delays_one_client_and_is_preferred_again_when_it_works() {
@@ -64,7 +64,7 @@ fn a_client_that_leaves_ends_the_dial() {
     assert_eq!(gateway.refused("client-gone"), 1);
 }
 
-/// FIELD-REPORTS B36: behind a load balancer, limits and backends see the client.
+/// Behind a load balancer, limits and backends see the client.
 #[test]
 fn a_listed_sender_names_the_client() {
     let (listener, to) = listener();
@@ -115,7 +115,7 @@ fn a_listed_sender_names_the_client() {
     until("closed", || gateway.ended("closed") >= 1);
 }
 
-/// REVIEW C9: a source that knows a tenant's name keeps no tenant out.
+/// A source that knows a tenant's name keeps no tenant out.
 #[test]
 fn a_flood_of_hellos_leaves_a_tenant_its_limit() {
     let mut draft = Draft::to(echo());

@@ -65,7 +65,7 @@ impl Rules for Gateway {
                 seen.insert(address),
                 "addresses",
                 address,
-                format_args!("{address} is there twice: write each address once"),
+                format_args!("{address} is listed twice: write each address once"),
             );
             problems.require(
                 !(address.is_multicast() || address.is_unspecified()),

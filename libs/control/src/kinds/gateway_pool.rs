@@ -49,7 +49,7 @@ impl Rules for GatewayPool {
                 seen.insert(gateway),
                 "gateways",
                 gateway,
-                format_args!("{gateway:?} is there twice: write each gateway once"),
+                format_args!("{gateway:?} is listed twice: write each gateway once"),
             );
         }
         let text = &self.description;

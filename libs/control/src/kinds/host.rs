@@ -64,7 +64,7 @@ impl Rules for Host {
                 names.insert(name),
                 "switches.name",
                 name,
-                format_args!("{name:?} is there twice: name each switch once"),
+                format_args!("{name:?} is listed twice: name each switch once"),
             );
             if let Some(trunk) = &switch.trunk {
                 problems.require(

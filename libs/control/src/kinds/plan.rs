@@ -108,21 +108,21 @@ impl Rules for Plan {
         let mut seen = BTreeSet::new();
         for network in &self.networks {
             let name = &network.name;
-            let text = format_args!("{name:?} is there twice: write each network once");
+            let text = format_args!("{name:?} is listed twice: write each network once");
             problems.require(seen.insert(name), "networks.name", name, text);
         }
         let mut seen = BTreeSet::new();
         for vm in &self.vms {
             let (name, delay) = (&vm.name, vm.delay_seconds);
             problems.require(is_foreign_name(name), "vms.name", name, FOREIGN_RULE);
-            let text = format_args!("{name:?} is there twice: write each machine once");
+            let text = format_args!("{name:?} is listed twice: write each machine once");
             problems.require(seen.insert(name), "vms.name", name, text);
             let text = format_args!("write 0 to {MAX_DELAY} seconds for {name:?}");
             problems.require(delay <= MAX_DELAY, "vms.delay_seconds", delay, text);
         }
         let mut seen = BTreeSet::new();
         for rule in &self.rules {
-            let text = format_args!("{rule:?} is there twice: write each rule once");
+            let text = format_args!("{rule:?} is listed twice: write each rule once");
             problems.require(seen.insert(rule), "rules", rule, text);
         }
         for (field, hook) in [

@@ -111,7 +111,7 @@ impl Rules for Tenant {
                 seen.insert(pool),
                 "gateway_pools",
                 pool,
-                format_args!("{pool:?} is there twice: write each pool once"),
+                format_args!("{pool:?} is listed twice: write each pool once"),
             );
         }
         problems.require(

@@ -176,7 +176,7 @@ impl Names {
         changed
     }
 
-    /// Forgets former addresses whose time is over; whether there were any.
+    /// Forgets former addresses whose time is over. Returns whether there were any.
     pub fn forget_former(&mut self, now: Duration) -> bool {
         let mut forgotten = false;
         for entry in self.names.values_mut() {

@@ -1,17 +1,16 @@
-//! Liveness of a connection: questions that the peer answers at once, and the expected time of its
-//! answers.
+//! Liveness of a connection: probes that the peer answers at once, and the expected reply time.
 //!
 //! ```text
-//!            asked every 80 ms, at most three that wait for their answers
-//!              │
-//!   heard ─────┴── a question waits, and nothing at all was received for as long as answers take by ──▶ silent
-//!     ▲            now (RFC 6298), 240 ms at least and 2 s at most; not counted while the question                │
-//!     │            has not left this end, and what is in front of it leaves                                      │
-//!     └──────────────────────────────── anything is received ◀───────────────────────────────────────────────────┘
+//!                a probe every 80 ms, at most three unanswered
+//!                  │
+//!   responsive ────┴── a probe is unanswered, and nothing was received for the ────▶ silent
+//!     ▲                expected reply time (RFC 6298), 240 ms to 2 s; the time in       │
+//!     │                which the probe waits in the send buffer does not count          │
+//!     └──────────────────────────── anything is received ◀──────────────────────────────┘
 //! ```
 //!
-//! Any received byte is a sign of life. Questions are sent on busy connections, too, so that the
-//! delay of full queues is known in time. With three questions under way, TCP detects a loss within
+//! Any received byte proves life. Probes are sent on busy connections, too, so that the delay of
+//! full queues is known in time. With three probes under way, TCP detects a loss within
 //! one round trip, by the acknowledgements of the later ones. Time is a parameter, on any monotonic
 //! clock.
 

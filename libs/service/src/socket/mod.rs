@@ -1,5 +1,5 @@
-//! The control socket: one JSON request a line, one JSON reply a line, for root and whom else the
-//! daemon grants access.
+//! The control socket: one JSON request a line, one JSON reply a line, for root, and for users that
+//! the daemon allows.
 
 mod client;
 mod page;

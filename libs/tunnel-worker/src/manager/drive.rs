@@ -180,7 +180,7 @@ impl TunnelManager {
         self.workers.wake_all();
     }
 
-    /// Drives the circuits that are due; whether a peer has another path now.
+    /// Drives the circuits that are due. Returns whether a peer has another path now.
     fn drive_circuits(&mut self, maps: &mut dyn ProgramMaps) -> bool {
         let (now, mut moved) = (clock::now(), false);
         for change in self.tls.poll() {
@@ -313,7 +313,8 @@ impl TunnelManager {
         }
     }
 
-    /// Carries out the outputs of the tunnel's control half; whether the path of a peer changed.
+    /// Carries out the outputs of the tunnel's control half. Returns whether the path of a peer
+    /// changed.
     pub(super) fn take_outputs(&mut self, maps: &mut dyn ProgramMaps) -> bool {
         let mut moved = false;
         while let Some(output) = self.control.poll_output() {

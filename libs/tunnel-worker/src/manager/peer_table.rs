@@ -120,7 +120,7 @@ impl Peer {
         }
     }
 
-    /// Takes a worker's report; whether a peer was silent and is responsive again.
+    /// Takes a worker's report. Returns whether a peer was silent and is responsive again.
     pub fn record_activity(&mut self, worker: usize, report: LaneActivity) -> bool {
         let Some(last) = self.activity.get_mut(worker) else {
             return false;

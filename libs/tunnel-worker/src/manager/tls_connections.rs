@@ -246,7 +246,7 @@ impl TlsConnections {
         self.open.get(&circuit).map(|open| open.peer)
     }
 
-    /// Begins an attempt; whether it could.
+    /// Begins an attempt. Returns whether it could.
     pub fn dial(
         &mut self,
         circuit: CircuitId,
@@ -456,7 +456,7 @@ impl TlsConnections {
         }
     }
 
-    /// Sends a handshake message; whether there was room.
+    /// Sends a handshake message. Returns whether there was room.
     pub fn send(&mut self, circuit: NonZeroU64, message: &[u8]) -> bool {
         let open = CircuitId::new(circuit.get()).and_then(|id| self.open.get_mut(&id));
         let Some(open) = open else { return false };

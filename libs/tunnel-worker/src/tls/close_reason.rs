@@ -14,7 +14,7 @@ pub enum CloseReason {
     #[error("the circuit has a newer connection")]
     Replaced,
     /// The circuit was removed or given another key.
-    #[error("the circuit is gone from the configuration, or has another key")]
+    #[error("the circuit was removed from the configuration, or its key was changed")]
     Removed,
     /// The machine was restored from a snapshot.
     #[error("this machine was restored from a snapshot: its earlier keys are no longer used")]

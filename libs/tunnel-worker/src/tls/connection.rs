@@ -316,7 +316,7 @@ impl ConnectionThread<'_> {
         Ok(Sent::More)
     }
 
-    /// Joins datagrams into a record; whether there were any.
+    /// Joins datagrams into a record. Returns whether there were any.
     fn fill_record(&mut self) -> bool {
         let outlets = self.outlets.len();
         let (mut datagrams, mut bytes) = (0, 0);

@@ -78,9 +78,9 @@ pub(super) struct TlsLink {
 }
 
 impl TlsLink {
-    /// Around a non-blocking socket. Until the hello no longer frame is accepted.
+    /// Wraps a non-blocking socket. Before the hello, frames longer than a hello are refused.
     pub fn new(socket: TcpStream, mut tls: rustls::Connection) -> Self {
-        // The caller bounds what it gives TLS to send.
+        // The caller limits the bytes that it hands to TLS.
         tls.set_buffer_limit(None);
         let restores = Restores::watched();
         Self {
@@ -139,7 +139,7 @@ impl TlsLink {
         }
     }
 
-    /// Sends what TLS has; whether the socket is full. Nothing is sent once the machine was
+    /// Sends what TLS has. Returns whether the socket is full. Nothing is sent once the machine was
     /// restored from a snapshot: TLS would use its nonces a second time.
     pub fn flush(&mut self) -> Result<bool, CloseReason> {
         while self.tls.wants_write() {

@@ -48,7 +48,7 @@ pub(super) struct HandoverSender {
 }
 
 impl HandoverSender {
-    /// Copies a frame into the ring; whether there was room.
+    /// Copies a frame into the ring. Returns whether there was room.
     #[inline]
     pub fn hand_over(&mut self, frame: &[u8]) -> bool {
         let (Ok(len), Ok(mut chunk)) = (

@@ -203,7 +203,7 @@ impl WorkerThread {
         }
     }
 
-    /// Serves requests; whether there were any, or `None` to end.
+    /// Serves requests. Returns whether there were any, or `None` to end.
     fn serve_requests(&mut self, now: Instant) -> Option<bool> {
         let mut any = false;
         for _ in 0..REQUESTS {
@@ -244,7 +244,7 @@ impl WorkerThread {
         self.outputs.rings.retain(|(of, _)| *of != circuit);
     }
 
-    /// Makes the kernel send; whether it has not taken all frames.
+    /// Makes the kernel send. Returns whether it has not taken all frames.
     fn flush(&mut self) -> bool {
         let mut unsent = false;
         for tx in &mut self.outputs.sockets {

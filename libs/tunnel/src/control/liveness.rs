@@ -1,6 +1,6 @@
-//! Whether the peer hears us, and when we owe it a sign of life (white paper, sections 6.4, 6.5).
+//! Detects a silent peer, and sends keep-alives (white paper, sections 6.4, 6.5).
 //!
-//! Two clocks run against each other: the peer owes us a reply to messages that expect one
+//! Two timers: the peer owes us a reply to messages that expect one
 //! ([`Timer::Silence`]), and we owe the peer an answer to its content ([`Timer::Keepalive`]). Both
 //! are started by the snapshots of senders and receivers, in whatever order those arrive.
 
@@ -9,18 +9,18 @@ use crate::data::{RxActivity, TxActivity};
 use crate::time::Instant;
 use crate::timers::TimerConfig;
 
-/// Snapshots, and the two clocks that they start.
+/// Snapshots, and the two timers that they start.
 #[derive(Debug, Default)]
 pub(super) struct Liveness {
     tx: TxActivity,
     rx: RxActivity,
     /// Since when a message of ours waits for any reply of the peer.
     unanswered_since: Option<Instant>,
-    /// The sending that last started that clock, so that each starts it once.
+    /// The sending that last started that timer, so that each starts it once.
     silence_started_by: Option<Instant>,
     /// Since when content of the peer waits for any message of ours.
     owed_since: Option<Instant>,
-    /// The content that last started that clock, so that each starts it once.
+    /// The content that last started that timer, so that each starts it once.
     keepalive_started_by: Option<Instant>,
     /// Whether the silence was reported and has not ended.
     silent: bool,

@@ -32,7 +32,7 @@ pub(crate) enum Scenario {
     All,
 }
 
-/// The report of `--json`. Its keys are stable (DESIGN, "Commands a newcomer types").
+/// The report of `--json`. Its keys are stable.
 #[derive(Default, Serialize)]
 struct Outcome {
     /// `partial`, `full` or `all`. With `all`, names of steps and figures begin with their
