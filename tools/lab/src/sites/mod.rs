@@ -59,6 +59,33 @@ pub fn full(options: Options) -> Topology {
     declared(include_str!("full.toml"), options)
 }
 
+/// The sites of [`full`] with second routers: of the provider's uplink, and of acme's network web at
+/// both sites, with a branch behind it.
+///
+/// ```text
+///   internet ── edge, edge2 ── uplink-net ── provider-appliance
+///   acme-web ── router (the gateway), router2 ── branch
+///   VLAN 101 ── replica-router ── replica-branch
+/// ```
+#[must_use]
+pub fn two_routers(options: Options) -> Topology {
+    let mut t = full(options);
+    let more = declared(include_str!("two-routers.toml"), options);
+    t.name = more.name;
+    t.picture = more.picture;
+    t.switches.extend(more.switches);
+    for host in more.hosts {
+        match t.hosts.iter_mut().find(|h| h.name == host.name) {
+            Some(there) => {
+                there.links.extend(host.links);
+                there.routes.extend(host.routes);
+            }
+            None => t.hosts.push(host),
+        }
+    }
+    t
+}
+
 /// The sites of [`two_tenants`], whose tunnels reach the provider through gateways only.
 ///
 /// ```text
@@ -266,6 +293,32 @@ mod tests {
         }
         let wans = |name: &str| t.wans.iter().any(|w| w.name == name);
         assert!(["gw1-wan", "gw2-wan", "gw3-wan"].into_iter().all(wans));
+    }
+
+    #[test]
+    fn the_second_routers_are_added_to_the_sites_of_full() {
+        let (one, two) = (full(Options::default()), two_routers(Options::default()));
+        assert_eq!(two.name, "two-routers");
+        assert_eq!(
+            (&one.appliances, &one.machines),
+            (&two.appliances, &two.machines)
+        );
+        let routers = |t: &Topology, at: &str| {
+            let at = cidr(at);
+            let links = t.links().filter(|(host, _)| host.kind == Kind::Router);
+            let addresses = links.flat_map(|(_, link)| &link.addresses);
+            addresses.filter(|a| at.contains(a.addr)).count()
+        };
+        for network in ["203.0.113.0/24", "2001:db8:e::/64"] {
+            assert_eq!([routers(&one, network), routers(&two, network)], [1, 2]);
+        }
+        // At the production site, and the replica.
+        for network in ["10.1.0.0/24", "2001:db8:1::/64"] {
+            assert_eq!([routers(&one, network), routers(&two, network)], [1, 3]);
+        }
+        let gateway = two.find_host("router").unwrap();
+        assert!(gateway.routes.iter().any(|r| r.to.contains(ip("10.8.0.2"))));
+        assert!(gateway.links.len() == one.find_host("router").unwrap().links.len());
     }
 
     #[test]

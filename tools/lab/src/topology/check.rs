@@ -334,6 +334,7 @@ mod tests {
         partial().validate().unwrap();
         sites::two_tenants(Options::default()).validate().unwrap();
         sites::full(Options::default()).validate().unwrap();
+        sites::two_routers(Options::default()).validate().unwrap();
         sites::gateways(Options::default()).validate().unwrap();
         sites::partial_by_gateways(Options::default())
             .validate()

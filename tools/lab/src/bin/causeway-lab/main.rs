@@ -304,6 +304,8 @@ enum SiteName {
     TwoTenants,
     /// Two tenants that fail over whole, a provider's router, the internet.
     Full,
+    /// The same with second routers: of the uplink, and of a production network.
+    TwoRouters,
     /// Two tenants that reach their provider through one of three gateways: one behind NAT, one
     /// without UDP.
     Gateways,
@@ -315,6 +317,7 @@ impl SiteName {
             Self::Partial => sites::partial(options),
             Self::TwoTenants => sites::two_tenants(options),
             Self::Full => sites::full(options),
+            Self::TwoRouters => sites::two_routers(options),
             Self::Gateways => sites::gateways(options),
         }
     }
