@@ -212,13 +212,13 @@ impl Daemon {
             .collect()
     }
 
-    fn uplink_index(&self) -> Option<u32> {
+    pub(super) fn uplink_index(&self) -> Option<u32> {
         let uplink = &self.in_force.config.uplink.interface;
         self.snapshot.links.get(uplink).map(|link| link.ifindex)
     }
 
     /// The uplink's own address of a family; of IPv6 ones the link-local one, where there is one.
-    fn uplink_sender(&self, v4: bool) -> Option<appliance_common::addr::Address> {
+    pub(super) fn uplink_sender(&self, v4: bool) -> Option<appliance_common::addr::Address> {
         let link = self
             .snapshot
             .links

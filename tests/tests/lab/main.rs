@@ -14,6 +14,7 @@ mod guests;
 mod mtu;
 mod partial;
 mod restart;
+mod routers;
 mod secure;
 mod tenants;
 mod timed;

@@ -20,6 +20,7 @@ use std::{
 
 use anyhow::Context as _;
 use appliance_common::{
+    addr::as_v4,
     limits::{MAX_NETWORKS, MAX_PEERS, MAX_TENANTS},
     maps::{HostKey, Mode},
 };
@@ -29,6 +30,7 @@ use crate::{
     config::{Config, Role, Tenant},
     control::Refusal,
     datapath::reconcile::{self, MapContents, host_key, mode_of},
+    engine::neighbour::Senders,
     kernel::underlay::Snapshot,
     state::{self, State, Store, assign},
 };
@@ -202,8 +204,7 @@ impl Daemon {
         self.update_senders(now);
         self.notify_engines(now, &before);
         if reload {
-            self.engines
-                .retain_resolved(now, self.in_force.retained_hosts());
+            self.keep_hosts_resolved(now);
         }
         self.update_claims(now);
         self.report_problems();
@@ -271,10 +272,19 @@ impl Daemon {
             self.adopt_neighbours(now)?;
             self.adopted_neighbours = true;
         }
-        self.engines
-            .retain_resolved(now, self.in_force.retained_hosts());
+        self.keep_hosts_resolved(now);
         self.incomplete = false;
         Ok(())
+    }
+
+    /// Keeps hosts resolved whatever the traffic.
+    fn keep_hosts_resolved(&mut self, now: Instant) {
+        let config = &self.in_force.config;
+        if config.role == Role::Tenant {
+            self.engines.confirm_often(interfaces::routers(config));
+        }
+        self.engines
+            .retain_resolved(now, self.in_force.retained_hosts());
     }
 
     /// Programs on interfaces, workers' sockets, and the networks' ports.
@@ -375,6 +385,13 @@ impl Daemon {
         let InForce { config, state, .. } = &self.in_force;
         let senders = claims::senders((config, state), &self.snapshot, tables);
         self.engines.set_senders(now, &senders);
+        let v4 = self.uplink_sender(true).and_then(|a| as_v4(&a));
+        let outside = Senders {
+            v4: [v4, None],
+            v6: self.uplink_sender(false),
+        };
+        let outside = self.uplink_index().map(|ifindex| (ifindex, outside));
+        self.engines.set_outside_senders(outside);
     }
 
     /// Has the wire know which addresses are the appliance's own: announces, listens, advertises.

@@ -134,6 +134,8 @@ pub(super) struct Engines {
     /// Addresses that went back to production, and until when their machine is looked for: its MAC
     /// address is announced once it is known.
     corrections: BTreeMap<HostKey, Instant>,
+    /// Index of the uplink, and the addresses with which the appliance asks there.
+    outside_senders: Option<(u32, Senders)>,
     /// Replicas whose MAC address is announced once it is known.
     awaited_replicas: BTreeSet<HostKey>,
     /// The last neighbour entry whose flags were read, while a sweep is under way.
@@ -159,6 +161,7 @@ impl Engines {
             next_claim_check: None,
             senders: BTreeMap::new(),
             corrections: BTreeMap::new(),
+            outside_senders: None,
             awaited_replicas: BTreeSet::new(),
             sweep_after: None,
             ready: VecDeque::new(),
@@ -272,13 +275,19 @@ impl Engines {
         let count = self.claims.len().try_into().unwrap_or(u32::MAX);
         let pause = (CLAIM_CHECK_ROUND / count).max(CLAIM_CHECK_PAUSE);
         self.next_claim_check = Some(now + pause);
-        let senders = self.senders.get(&port);
-        if let Some(sender) = senders.and_then(|s| s.for_target(&address)) {
-            self.ready.push_back(Output::Send {
-                ifindex: port.ifindex,
-                frame: neighbour::question(&port, &sender, &address, None),
-            });
-        }
+        let of_port = |(ifindex, senders): &(u32, Senders)| {
+            (*ifindex == port.ifindex && port.outer == 0).then_some(*senders)
+        };
+        let senders = self.senders.get(&port).copied();
+        let senders = senders.or_else(|| self.outside_senders.as_ref().and_then(of_port));
+        let frame = match senders.and_then(|s| s.for_target(&address)) {
+            Some(sender) => neighbour::question(&port, &sender, &address, None),
+            // There is no other address to ask with. Only a host that is about to use this address
+            // takes a probe for a conflict, and it is one.
+            None => frame::address_probe(&port, &address),
+        };
+        let ifindex = port.ifindex;
+        self.ready.push_back(Output::Send { ifindex, frame });
     }
 
     fn act(&mut self, now: Instant, action: Action) {
@@ -431,6 +440,11 @@ impl Engines {
         self.ports = ports;
     }
 
+    /// Sets the addresses with which hosts of the uplink are asked for, and its index.
+    pub const fn set_outside_senders(&mut self, senders: Option<(u32, Senders)>) {
+        self.outside_senders = senders;
+    }
+
     /// Sets the addresses with which hosts are asked for, by VNI.
     pub fn set_senders(&mut self, now: Instant, senders: &BTreeMap<u32, Senders>) {
         self.senders.clear();
@@ -461,6 +475,11 @@ impl Engines {
                 self.neighbours.retain_resolved(now, key);
             }
         }
+    }
+
+    /// Names the routers among the hosts that are kept resolved, which are confirmed more often.
+    pub fn confirm_often(&mut self, routers: impl IntoIterator<Item = HostKey>) {
+        self.neighbours.set_routers(routers);
     }
 
     /// Resolves a host only while packets go there, from now on.

@@ -247,3 +247,43 @@ fn machine_that_does_not_come_back_is_looked_for_ten_minutes() {
         0
     );
 }
+
+#[test]
+fn second_owners_of_gateways_and_public_addresses_are_asked_for() {
+    let now = Instant::now();
+    let mut engines = engines(now);
+    let uplink = Port {
+        ifindex: PORT.ifindex + 1,
+        ..PORT
+    };
+    let gateway = from_ip([10, 1, 0, 1].into());
+    let public = from_ip([203, 0, 113, 20].into());
+    let outside = Senders {
+        v4: [Some([203, 0, 113, 5]), None],
+        v6: None,
+    };
+    engines.set_outside_senders(Some((uplink.ifindex, outside)));
+    let claims = Claims::from([((PORT, gateway), true), ((uplink, public), false)]);
+    engines.set_claims(now, claims);
+    let mut questions = BTreeMap::new();
+    for second in 0..=65 {
+        let now = now + Duration::from_secs(second);
+        while let Some(output) = engines.poll(now) {
+            let Output::Send { ifindex, frame } = output else {
+                continue;
+            };
+            // Not the announcements, whose sender is the address itself.
+            if frame[28..32] != frame[38..42] {
+                let target = <[u8; 4]>::try_from(&frame[38..42]).expect("four bytes");
+                questions.insert((ifindex, target), sender(&frame).1);
+            }
+        }
+    }
+    // Nothing but the gateway's address is ours on the tenant's network: a probe (RFC 5227), which
+    // only a host that is about to use the gateway's address takes for a conflict.
+    let expected = [
+        ((PORT.ifindex, [10, 1, 0, 1]), [0; 4]),
+        ((uplink.ifindex, [203, 0, 113, 20]), [203, 0, 113, 5]),
+    ];
+    assert_eq!(questions, BTreeMap::from(expected));
+}

@@ -51,8 +51,8 @@ pub use types::{Action, Counters, EntryStatus, Senders, Settings, State};
 use super::pacing::{Random, RateLimiter};
 use crate::frame::{self, Port};
 
-/// Hosts with group MAC addresses that are remembered.
-const MAX_GROUP_MACS: usize = 64;
+/// Hosts with group MAC addresses that are remembered of one network.
+const MAX_GROUP_MACS: usize = 16;
 /// How long they are remembered.
 const GROUP_MAC_LIFETIME: Duration = Duration::from_secs(600);
 
@@ -73,6 +73,8 @@ pub struct NeighbourTable {
     kept_budget: RateLimiter,
     other_budget: RateLimiter,
     actions: VecDeque<Action>,
+    /// Hosts that are confirmed more often.
+    routers: BTreeSet<HostKey>,
     /// Hosts whose address is at a group MAC address, and when that was last reported.
     group_macs: BTreeMap<HostKey, ([u8; 6], Instant)>,
     counters: Counters,
@@ -91,6 +93,7 @@ impl NeighbourTable {
             kept_budget: RateLimiter::new(settings.probes_total, settings.probe_burst),
             other_budget: RateLimiter::new(settings.probes_total, settings.probe_burst),
             actions: VecDeque::new(),
+            routers: BTreeSet::new(),
             group_macs: BTreeMap::new(),
             counters: Counters::default(),
             settings,
@@ -304,11 +307,14 @@ impl NeighbourTable {
     /// Remembers that a host's address is at a group MAC address, to be named in status.
     fn remember_group_mac(&mut self, now: Instant, key: HostKey, mac: [u8; 6]) {
         let lifetime = GROUP_MAC_LIFETIME;
-        if self.group_macs.len() >= MAX_GROUP_MACS {
+        let of_network = keys_of(key.vni);
+        if self.group_macs.range(of_network.clone()).count() >= MAX_GROUP_MACS {
             self.group_macs
                 .retain(|_, (_, seen)| now.saturating_duration_since(*seen) < lifetime);
         }
-        if self.group_macs.len() < MAX_GROUP_MACS || self.group_macs.contains_key(&key) {
+        if self.group_macs.range(of_network).count() < MAX_GROUP_MACS
+            || self.group_macs.contains_key(&key)
+        {
             self.group_macs.insert(key, (mac, now));
         }
     }
@@ -336,6 +342,13 @@ impl NeighbourTable {
     /// it. Probes go out fast at first, then at growing intervals, and do not end.
     pub fn retain_resolved(&mut self, now: Instant, key: HostKey) {
         self.request(now, key, true);
+    }
+
+    /// Names the hosts that are routers, in place of those named before. They are confirmed at
+    /// intervals of [`Settings::router_reachable`]: a router that takes the address over from
+    /// another one, and whose announcement is lost, would stop all traffic through it.
+    pub fn set_routers(&mut self, routers: impl IntoIterator<Item = HostKey>) {
+        self.routers = routers.into_iter().collect();
     }
 
     fn request(&mut self, now: Instant, key: HostKey, keep: bool) {
@@ -504,7 +517,12 @@ impl NeighbourTable {
 
     /// Handles a sign of life of the entry's present MAC address.
     fn confirm(&mut self, now: Instant, key: HostKey) {
-        let reachable = self.random.around(self.settings.reachable, 50, 150);
+        let mean = if self.routers.contains(&key) {
+            self.settings.router_reachable
+        } else {
+            self.settings.reachable
+        };
+        let reachable = self.random.around(mean, 50, 150);
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.confirmed_at = Some(now);
         }

@@ -163,6 +163,28 @@ fn a_reply_installs_the_entry_and_releases_the_packets() {
 }
 
 #[test]
+fn a_router_is_confirmed_every_few_seconds_and_found_again_when_it_moved() {
+    let start = Instant::now();
+    let mut table = table(Settings::default());
+    table.set_routers([host(7)]);
+    for key in [host(7), host(8)] {
+        table.keep_resolved(start, key);
+        run(&mut table, start, Duration::ZERO);
+        table.receive(start, &reply(key, MAC));
+    }
+    // 7.5 s at most until the first question, by unicast; other hosts are asked later.
+    let actions = run(&mut table, start, Duration::from_millis(7_500));
+    assert_eq!(probes(&actions).first().map(|(_, to)| *to), Some(MAC));
+    assert!(state(&table, host(8), start) == Some(State::Reachable));
+    // Nobody answers: three questions to the old MAC address, then to all.
+    let at = start + Duration::from_millis(7_500);
+    let actions = run(&mut table, at, seconds(4));
+    assert!(probes(&actions).iter().any(|(_, to)| *to == BROADCAST));
+    table.receive(at + seconds(4), &reply(host(7), OTHER_MAC));
+    assert!(due(&mut table, at + seconds(4)).contains(&install(host(7), OTHER_MAC)));
+}
+
+#[test]
 fn an_ipv6_host_is_solicited_at_its_group_and_then_at_its_address() {
     let start = Instant::now();
     let mut table = table(Settings::default());

@@ -166,6 +166,8 @@ pub struct Settings {
     /// Mean time for which an entry stays reachable without a sign of life. Each entry draws a time
     /// between 0.5 and 1.5 of it (RFC 4861 section 6.3.2).
     pub reachable: Duration,
+    /// The same for [routers](super::NeighbourTable::set_routers).
+    pub router_reachable: Duration,
     /// Time from use of a stale entry to the first probe (RFC 4861 `DELAY_FIRST_PROBE_TIME`).
     pub delay: Duration,
     /// Time between probes of an entry that has a MAC address (RFC 4861 `RETRANS_TIMER`).
@@ -219,6 +221,7 @@ impl Default for Settings {
             max_per_network: 65_536,
             max_total: appliance_common::limits::MAX_NEIGHBOURS as usize - 1024,
             reachable: Duration::from_secs(30),
+            router_reachable: Duration::from_secs(5),
             delay: Duration::from_secs(2),
             retransmit: Duration::from_secs(1),
             unicast_probes: 3,

@@ -4,15 +4,16 @@
 //! rtnetlink, and turning them into one [`Snapshot`]: an [`UnderlayPath`] per peer and a
 //! [`LinkState`] per named interface. Never: changing any of them, with one exception. XDP sends
 //! the tunnels' traffic, so the kernel does not see that a next hop is in use. The watcher marks
-//! next hops as used (`NTF_USE`), so that the kernel keeps their neighbour entries fresh.
+//! next hops as used (`NTF_USE`), and has the kernel confirm those that it knows every 5 s, so that
+//! a router that was replaced without an announcement is noticed.
 //! Translated packets go to any neighbour of the uplink, so there every stale entry is confirmed.
 //!
 //! ```text
 //!   events (multicast groups) ─▶ relevant? ─▶ 10 ms ─▶ refresh ─▶ Snapshot, if it differs
 //!   overrun (ENOBUFS) ─────────▶ always                   │
-//!   15 s ───────────────────────────────────▶ refresh    ├─ links, addresses: dump
+//!   5 s with a next hop, 15 s without ──────▶ refresh    ├─ links, addresses: dump
 //!   update(peers, interfaces) ──────────────▶ refresh    ├─ peer: RTM_GETROUTE
-//!                                                         └─ next hop: RTM_GETNEIGH, NTF_USE
+//!                                                         └─ next hop: RTM_GETNEIGH, NTF_USE, probe
 //! ```
 //!
 //! Every refresh reads everything, so a lost event costs time but never correctness. Routes are
@@ -43,8 +44,12 @@ pub use types::{DEFAULT_ROUTE_PROBES, LinkState, PathError, Snapshot, UnderlayPa
 
 /// Delay from the first event to the refresh, so that a burst of events causes one refresh.
 const DEBOUNCE: Duration = Duration::from_millis(10);
-/// Time between refreshes without an event, and between `NTF_USE` requests for a next hop.
+/// Time between refreshes without an event.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(15);
+/// Time between confirmations of a next hop. The kernel alone would ask up to 45 s after the last
+/// answer (RFC 4861 section 6.3.2), and datagrams to a router that was replaced without an
+/// announcement would be lost until then.
+const NEXT_HOP_CONFIRM: Duration = Duration::from_secs(5);
 /// Time between `NTF_USE` requests for a next hop that is stale or does not answer.
 const NEXT_HOP_RETRY: Duration = Duration::from_millis(250);
 /// Stale neighbours confirmed in one refresh, at most.
@@ -190,7 +195,7 @@ struct Task {
     netlink: Netlink,
     targets: watch::Receiver<Targets>,
     snapshots: watch::Sender<Snapshot>,
-    /// Time of the last `NTF_USE` request for each next hop.
+    /// Time of the last request about each next hop, to use or to confirm it.
     used_at: BTreeMap<NextHop, Instant>,
     /// Index of the interface whose stale neighbours are confirmed.
     confirmed: Option<u32>,
@@ -315,7 +320,7 @@ impl Task {
                 .or_else(|| self.used_at.get(&key))
                 .copied();
             let interval = if hop.fresh {
-                REFRESH_INTERVAL
+                NEXT_HOP_CONFIRM
             } else {
                 NEXT_HOP_RETRY
             };
@@ -323,8 +328,13 @@ impl Task {
             let last = if hop.permanent {
                 last.unwrap_or(now)
             } else if due <= now {
-                if let Err(error) = self.netlink.use_neighbour(hop.ifindex, hop.address).await {
-                    let next_hop = hop.address;
+                let (ifindex, next_hop) = key;
+                let asked = if hop.known {
+                    self.netlink.probe_neighbour(ifindex, next_hop).await
+                } else {
+                    self.netlink.use_neighbour(ifindex, next_hop).await
+                };
+                if let Err(error) = asked {
                     debug!(%error, %next_hop, "cannot request resolution of the next hop");
                 }
                 next = next.min(interval);

@@ -35,6 +35,8 @@ pub(super) struct NextHopState {
     pub(super) address: IpAddr,
     /// The kernel has confirmed it recently or is about to.
     pub(super) fresh: bool,
+    /// It has a MAC address, which is not being confirmed at the moment.
+    pub(super) known: bool,
     /// A permanent entry of an administrator. `NTF_USE` must not be sent for it: that would make it
     /// an ordinary entry (`__neigh_update`, `NEIGH_UPDATE_F_USE`).
     pub(super) permanent: bool,
@@ -125,6 +127,10 @@ impl Netlink {
                         | NeighbourState::Permanent
                         | NeighbourState::Noarp
                 )
+            ),
+            known: matches!(
+                state,
+                Some(NeighbourState::Reachable | NeighbourState::Stale | NeighbourState::Delay)
             ),
             permanent: matches!(state, Some(NeighbourState::Permanent)),
         });
