@@ -241,13 +241,74 @@ fn a_veth_accepts_redirects_by_its_peers_settings() {
     });
 }
 
+/// Puts the thread into a mount namespace of its own, in which tracefs is not mounted.
+fn without_tracefs() {
+    // SAFETY: no pointer is passed. Only this thread changes its namespace.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0);
+    run("mount --make-rprivate /");
+    let mounts = || std::fs::read_to_string("/proc/thread-self/mountinfo").expect("mounts");
+    while mounts().contains(" - tracefs ") {
+        let line = mounts();
+        let mut lines = line.lines().filter(|l| l.contains(" - tracefs "));
+        let place = lines.next_back().and_then(|l| l.split(' ').nth(4));
+        run(&format!("umount -l {}", place.expect("a mount point")));
+    }
+    assert!(!Path::new("/sys/kernel/tracing/events").exists());
+}
+
+/// Takes capabilities of this thread away.
+fn drop_capability(number: u32) {
+    /// `_LINUX_CAPABILITY_VERSION_3`.
+    const VERSION: u32 = 0x2008_0522;
+    let mut header = [VERSION, 0];
+    // Effective, permitted, inheritable; the lower 32 capabilities, then the others.
+    let mut sets = [[0u32; 3]; 2];
+    // SAFETY: header and sets have the layout of `struct __user_cap_header_struct` and
+    // `struct __user_cap_data_struct` of version 3, and outlive the calls.
+    unsafe {
+        let got = libc::syscall(libc::SYS_capget, header.as_mut_ptr(), sets.as_mut_ptr());
+        assert_eq!(got, 0, "{}", io::Error::last_os_error());
+        sets[(number / 32) as usize][0] &= !(1 << (number % 32));
+        let set = libc::syscall(libc::SYS_capset, header.as_mut_ptr(), sets.as_ptr());
+        assert_eq!(set, 0, "{}", io::Error::last_os_error());
+    }
+}
+
+#[test]
+fn kernel_drops_are_not_counted_without_tracefs_or_capability_and_the_remedy_is_named() {
+    const CAP_SYS_ADMIN: u32 = 21;
+    const CAP_PERFMON: u32 = 38;
+    isolated(|_| {
+        without_tracefs();
+        // The kernel takes CAP_SYS_ADMIN for CAP_PERFMON, too.
+        drop_capability(CAP_SYS_ADMIN);
+        let error = XdpErrors::open()
+            .expect_err("tracefs is not mounted")
+            .to_string();
+        for remedy in [
+            "tracefs is not mounted",
+            "systemctl start sys-kernel-tracing.mount",
+            "mount -t tracefs tracefs /sys/kernel/tracing",
+        ] {
+            assert!(error.contains(remedy), "{error}");
+        }
+    });
+    isolated(|_| {
+        without_tracefs();
+        run("mount -t tracefs tracefs /sys/kernel/tracing");
+        drop_capability(CAP_SYS_ADMIN);
+        XdpErrors::open().expect("mounted, and CAP_PERFMON");
+        drop_capability(CAP_PERFMON);
+        let error = XdpErrors::open().expect_err("no capability").to_string();
+        assert!(error.contains("needs CAP_PERFMON"), "{error}");
+    });
+}
+
 #[test]
 fn refused_redirects_are_counted() {
     isolated(|pair| {
-        if !Path::new("/sys/kernel/tracing/events").exists() {
-            run("mount -t tracefs tracefs /sys/kernel/tracing");
-        }
-        let mut errors = XdpErrors::open().expect("perf events");
+        without_tracefs();
+        let mut errors = XdpErrors::open().expect("a tracefs of its own, and perf events");
         // The loopback has no ndo_xdp_xmit.
         let attached = attach(pair.va, &program::redirect(1), true);
         let programs = nic::xdp_programs(pair.va).expect("a link");

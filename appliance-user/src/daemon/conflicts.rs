@@ -83,6 +83,7 @@ impl Daemon {
                     mac_text(mac),
                 )
             })
+            .chain(self.kernel_drops.warning())
             .collect()
     }
 

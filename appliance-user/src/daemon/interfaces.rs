@@ -206,6 +206,8 @@ impl Interfaces {
                     tracing::debug!(interface = name, error, "cannot check a NIC");
                 }
             }
+            let (groups, all) = (self.groups.clone(), self.all_groups.clone());
+            self.set_groups(groups, all);
         }
         self.check_redirects(config, snapshot, datapath);
     }
@@ -304,43 +306,36 @@ impl Interfaces {
                 all.insert(name);
             }
         }
-        self.join_groups(groups);
-        self.accept_all_groups(&all);
+        self.set_groups(groups, all);
         let reported = ports.iter().map(|(p, of)| (*p, groups::reported(of)));
         self.reporter.set(now, &reported.collect());
     }
 
-    fn join_groups(&mut self, groups: BTreeSet<(String, [u8; 6])>) {
+    /// Joins these groups, and leaves those joined before. Joins and flags are made again where
+    /// they are already: another program may have undone them.
+    fn set_groups(&mut self, groups: BTreeSet<(String, [u8; 6])>, all: BTreeSet<String>) {
         for (name, group) in self.groups.difference(&groups) {
             if let Err(error) = nic::set_multicast_group(name, *group, false) {
                 tracing::debug!(interface = name, %error, "cannot leave a multicast group");
             }
         }
-        let mut joined: BTreeSet<_> = self.groups.intersection(&groups).cloned().collect();
-        for (name, group) in groups.difference(&self.groups) {
-            match nic::set_multicast_group(name, *group, true) {
-                Ok(()) => drop(joined.insert((name.clone(), *group))),
-                Err(error) => {
-                    tracing::warn!(
-                        interface = name,
-                        %error,
-                        "cannot join a multicast group: neighbour solicitations for our IPv6 \
-                         addresses may not be received"
-                    );
-                }
-            }
-        }
-        self.groups = joined;
-    }
-
-    fn accept_all_groups(&mut self, all: &BTreeSet<String>) {
-        for name in self.all_groups.difference(all) {
+        for name in self.all_groups.difference(&all) {
             if let Err(error) = nic::set_all_multicast(name, false) {
                 tracing::debug!(interface = name, %error, "cannot clear ALLMULTI");
             }
         }
-        self.deaf.clear();
-        for name in all {
+        let mut deaf = BTreeMap::new();
+        for (name, group) in &groups {
+            if let Err(error) = nic::set_multicast_group(name, *group, true) {
+                let problem = format!(
+                    "cannot join the multicast group {}, so neighbour solicitations for IPv6 \
+                     addresses may be lost ({error})",
+                    mac_text(*group)
+                );
+                deaf.insert(name.clone(), problem);
+            }
+        }
+        for name in &all {
             let error = match nic::set_all_multicast(name, true) {
                 Ok(true) => continue,
                 Ok(false) => "the kernel accepted the flag and did not keep it".to_owned(),
@@ -350,9 +345,14 @@ impl Interfaces {
                 "does not accept all multicast, so neighbour solicitations for IPv6 addresses of \
                  the other site are lost: `ip link set {name} allmulticast on` ({error})"
             );
-            self.deaf.insert(name.clone(), problem);
+            deaf.insert(name.clone(), problem);
         }
-        self.all_groups.clone_from(all);
+        for (name, problem) in &deaf {
+            if self.deaf.get(name) != Some(problem) {
+                tracing::warn!(interface = name, problem, "NIC is not ready");
+            }
+        }
+        (self.groups, self.all_groups, self.deaf) = (groups, all, deaf);
     }
 
     /// The next report to snooping switches, and the interface to send it on.

@@ -317,6 +317,13 @@ impl Sample {
             "Addresses of the appliance that another machine uses",
             s.conflicts.len() as f64,
         )?;
+        let counted = |c: &CounterStatus| c.name == super::status::REDIRECT_FAILED;
+        families.value(
+            "kernel_drops_counted",
+            "1 while frames that the kernel drops after XDP programs are counted; `status` says \
+             why they are not",
+            flag(s.user_counters.iter().any(counted)),
+        )?;
         families.value(
             "uptime_seconds",
             "Seconds since the daemon started",
@@ -743,6 +750,20 @@ mod tests {
             assert_eq!(series.get(&name), Some(&value), "{name} in\n{text}");
         }
         assert!(text.ends_with("# EOF\n"), "{text}");
+    }
+
+    #[test]
+    fn kernel_drops_are_counted_if_their_counters_are_there() {
+        let name = "causeway_appliance_kernel_drops_counted";
+        let mut sample = sample();
+        let counter = CounterStatus {
+            name: super::super::status::REDIRECT_FAILED.to_owned(),
+            value: 0,
+            help: String::new(),
+        };
+        sample.status.user_counters.push(counter);
+        assert_eq!(parse(&encoded(sample)).0.get(name), Some(&1.0));
+        assert_eq!(parse(&encoded(self::sample())).0.get(name), Some(&0.0));
     }
 
     #[test]

@@ -24,6 +24,7 @@
 //! | `gateway_names` | DNS names of gateways |
 //! | `path_watch`, `sender` | watched routes, raw sockets |
 //! | `health`, `packet_health` | problems of failovers, counters that must not rise |
+//! | `kernel_drops` | counts of frames that the kernel drops after the programs |
 //! | `conflicts` | other users of our addresses, in the log and in status |
 //! | `takeover` | asks for owners of addresses before a failover takes them over |
 //! | `status`, `metrics` | the daemon's reports of itself |
@@ -38,6 +39,7 @@ mod gateway_names;
 mod groups;
 mod health;
 mod interfaces;
+mod kernel_drops;
 mod keys;
 mod metrics;
 mod packet_health;
@@ -72,6 +74,7 @@ use self::{
     gateway_names::GatewayNames,
     health::FailoverHealth,
     interfaces::Interfaces,
+    kernel_drops::KernelDrops,
     keys::Keys,
     metrics::Metrics,
     packet_health::PacketHealth,
@@ -90,7 +93,6 @@ use crate::{
         nat_log::{NatLog, Output},
     },
     kernel::underlay::{Snapshot, Watcher},
-    kernel::xdp_errors::XdpErrors,
     state::State,
 };
 
@@ -112,9 +114,7 @@ struct Daemon {
     path_watch: PathWatch,
     health: FailoverHealth,
     packet_health: PacketHealth,
-    /// Counts the frames that the kernel drops after the programs; `None` where it does not report
-    /// them.
-    xdp_errors: Option<XdpErrors>,
+    kernel_drops: KernelDrops,
     packet_trace: PacketTrace,
     /// A request that waits for the check of the addresses that it takes over.
     takeover: Option<Takeover>,
@@ -219,7 +219,7 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
         path_watch: PathWatch::new(watcher),
         health: FailoverHealth::default(),
         packet_health: PacketHealth::default(),
-        xdp_errors: open_xdp_errors(),
+        kernel_drops: KernelDrops::open(Instant::now()),
         packet_trace: PacketTrace::default(),
         takeover: None,
         metrics,
@@ -262,20 +262,6 @@ fn with_stored_objects(config: Config, state: &mut State) -> anyhow::Result<Conf
         "using the stored desired state"
     );
     Ok(config)
-}
-
-/// Opens the counters of the frames that the kernel drops after the programs.
-fn open_xdp_errors() -> Option<XdpErrors> {
-    match XdpErrors::open() {
-        Ok(errors) => Some(errors),
-        Err(error) => {
-            tracing::warn!(
-                %error,
-                "cannot count the frames that the kernel drops after XDP programs"
-            );
-            None
-        }
-    }
 }
 
 /// The kernel's first view of links and routes; `None` if it does not come in time.

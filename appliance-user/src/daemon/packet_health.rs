@@ -18,6 +18,8 @@ pub(super) struct Sample {
     pub partial: u64,
     /// `xdp_redirect_failed`: the kernel refused a redirect.
     pub redirects: u64,
+    /// `xdp_exception`: the driver could not send what a program answered with.
+    pub exceptions: u64,
 }
 
 /// Watches the counters. See the [module](self).
@@ -26,6 +28,7 @@ pub(super) struct PacketHealth {
     adjust: Watched,
     partial: Watched,
     redirects: Watched,
+    exceptions: Watched,
 }
 
 impl PacketHealth {
@@ -34,6 +37,7 @@ impl PacketHealth {
         self.adjust.sample(now, sample.adjust);
         self.partial.sample(now, sample.partial);
         self.redirects.sample(now, sample.redirects);
+        self.exceptions.sample(now, sample.exceptions);
     }
 
     /// The problems; `ports` are interfaces with driver and XDP mode, as text.
@@ -50,7 +54,7 @@ impl PacketHealth {
             problems.push(format!(
                 "hosts send TCP whose checksum only their NIC would complete (checksum_partial \
                  rises), and the other site drops it: run `ethtool -K IFACE tx off` on these \
-                 hosts, or use native XDP on the appliance's NIC ({ports})"
+                 hosts ({ports})"
             ));
         }
         if self.redirects.is_problem {
@@ -58,6 +62,13 @@ impl PacketHealth {
                 "the kernel drops packets that XDP redirects (xdp_redirect_failed rises): an \
                  interface is down, its MTU is too small, or its driver accepts no redirects \
                  ({ports})"
+            ));
+        }
+        if self.exceptions.is_problem {
+            problems.push(format!(
+                "a driver does not send what XDP answers with, such as ARP replies (xdp_exception \
+                 rises): its queues are full or too few, or, of a veth, the peer has no XDP \
+                 program; give the interface more queues, or set xdp = \"generic\" on it ({ports})"
             ));
         }
         problems
@@ -124,6 +135,7 @@ mod tests {
             (0, "drop_adjust"),
             (1, "checksum_partial"),
             (2, "xdp_redirect_failed"),
+            (3, "xdp_exception"),
         ] {
             let start = Instant::now();
             let mut health = PacketHealth::default();
@@ -133,6 +145,7 @@ mod tests {
                     adjust: value(0),
                     partial: value(1),
                     redirects: value(2),
+                    exceptions: value(3),
                 };
                 health.sample(start + Duration::from_secs(second), sample);
             }

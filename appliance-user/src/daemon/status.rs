@@ -23,8 +23,10 @@ use crate::{
     datapath::reconcile::{local_addresses, mode_of, network_mtu, plan_tenant},
     engine::neighbour::EntryStatus,
     kernel::underlay::{Snapshot, UnderlayPath},
-    kernel::xdp_errors::XdpErrors,
 };
+
+/// Counter of redirects that the kernel refused.
+pub(super) const REDIRECT_FAILED: &str = "xdp_redirect_failed";
 
 impl Daemon {
     /// Whether all of the configuration is in force.
@@ -208,10 +210,10 @@ impl Daemon {
     fn user_counters(&self) -> Vec<CounterStatus> {
         let engines = self.engines.counters().into_iter();
         let sent = [("send_errors", self.sender.errors())];
-        let dropped = self.xdp_errors.as_ref().map(XdpErrors::read);
+        let dropped = self.kernel_drops.read();
         let dropped = dropped.map(|dropped| {
             [
-                ("xdp_redirect_failed", dropped.redirects),
+                (REDIRECT_FAILED, dropped.redirects),
                 ("xdp_exception", dropped.exceptions),
                 ("xdp_transmit_failed", dropped.batches),
             ]
@@ -232,18 +234,7 @@ impl Daemon {
     /// that are attached now.
     pub(super) fn sample_packet_health(&mut self, now: Instant) {
         let datapath = &self.forwarding.datapath;
-        let mut redirects = 0;
-        if let Some(errors) = &mut self.xdp_errors {
-            let interfaces: Vec<u32> = datapath.attached().values().map(|a| a.ifindex).collect();
-            let watched = datapath
-                .program_ids()
-                .map_err(anyhow::Error::from)
-                .and_then(|ids| Ok(errors.watch(&ids, &interfaces)?));
-            if let Err(error) = watched {
-                tracing::debug!(%error, "cannot count the kernel's drops");
-            }
-            redirects = errors.read().redirects;
-        }
+        let dropped = self.kernel_drops.sample(now, datapath);
         let value = |counter| {
             let of_programs = datapath.counter(counter).ok()?;
             Some(of_programs + self.tunnels.counter(counter))
@@ -255,7 +246,8 @@ impl Daemon {
         let sample = Sample {
             adjust,
             partial,
-            redirects,
+            redirects: dropped.map_or(0, |dropped| dropped.redirects),
+            exceptions: dropped.map_or(0, |dropped| dropped.exceptions),
         };
         self.packet_health.sample(now, sample);
     }

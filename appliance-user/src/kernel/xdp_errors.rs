@@ -2,13 +2,14 @@
 //! full transmit rings, failed XDP_TX.
 //!
 //! The kernel reports these by tracepoints only (include/trace/events/xdp.h). perf events count
-//! them, without a program of ours on the path.
+//! them, without a program of ours on the path. The numbers of the tracepoints are in tracefs,
+//! which is mounted for this process alone where the machine has not mounted it.
 
 use std::{
     fs, io,
     mem::size_of,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 /// Places where tracefs is mounted.
@@ -20,6 +21,42 @@ const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
 const PERF_EVENT_IOC_SET_FILTER: libc::c_ulong = 0x4008_2406;
 /// `_IO('$', 0)`.
 const PERF_EVENT_IOC_ENABLE: libc::c_ulong = 0x2400;
+/// `FSOPEN_CLOEXEC`, and `FSMOUNT_CLOEXEC`.
+const MOUNT_CLOEXEC: libc::c_int = 1;
+/// `FSCONFIG_CMD_CREATE`.
+const FSCONFIG_CMD_CREATE: libc::c_int = 6;
+/// `MOUNT_ATTR_RDONLY`, `_NOSUID`, `_NODEV`, `_NOEXEC`.
+const MOUNT_ATTRIBUTES: libc::c_int = 0xf;
+
+/// Why the frames cannot be counted.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// tracefs is not mounted, and the process may not mount it.
+    #[error(
+        "tracefs is not mounted, and the appliance cannot mount it ({0}); run `systemctl start \
+         sys-kernel-tracing.mount`, or `mount -t tracefs tracefs /sys/kernel/tracing`"
+    )]
+    NoTracefs(io::Error),
+    /// tracefs has no such tracepoint.
+    #[error("the kernel does not report {event} in tracefs: {source}")]
+    NoTracepoint {
+        /// Its name, of the group `xdp`.
+        event: &'static str,
+        source: io::Error,
+    },
+    /// The kernel refuses to count a tracepoint.
+    #[error("counting {event} by perf_event_open: {source}; the process needs CAP_PERFMON")]
+    Count {
+        event: &'static str,
+        source: io::Error,
+    },
+    /// The kernel refuses a filter.
+    #[error("filtering {event}: {source}")]
+    Filter {
+        event: &'static str,
+        source: io::Error,
+    },
+}
 
 /// Frames dropped after a program, since the counters were opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,21 +75,81 @@ pub struct XdpErrors {
     redirects: Counter,
     exceptions: Counter,
     batches: Counter,
-    programs: Vec<u32>,
+    /// Programs and interfaces of the filters.
+    watched: Option<(Vec<u32>, Vec<u32>)>,
+}
+
+/// A mounted tracefs.
+#[derive(Debug)]
+enum Tracefs {
+    /// At a path that others see, too.
+    At(PathBuf),
+    /// For this process alone: a mount without a path, which ends with the descriptor.
+    Detached(OwnedFd),
+}
+
+impl Tracefs {
+    fn find() -> Result<Self, Error> {
+        let mounted = TRACEFS.iter().map(PathBuf::from);
+        let mut mounted = mounted.filter(|root| root.join("events/xdp").exists());
+        match mounted.next() {
+            Some(root) => Ok(Self::At(root)),
+            None => mount().map(Self::Detached).map_err(Error::NoTracefs),
+        }
+    }
+
+    /// The number of a tracepoint of the group `xdp`.
+    fn id_of(&self, event: &'static str) -> Result<u64, Error> {
+        let root = match self {
+            Self::At(root) => root.clone(),
+            Self::Detached(fd) => PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())),
+        };
+        let text = fs::read_to_string(root.join("events/xdp").join(event).join("id"));
+        let id = text.and_then(|text| text.trim().parse().map_err(io::Error::other));
+        id.map_err(|source| Error::NoTracepoint { event, source })
+    }
+}
+
+/// Mounts tracefs without a path (fsopen(2), fsmount(2); Linux 5.2).
+fn mount() -> io::Result<OwnedFd> {
+    let none = std::ptr::null::<libc::c_char>();
+    // SAFETY: the name is terminated and outlives the call.
+    let context = unsafe { libc::syscall(libc::SYS_fsopen, c"tracefs".as_ptr(), MOUNT_CLOEXEC) };
+    let context = owned(context)?;
+    let fd = context.as_raw_fd();
+    // SAFETY: this command takes neither key nor value.
+    let created =
+        unsafe { libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_CMD_CREATE, none, none, 0) };
+    if created < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: no pointer is passed.
+    owned(unsafe { libc::syscall(libc::SYS_fsmount, fd, MOUNT_CLOEXEC, MOUNT_ATTRIBUTES) })
+}
+
+/// The descriptor that a system call has returned, or its error.
+fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just opened and has no other owner.
+    Ok(unsafe { OwnedFd::from_raw_fd(result as i32) })
 }
 
 impl XdpErrors {
     /// Opens the counters. They count nothing until [`watch`](Self::watch) names programs.
     ///
     /// # Errors
-    /// If tracefs is not mounted, or the process may not count events of the whole machine
-    /// (CAP_PERFMON).
-    pub fn open() -> io::Result<Self> {
+    /// If tracefs is neither mounted nor can be (`CAP_SYS_ADMIN`), or the process may not count
+    /// events of the whole machine (`CAP_PERFMON`).
+    pub fn open() -> Result<Self, Error> {
+        let tracefs = Tracefs::find()?;
+        let open = |event| Counter::open(&tracefs, event);
         Ok(Self {
-            redirects: Counter::open("xdp_redirect_err")?,
-            exceptions: Counter::open("xdp_exception")?,
-            batches: Counter::open("xdp_devmap_xmit")?,
-            programs: Vec::new(),
+            redirects: open("xdp_redirect_err")?,
+            exceptions: open("xdp_exception")?,
+            batches: open("xdp_devmap_xmit")?,
+            watched: None,
         })
     }
 
@@ -60,8 +157,9 @@ impl XdpErrors {
     ///
     /// # Errors
     /// If the kernel refuses a filter.
-    pub fn watch(&mut self, programs: &[u32], interfaces: &[u32]) -> io::Result<()> {
-        if programs.is_empty() || self.programs == programs {
+    pub fn watch(&mut self, programs: &[u32], interfaces: &[u32]) -> Result<(), Error> {
+        let wanted = (programs.to_vec(), interfaces.to_vec());
+        if programs.is_empty() || self.watched.as_ref() == Some(&wanted) {
             return Ok(());
         }
         let of_programs = any_of("prog_id", programs);
@@ -69,10 +167,12 @@ impl XdpErrors {
         self.redirects
             .enable(&format!("to_ifindex != 0 && ({of_programs})"))?;
         self.exceptions.enable(&of_programs)?;
-        let of_interfaces = any_of("from_ifindex", interfaces);
-        self.batches
-            .enable(&format!("drops > 0 && ({of_interfaces})"))?;
-        self.programs = programs.to_vec();
+        if !interfaces.is_empty() {
+            let of_interfaces = any_of("from_ifindex", interfaces);
+            self.batches
+                .enable(&format!("drops > 0 && ({of_interfaces})"))?;
+        }
+        self.watched = Some(wanted);
         Ok(())
     }
 
@@ -95,29 +195,30 @@ fn any_of(field: &str, values: &[u32]) -> String {
 
 /// A tracepoint, counted on each CPU.
 #[derive(Debug)]
-struct Counter(Vec<OwnedFd>);
+struct Counter {
+    event: &'static str,
+    /// One for each CPU.
+    events: Vec<OwnedFd>,
+}
 
 impl Counter {
-    fn open(event: &str) -> io::Result<Self> {
-        let id = TRACEFS
-            .iter()
-            .find_map(|root| id_of(Path::new(root), event));
-        let id = id.ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::NotFound,
-                "no tracefs: mount it with `mount -t tracefs tracefs /sys/kernel/tracing`",
-            )
-        })?;
-        let cpus = fs::read_to_string("/sys/devices/system/cpu/online")?;
-        let open = |cpu| open_on(id, cpu);
-        Ok(Self(
-            cpus_in(&cpus).map(open).collect::<io::Result<Vec<_>>>()?,
-        ))
+    fn open(tracefs: &Tracefs, event: &'static str) -> Result<Self, Error> {
+        let id = tracefs.id_of(event)?;
+        let events = fs::read_to_string("/sys/devices/system/cpu/online")
+            .and_then(|cpus| cpus_in(&cpus).map(|cpu| open_on(id, cpu)).collect())
+            .map_err(|source| Error::Count { event, source })?;
+        Ok(Self { event, events })
     }
 
-    fn enable(&self, filter: &str) -> io::Result<()> {
+    fn enable(&self, filter: &str) -> Result<(), Error> {
+        let event = self.event;
+        self.set(filter)
+            .map_err(|source| Error::Filter { event, source })
+    }
+
+    fn set(&self, filter: &str) -> io::Result<()> {
         let filter = std::ffi::CString::new(filter)?;
-        for fd in &self.0 {
+        for fd in &self.events {
             // SAFETY: the string is terminated and outlives the call.
             let set = unsafe {
                 libc::ioctl(
@@ -140,13 +241,8 @@ impl Counter {
             let mut value = [0u8; 8];
             nix::unistd::read(fd, &mut value).map_or(0, |_| u64::from_ne_bytes(value))
         };
-        self.0.iter().map(one).sum()
+        self.events.iter().map(one).sum()
     }
-}
-
-fn id_of(root: &Path, event: &str) -> Option<u64> {
-    let path: PathBuf = root.join("events/xdp").join(event).join("id");
-    fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 /// The CPUs of a list such as `0-3,8`.
@@ -196,11 +292,7 @@ fn open_on(id: u64, cpu: i32) -> io::Result<OwnedFd> {
             PERF_FLAG_FD_CLOEXEC,
         )
     };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor was just opened and has no other owner.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    owned(fd)
 }
 
 #[cfg(test)]
