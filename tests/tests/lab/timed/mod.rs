@@ -3,6 +3,7 @@
 
 mod gateway_tunnels;
 mod handshake_flood;
+mod million;
 mod recovery;
 mod restart_under_load;
 mod switchover;
