@@ -239,7 +239,7 @@ fn next_hop_is_confirmed_without_traffic_of_the_kernel() {
 /// The kernel by itself asks again up to 45 s after the last answer.
 #[test]
 fn a_replaced_next_hop_is_noticed_in_ten_seconds_with_the_kernel_s_timers() {
-    isolated("a_replaced_next_hop", |pair| {
+    isolated(|pair| {
         runtime().block_on(async {
             ip("route add 203.0.113.0/24 via 10.9.9.2");
             let peers = [address("203.0.113.5"), address("fd00:9::2")];

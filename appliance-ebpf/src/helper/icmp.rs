@@ -136,6 +136,8 @@ pub struct Undeliverable {
     pub header: usize,
     /// The source of the error; unspecified: no error is sent.
     pub router: Words,
+    /// Whether it came from outside.
+    pub outside: bool,
 }
 
 /// Counts a drop for `reason` and sends "unreachable" from the network's gateway, at a bounded
@@ -194,7 +196,12 @@ fn send_error<const L3: usize>(
         return Outcome::DropCounted;
     }
     // RFC 1812 section 4.3.2.8, RFC 4443 section 2.4(f).
-    if !budget::take(Budget::IcmpError, frame.network.tenant + 1) {
+    let budget = if packet.outside {
+        Budget::OutsideError
+    } else {
+        Budget::IcmpError
+    };
+    if !budget::take(budget, frame.network.tenant + 1) {
         return Outcome::DropCounted;
     }
     let kind = u32::from_ne_bytes(kind);

@@ -4,7 +4,6 @@
 use appliance_common::{
     counters::Counter,
     events::{NeighbourEventKind, SlowReason, neighbour_event_flags},
-    maps::NO_VLAN,
     wire::{ETH_LEN, IPPROTO_ICMPV6, IPV6_LEN},
 };
 use aya_ebpf::{bindings::xdp_action, helpers::bpf_xdp_adjust_tail, programs::XdpContext};
@@ -287,7 +286,7 @@ pub fn on_uplink(ctx: &XdpContext, mac: Mac, is_ours: impl Fn(&Words) -> bool) -
     let sender = link_layer_option::<L3>(ctx, total, option)
         .unwrap_or(Mac(head.get::<u32, 6>(), head.get::<u16, 10>()));
     if claim && sender != mac {
-        claimant(ctx, NO_VLAN, NO_VLAN, 0, claimed, sender);
+        claimant(ctx, None, None, claimed, sender);
     }
     if !answer {
         return None;
@@ -358,8 +357,7 @@ fn report_host(ctx: &XdpContext, frame: &Frame, seen: &Seen) {
         is_endpoint(network, address)
     };
     if (partial || full) && claimed && seen.mac != frame.mac {
-        let l2 = &frame.l2;
-        claimant(ctx, l2.outer, l2.inner, network.vni, address, seen.mac);
+        claimant(ctx, Some(&frame.l2), Some(network), address, seen.mac);
     }
 }
 

@@ -4,7 +4,7 @@
 use appliance_common::{
     counters::Counter,
     events::{NeighbourEvent, NeighbourEventKind},
-    maps::{Network, neighbour_flags},
+    maps::{Budget, NO_VLAN, Network, neighbour_flags},
     wire::{ETH_LEN, VLAN_TAG_LEN},
 };
 use aya_ebpf::programs::XdpContext;
@@ -12,6 +12,7 @@ use aya_ebpf::programs::XdpContext;
 use crate::{
     helper::{
         addr::{Words, bytes},
+        budget,
         count::count,
         lookup::{Host, neighbour},
         packet::{L2, Mac, ingress},
@@ -34,7 +35,7 @@ pub struct Seen {
 }
 
 /// Reports `seen`, unless the neighbour table has the same entry already; then only marks the entry
-/// as confirmed. Bounded by the ring: a report that does not fit is counted.
+/// as confirmed. Bounded by the tenant's budget and the ring: a report beyond either is counted.
 #[inline(always)]
 pub fn report(ctx: &XdpContext, l2: &L2, network: &Network, seen: &Seen) {
     let &Seen {
@@ -59,17 +60,32 @@ pub fn report(ctx: &XdpContext, l2: &L2, network: &Network, seen: &Seen) {
             }
         }
     }
+    if !budget::take(Budget::Neighbours, network.tenant + 1) {
+        return count(Counter::NeighbourSeenLost);
+    }
     write(ctx, l2.outer, l2.inner, seen);
 }
 
-/// Reports that a host other than us uses an address that we answer for.
+/// Reports that a host other than us uses an address that we answer for: on a tenant's network, or
+/// without one on the uplink.
 #[inline(always)]
-pub fn claimant(ctx: &XdpContext, outer: u16, inner: u16, vni: u32, address: Words, mac: Mac) {
+pub fn claimant(
+    ctx: &XdpContext,
+    l2: Option<&L2>,
+    network: Option<&Network>,
+    address: Words,
+    mac: Mac,
+) {
     if mac.is_zero() {
         return;
     }
+    let owner = network.map_or(0, |network| network.tenant + 1);
+    if !budget::take(Budget::Claims, owner) {
+        return count(Counter::NeighbourSeenLost);
+    }
+    let (outer, inner) = l2.map_or((NO_VLAN, NO_VLAN), |l2| (l2.outer, l2.inner));
     let seen = Seen {
-        vni,
+        vni: network.map_or(0, |network| network.vni),
         address,
         mac,
         kind: NeighbourEventKind::Claim,

@@ -25,7 +25,7 @@ use crate::{
             MANAGEMENT_PORT, clamp_mss, deliver_to_host, find, has_ports, is_too_large, network_of,
             now, parse, public, rewrite, scratch, settings, undeliverable,
         },
-        packet::{L2, Outcome, Window},
+        packet::{L2, Mac, Outcome, Window},
         slow_path,
     },
     maps::{Kind, Packet, Side},
@@ -38,7 +38,7 @@ fn ping(ctx: &XdpContext, l2: &L2, p: &Packet, zone: u32) -> Option<Outcome> {
     if p.protocol != IPPROTO_ICMP && p.protocol != IPPROTO_ICMPV6 {
         return None;
     }
-    if !budget::take(Budget::Reply, zone) {
+    if !budget::take(Budget::OutsideReply, zone) {
         return None;
     }
     let macs = [l2.source, l2.destination];
@@ -76,6 +76,10 @@ pub fn process(ctx: &XdpContext) -> Outcome {
         // Deleted since the uplink stage looked it up.
         return Outcome::Pass(Counter::Passed);
     };
+    if l2.destination != Mac::new(nat.mac) && !l2.destination.is_group() {
+        // Another machine's frame, which a switch floods or a promiscuous port receives.
+        return Outcome::Pass(Counter::Passed);
+    }
     let own = public.flags & public_flags::OWN != 0;
     // On the appliance's own address, a packet of no connection is for the kernel.
     let untranslated = |reason| {
@@ -133,7 +137,13 @@ pub fn process(ctx: &XdpContext) -> Outcome {
         {
             return answered;
         }
-        return untranslated(reason);
+        if reason as u32 == Counter::DropNoFlow as u32
+            || reason as u32 == Counter::DropNoRule as u32
+        {
+            return untranslated(reason);
+        }
+        // A connection of a tenant that may not go on: not for the kernel, which would end it.
+        return Outcome::Drop(reason);
     }
     let Some(to) = network_of(s) else {
         return Outcome::Drop(Counter::DropInconsistent);

@@ -26,10 +26,14 @@ pub struct Settings {
     /// Time without a claim after which a conflict is over. Longer than the interval at which
     /// machines with one of the appliance's addresses are asked for.
     pub quiet: Duration,
-    /// Conflicts known at once; further ones are counted only.
-    pub max: usize,
-    /// Defences per second, of all addresses.
+    /// Conflicts of one network (VNI) known at once; further ones are counted only. A tenant's
+    /// machine can claim each of its tenant's addresses, and must not hide the conflicts of others.
+    pub max_per_network: usize,
+    /// Defences per second, of all addresses of one network.
     pub defences_per_second: u32,
+    /// Machines of one conflict that are reported. Anyone can send claims from any number of MAC
+    /// addresses.
+    pub reported_machines: usize,
 }
 
 impl Default for Settings {
@@ -37,8 +41,9 @@ impl Default for Settings {
         Self {
             defend_interval: Duration::from_secs(10),
             quiet: Duration::from_secs(120),
-            max: 1024,
-            defences_per_second: 100,
+            max_per_network: 256,
+            defences_per_second: 25,
+            reported_machines: 4,
         }
     }
 }
@@ -76,7 +81,7 @@ pub enum Output {
         /// The frame, from the Ethernet header on, without FCS.
         frame: Vec<u8>,
     },
-    /// Report a conflict that began, or whose other machine changed.
+    /// Report a conflict that began, or that has another machine.
     Begun(Conflict),
     /// Report a conflict that is over.
     Ended(Conflict),
@@ -99,7 +104,7 @@ pub struct Counters {
 #[derive(Debug)]
 pub struct ConflictTable {
     settings: Settings,
-    limiter: RateLimiter,
+    networks: BTreeMap<u32, Network>,
     conflicts: BTreeMap<Place, Entry>,
     /// When each conflict is to be looked at.
     deadlines: BTreeSet<(Instant, Place)>,
@@ -107,9 +112,18 @@ pub struct ConflictTable {
     counters: Counters,
 }
 
+/// The conflicts of one network.
+#[derive(Debug)]
+struct Network {
+    conflicts: usize,
+    limiter: RateLimiter,
+}
+
 #[derive(Debug)]
 struct Entry {
     conflict: Conflict,
+    /// The machines that were reported.
+    reported: Vec<[u8; 6]>,
     router: bool,
     /// A claim was seen that is not answered yet.
     unanswered: bool,
@@ -121,10 +135,9 @@ impl ConflictTable {
     /// A table without conflicts.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        let rate = settings.defences_per_second.max(1);
         Self {
             settings,
-            limiter: RateLimiter::new(rate, rate),
+            networks: BTreeMap::new(),
             conflicts: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             ready: VecDeque::new(),
@@ -142,17 +155,25 @@ impl ConflictTable {
             conflict.claims += 1;
             entry.unanswered = true;
             entry.router = router;
-            if conflict.mac != mac {
-                conflict.mac = mac;
+            conflict.mac = mac;
+            let is_new = !entry.reported.contains(&mac);
+            if is_new && entry.reported.len() < self.settings.reported_machines {
+                entry.reported.push(mac);
                 self.ready.push_back(Output::Begun(*conflict));
             }
             self.schedule(now, place);
             return;
         }
-        if self.conflicts.len() >= self.settings.max {
+        let rate = self.settings.defences_per_second.max(1);
+        let network = self.networks.entry(vni).or_insert_with(|| Network {
+            conflicts: 0,
+            limiter: RateLimiter::new(rate, rate),
+        });
+        if network.conflicts >= self.settings.max_per_network {
             self.counters.refused_full += 1;
             return;
         }
+        network.conflicts += 1;
         let conflict = Conflict {
             port,
             vni,
@@ -167,6 +188,7 @@ impl ConflictTable {
         self.ready.push_back(Output::Begun(conflict));
         let entry = Entry {
             conflict,
+            reported: vec![mac],
             router,
             unanswered: true,
             defended_at: None,
@@ -225,12 +247,14 @@ impl ConflictTable {
             return;
         }
         if entry.unanswered {
-            let slot = self.limiter.next_slot(now);
-            if slot > now {
-                self.set_deadline(place, slot);
-                return;
+            if let Some(network) = self.networks.get_mut(&entry.conflict.vni) {
+                let slot = network.limiter.next_slot(now);
+                if slot > now {
+                    self.set_deadline(place, slot);
+                    return;
+                }
+                network.limiter.reserve(now);
             }
-            self.limiter.reserve(now);
             entry.unanswered = false;
             entry.defended_at = Some(now);
             entry.conflict.defences += 1;
@@ -270,6 +294,13 @@ impl ConflictTable {
     fn end(&mut self, place: Place) {
         if let Some(entry) = self.conflicts.remove(&place) {
             self.deadlines.remove(&(entry.deadline, place));
+            let vni = entry.conflict.vni;
+            if let Some(network) = self.networks.get_mut(&vni) {
+                network.conflicts -= 1;
+                if network.conflicts == 0 {
+                    self.networks.remove(&vni);
+                }
+            }
             self.ready.push_back(Output::Ended(entry.conflict));
         }
     }
@@ -368,13 +399,58 @@ mod tests {
     }
 
     #[test]
-    fn another_machine_is_reported_by_its_own_mac_address() {
+    fn each_machine_is_reported_once_and_few_of_one_conflict() {
+        let now = Instant::now();
+        let begun = |table: &mut ConflictTable| {
+            let outputs = poll_all(table, now).into_iter();
+            let mac = |output| match output {
+                Output::Begun(conflict) => Some(conflict.mac),
+                Output::Send { .. } | Output::Ended(_) => None,
+            };
+            outputs.filter_map(mac).collect::<Vec<_>>()
+        };
+        let mut table = ConflictTable::new(Settings::default());
+        // Two machines with one address speak in turns.
+        for _ in 0..10_000 {
+            for mac in [OTHER, [2; 6]] {
+                table.claimed(now, place(7), 1001, mac, false);
+            }
+        }
+        assert_eq!(begun(&mut table), [OTHER, [2; 6]]);
+        // One machine speaks from ever another MAC address.
+        for n in 0..10_000u16 {
+            let [high, low] = n.to_be_bytes();
+            table.claimed(now, place(7), 1001, [2, 9, 9, 9, high, low], false);
+        }
+        assert_eq!(begun(&mut table).len(), 2);
+        let conflict = table.conflicts().next().expect("one");
+        assert_eq!(
+            (conflict.claims, conflict.mac),
+            (30_000, [2, 9, 9, 9, 0x27, 0x0f])
+        );
+    }
+
+    #[test]
+    fn the_conflicts_of_one_network_hide_none_of_another() {
         let now = Instant::now();
         let mut table = ConflictTable::new(Settings::default());
-        table.claimed(now, place(7), 1001, OTHER, false);
+        for n in 0..5000u16 {
+            let [high, low] = n.to_be_bytes();
+            table.claimed(now, (PORT, mapped([10, 1, high, low])), 1001, OTHER, false);
+        }
         poll_all(&mut table, now);
-        table.claimed(now, place(7), 1001, [2; 6], false);
-        assert!(matches!(poll_all(&mut table, now)[..], [Output::Begun(c)] if c.mac == [2; 6]));
+        let other = (Port { outer: 7, ..PORT }, mapped([10, 1, 0, 7]));
+        table.claimed(now, other, 2002, OTHER, false);
+        let outputs = poll_all(&mut table, now);
+        assert!(
+            matches!(outputs[..], [Output::Begun(c), Output::Send { .. }] if c.vni == 2002),
+            "{outputs:?}"
+        );
+        // Room again once they have ended.
+        table.keep(|place| place.0 != PORT);
+        poll_all(&mut table, now);
+        table.claimed(now, place(7), 1001, OTHER, false);
+        assert_eq!(table.conflicts().count(), 2);
     }
 
     #[test]
@@ -387,8 +463,8 @@ mod tests {
             let place = (PORT, mapped([10, 1, high, low]));
             table.claimed(start, place, 1001, OTHER, false);
         }
-        assert_eq!(table.conflicts().count(), 1024);
-        assert_eq!(table.counters().refused_full, 5000 - 1024);
+        assert_eq!(table.conflicts().count(), 256);
+        assert_eq!(table.counters().refused_full, 5000 - 256);
         let mut now = start;
         while now < start + Duration::from_secs(1) {
             for output in poll_all(&mut table, now) {
@@ -397,8 +473,8 @@ mod tests {
             now = table.next_deadline().expect("unanswered claims");
         }
         assert!(
-            (190..=210).contains(&sent),
-            "a burst of 100 and 100 a second: {sent}"
+            (45..=55).contains(&sent),
+            "a burst of 25 and 25 a second: {sent}"
         );
     }
 }

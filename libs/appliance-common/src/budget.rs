@@ -20,15 +20,23 @@ pub enum Budget {
     Fragment = 5,
     /// Fragments of echo requests to a gateway, which the daemon answers.
     GatewayEcho = 6,
-    /// TCP resets, and echo replies from public addresses.
+    /// TCP resets to hosts inside.
     Reply = 7,
+    /// Reports of hosts to the daemon.
+    Neighbours = 8,
+    /// Reports of hosts with an address of the appliance.
+    Claims = 9,
+    /// Echo replies from public addresses: strangers take nothing from the hosts inside.
+    OutsideReply = 10,
+    /// ICMP errors about packets from outside.
+    OutsideError = 11,
 }
 
 impl Budget {
     /// Buckets of one owner: a power of two, so that an index is a shift.
-    pub const SLOTS: u32 = 8;
+    pub const SLOTS: u32 = 16;
     /// All budgets.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 12] = [
         Self::IcmpError,
         Self::Split,
         Self::Unresolved,
@@ -37,6 +45,10 @@ impl Budget {
         Self::Fragment,
         Self::GatewayEcho,
         Self::Reply,
+        Self::Neighbours,
+        Self::Claims,
+        Self::OutsideReply,
+        Self::OutsideError,
     ];
 
     /// Its index in `BUDGETS` for an owner: a tenant's slot plus one, or zero for packets of no
@@ -48,7 +60,7 @@ impl Budget {
     }
 
     /// Tokens for each second, and at once. The bursts of the slow path, of one tenant together,
-    /// are less than three quarters of its ring.
+    /// are less than three quarters of its ring; those of reports less than a fifth of theirs.
     #[inline(always)]
     #[must_use]
     pub const fn rate(self) -> (u64, u64) {
@@ -60,7 +72,10 @@ impl Budget {
             Self::RouterSolicitation => (50, 16),
             Self::Fragment => (2000, 128),
             Self::GatewayEcho => (1000, 128),
-            Self::Reply => (1000, 100),
+            Self::Reply | Self::OutsideReply => (1000, 100),
+            Self::Neighbours => (2000, 512),
+            Self::Claims => (50, 32),
+            Self::OutsideError => (1000, 50),
         }
     }
 }

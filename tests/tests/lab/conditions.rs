@@ -223,6 +223,34 @@ fn tcp_whose_checksums_are_left_to_an_offload_is_carried() {
     }
 }
 
+/// As behind a hypervisor switch that hands packets of one virtual machine to another as they are.
+#[test]
+fn checksums_that_no_switch_completes_are_named() {
+    let Some(site) = Site::partial() else { return };
+    site.over("prod-a");
+    site.reach("prod-b", A);
+    let ready = |site: &Site| site.status(TENANT)["ready"] == true;
+    assert!(ready(&site), "{}", site.status(TENANT));
+    let (switch, port) = site.topology().port_of(TENANT, "eth0").expect("a port");
+    site.ok(&switch, &["ethtool", "-K", &port, "tx", "on"]);
+    site.ok("prod-b", &["ethtool", "-K", "eth0", "tx", "on"]);
+    let until = Instant::now() + Duration::from_secs(15);
+    loop {
+        let to = SocketAddr::new(ip(A), 80);
+        let refused = site.connect("prod-b", to, Duration::from_millis(300));
+        assert!(refused.is_err(), "a SYN without a checksum is not received");
+        let reasons = site.status(TENANT)["not_ready"].to_string();
+        if reasons.contains("checksum_partial") && reasons.contains("ethtool -K IFACE tx off") {
+            break;
+        }
+        assert!(Instant::now() < until, "{reasons}");
+    }
+    assert!(site.counter(TENANT, "checksum_partial") > 0);
+    // The remedy.
+    site.ok("prod-b", &["ethtool", "-K", "eth0", "tx", "off"]);
+    site.tcp("prod-b", "replica-a", A, 100_000);
+}
+
 #[test]
 fn flows_older_than_the_switch_are_translated_after_it() {
     let Some(site) = Site::raise(lab::sites::full, PLAIN) else {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use appliance_common::{
     counters::Counter,
     events::SlowReason,
-    nat::{Flow, FlowKey, Mapping, MappingKey, public_flags},
+    nat::{Flow, FlowKey, Mapping, MappingKey, TenantQuota, public_flags},
 };
 use causeway_tests::{
     harness::{Harness, Program, Record, SharedHarness},
@@ -1104,4 +1104,111 @@ fn public_addresses_answer_pings_where_it_is_set_so() {
     assert!((50..3000).contains(&answered), "{answered} answered");
     h.fill(World::nat()).expect("filled");
     assert_eq!(outside(&mut h, &ping), dropped(Counter::DropNoRule));
+}
+
+#[test]
+fn frames_to_other_machines_are_the_kernel_s_even_if_their_address_is_public() {
+    let Some(mut h) = nat() else { return };
+    let foreign = [2, 0, 0, 0, 0, 0x99];
+    for (public, remote) in [(PUBLIC4, REMOTE), (PUBLIC6, REMOTE6), (PROVIDER, REMOTE)] {
+        for hops in [64, 1] {
+            let mut l3 = packet(Message::Tcp(SYN), end(remote, 998), end(public, 443));
+            if ip(public).is_ipv4() {
+                l3[8] = hops;
+                l3[10..12].fill(0);
+                let check = checksum(&l3[..20]);
+                l3[10..12].copy_from_slice(&check.to_be_bytes());
+            } else {
+                l3[7] = hops;
+            }
+            let flooded = frame(foreign, NEXT_HOP_MAC, &[], &l3);
+            let (action, out) = h.run(Program::Uplink, UPLINK, &flooded).expect("it runs");
+            assert!(!action.sends(), "{public}, {hops} hops: {action:?}");
+            assert_eq!(out, flooded);
+        }
+    }
+    assert_eq!(
+        h.counters()
+            .get(&(Counter::FlowOpened as u32))
+            .copied()
+            .unwrap_or(0),
+        0
+    );
+}
+
+#[test]
+fn a_refused_connection_on_our_own_address_is_not_the_kernel_s() {
+    let mut world = World::nat();
+    // The second tenant, which is seen as the appliance's own address, may have one connection.
+    world.quotas = vec![
+        TenantQuota {
+            connections: 1,
+            mappings: 1000,
+        };
+        2
+    ];
+    let Some(mut h) = Harness::new(world) else {
+        return;
+    };
+    let remote = end(REMOTE, 4000);
+    let mut fates = Vec::new();
+    for port in [20_001, 20_002] {
+        let sent = inside(&mut h, PG, &packet(Message::Udp, end(A, port), remote));
+        let Verdict::Outside(out) = sent else {
+            panic!("{port}: {sent:?}");
+        };
+        let outer = ends(&out).0;
+        assert_eq!(outer.0, ip(PROVIDER));
+        fates.push(outside(&mut h, &packet(Message::Udp, remote, outer)));
+    }
+    assert!(matches!(fates[0], Verdict::Host(_)), "{:?}", fates[0]);
+    assert_eq!(
+        fates[1],
+        dropped(Counter::DropQuota),
+        "the kernel would refuse the port"
+    );
+}
+
+#[test]
+fn pings_from_outside_take_no_resets_and_errors_from_hosts_inside() {
+    let mut world = World::nat();
+    for (_, public) in &mut world.public {
+        public.flags |= public_flags::PING;
+    }
+    let Some(mut h) = Harness::new(world) else {
+        return;
+    };
+    let ping = packet(Message::EchoRequest, end(REMOTE, 77), end(PUBLIC4, 0));
+    let mut expired = packet(Message::Tcp(SYN), end(REMOTE, 998), end(PUBLIC4, 443));
+    expired[8] = 1;
+    expired[10..12].fill(0);
+    let check = checksum(&expired[..20]);
+    expired[10..12].copy_from_slice(&check.to_be_bytes());
+    for _ in 0..400 {
+        outside(&mut h, &ping);
+        outside(&mut h, &expired);
+    }
+    let counted = |h: &mut Harness, counter: Counter| {
+        h.counters().get(&(counter as u32)).copied().unwrap_or(0)
+    };
+    // A segment of a lost connection, and a packet whose hops are used up.
+    assert_eq!(counted(&mut h, Counter::ResetSent), 0);
+    let expired_outside = counted(&mut h, Counter::TimeExceededSent);
+    assert!((50..400).contains(&expired_outside), "{expired_outside}");
+    inside(
+        &mut h,
+        PA,
+        &packet(Message::Tcp(ACK), end(A, 5000), end(REMOTE, 80)),
+    );
+    assert_eq!(counted(&mut h, Counter::ResetSent), 1);
+    let mut l3 = packet(Message::Udp, end(A, 5000), end(REMOTE, 80));
+    l3[8] = 1;
+    l3[10..12].fill(0);
+    let check = checksum(&l3[..20]);
+    l3[10..12].copy_from_slice(&check.to_be_bytes());
+    inside(&mut h, PA, &l3);
+    assert_eq!(
+        counted(&mut h, Counter::TimeExceededSent),
+        expired_outside + 1
+    );
 }

@@ -229,3 +229,57 @@ fn errors_about_one_tenant_leave_the_budget_of_the_other() {
     }
     assert!(sent(&h) >= of_acme + 20, "{} and {of_acme}", sent(&h));
 }
+
+/// Hosts and claims of the records, by VNI.
+fn reported(h: &mut Harness) -> Vec<(u32, u16)> {
+    let records = h.records();
+    let of = |record: &Record| match record {
+        Record::Neighbour(event) => Some((event.vni, event.kind)),
+        _ => None,
+    };
+    records.iter().filter_map(of).collect()
+}
+
+#[test]
+fn one_tenant_s_claims_and_hosts_leave_the_ring_to_others() {
+    let Some(mut h) = Harness::new(World::provider()) else {
+        return;
+    };
+    // A machine says that it has the gateway's address, from ever another MAC address.
+    let claim = |n: u32| {
+        let [a, b, c, d] = n.to_be_bytes();
+        let mac = [2, 9, a, b, c, d];
+        let body = arp(1, mac, [10, 1, 0, 1].into(), [0; 6], [10, 1, 0, 1].into());
+        eth([0xff; 6], mac, &[tag(101)], 0x0806, &body)
+    };
+    let begun = Instant::now();
+    for n in 0..20_000 {
+        h.run(Program::Access, TRUNK, &claim(n)).expect("it runs");
+    }
+    // And it says that the replica is at ever another MAC address.
+    let host = |n: u32| {
+        let [a, b, c, d] = n.to_be_bytes();
+        let mac = [2, 8, a, b, c, d];
+        let body = arp(1, mac, [10, 1, 0, 10].into(), [0; 6], [10, 1, 0, 10].into());
+        eth([0xff; 6], mac, &[tag(101)], 0x0806, &body)
+    };
+    for n in 0..20_000 {
+        h.run(Program::Access, TRUNK, &host(n)).expect("it runs");
+    }
+    // A host of another tenant, before anything was read.
+    let mac = [2, 0, 0, 0, 7, 7];
+    let body = arp(1, mac, [10, 1, 0, 10].into(), [0; 6], [10, 1, 0, 1].into());
+    let other = eth([0xff; 6], mac, &[tag(201)], 0x0806, &body);
+    h.run(Program::Access, TRUNK, &other).expect("it runs");
+    let seen = reported(&mut h);
+    let of = |vni| seen.iter().filter(|(v, _)| *v == vni).count() as u64;
+    assert_eq!(of(NET2), 1, "{} of the first tenant", of(NET1));
+    let most = [Budget::Claims, Budget::Neighbours].map(|budget| {
+        let (per_second, burst) = budget.rate();
+        burst + per_second * (begun.elapsed().as_millis() as u64 + 1) / 1000
+    });
+    let most: u64 = most.iter().sum();
+    assert!((2..=most).contains(&of(NET1)), "{} of {most}", of(NET1));
+    let lost = h.counters()[&(Counter::NeighbourSeenLost as u32)];
+    assert_eq!(lost, 40_000 - of(NET1), "the others are counted");
+}

@@ -74,6 +74,7 @@ pub fn undeliverable(frame: &Frame, s: &Scratch) -> Undeliverable {
         source: s.key.source,
         header: (p.l4 - p.l3) as usize,
         router: lookup::gateway(frame.network, p.ipv6 != 0).unwrap_or_default(),
+        outside: s.side.zone == 0,
     }
 }
 

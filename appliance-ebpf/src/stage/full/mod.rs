@@ -104,6 +104,7 @@ fn ipv4<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
         source,
         header,
         router: lookup::gateway(from, false).unwrap_or_default(),
+        outside: false,
     };
     if lookup::gateway(from, false) == Some(destination) {
         let lengths = (header, total);
@@ -200,6 +201,7 @@ fn ipv6<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
         source,
         header: IPV6_LEN,
         router: lookup::gateway(from, true).unwrap_or_default(),
+        outside: false,
     };
     if v6_is_link_local(source) || v6_is_link_local(destination) {
         // Link-local: only echo requests to the gateway's own address, from any host of the link.

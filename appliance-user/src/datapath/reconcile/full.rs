@@ -281,10 +281,17 @@ pub(super) fn add(contents: &mut MapContents, config: &Config, state: &State, sn
             over_quota_connections: over_quota_limit(config.nat.connections),
             over_quota_mappings: over_quota_limit(config.nat.mappings),
             mac: link.mac,
-            mtu: link.mtu.try_into().unwrap_or(u16::MAX),
+            mtu: uplink_mtu(config, link.mtu),
             log: config.nat.log.is_some().into(),
         };
     }
+}
+
+/// The largest IP packet to the outside, bytes: that of the interface, or a smaller one that the
+/// configuration gives for a path that is narrower somewhere.
+fn uplink_mtu(config: &Config, link: u32) -> u16 {
+    let link = u16::try_from(link).unwrap_or(u16::MAX);
+    config.uplink.mtu.map_or(link, |mtu| mtu.min(link))
 }
 
 /// Adds routes to the prefixes of all networks of the tenant, including those that are not in the

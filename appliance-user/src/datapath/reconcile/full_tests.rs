@@ -196,6 +196,18 @@ fn a_tenant_without_its_own_address_uses_the_uplink_address() {
 }
 
 #[test]
+fn packets_to_the_outside_fit_the_configured_uplink() {
+    let config = config();
+    let state = full(&config, plan(&config), 3);
+    assert_eq!(wanted(&config, &state).nat.mtu, 1500, "the interface's");
+    for (mtu, expected) in [(1400, 1400), (9000, 1500)] {
+        let mut config = config.clone();
+        config.uplink.mtu = Some(mtu);
+        assert_eq!(wanted(&config, &state).nat.mtu, expected);
+    }
+}
+
+#[test]
 fn maps_of_full_failover_are_empty_without_a_full_failover() {
     let config = config();
     let t = wanted(&config, &super::tests::state(&config));
