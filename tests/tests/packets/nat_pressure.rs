@@ -10,7 +10,7 @@ use appliance_common::{counters::Counter, nat::TenantQuota};
 use appliance_user::datapath::connections::{ConnectionSweeper, over_quota_limit};
 use causeway_tests::{
     harness::{Harness, Pins, describe, missing},
-    nat::{End, HostPort, Message, Verdict, end, inside, outside, packet},
+    nat::{End, HostPort, Message, Verdict, end, ends, inside, outside, packet},
     packet::tcp_flags::{ACK, FIN, SYN},
     skip,
     world::*,
@@ -52,10 +52,6 @@ struct Appliance {
 
 impl Appliance {
     fn start() -> Option<Self> {
-        if let Some(why) = missing() {
-            skip(&why);
-            return None;
-        }
         let mut world = World::nat();
         world.quotas = vec![
             TenantQuota {
@@ -64,6 +60,15 @@ impl Appliance {
             };
             2
         ];
+        Self::with(world)
+    }
+
+    /// With the quotas of a world.
+    fn with(mut world: World) -> Option<Self> {
+        if let Some(why) = missing() {
+            skip(&why);
+            return None;
+        }
         world.nat.over_quota_connections = over_quota_limit(PLACES);
         world.nat.over_quota_mappings = over_quota_limit(PLACES);
         let h = Harness::load_sized(world, PLACES).unwrap_or_else(|e| panic!("{}", describe(&e)));
@@ -241,5 +246,53 @@ fn unanswered_connections_give_way_when_mappings_fill() {
         let answer = packet(Message::Udp, end(REMOTE, 4000), end(NAT4, port));
         let fate = outside(&mut appliance.h, &answer);
         assert!(matches!(fate, Verdict::Host(_)), "{port}: {fate:?}");
+    }
+}
+
+#[test]
+fn mappings_over_quota_take_no_connections_by_rule_that_are_within_it() {
+    let mut world = World::nat();
+    // Room for the connections of both tenants in their quotas, for mappings half of the table.
+    world.quotas = vec![
+        TenantQuota {
+            connections: PLACES,
+            mappings: PLACES / 2,
+        };
+        2
+    ];
+    let Some(mut appliance) = Appliance::with(world) else {
+        return;
+    };
+    let by_rule = 10_000..10_100;
+    for port in by_rule.clone() {
+        assert!(appliance.open(ACME, port), "{port}");
+    }
+    // Answered UDP from a port of its own.
+    let answered = |appliance: &mut Appliance, tenant: Tenant, port: u16| {
+        let l3 = packet(Message::Udp, end(A, port), end(REMOTE, 4000));
+        let Verdict::Outside(out) = inside(&mut appliance.h, tenant.place, &l3) else {
+            return false;
+        };
+        let answer = packet(Message::Udp, end(REMOTE, 4000), ends(&out).0);
+        matches!(outside(&mut appliance.h, &answer), Verdict::Host(_))
+    };
+    for port in 11_000..11_600 {
+        assert!(answered(&mut appliance, ACME, port), "{port}");
+    }
+    std::thread::sleep(Duration::from_secs(5));
+    // Globex takes what is within its quota: more than may be over quota is in use.
+    for port in 12_000..12_320 {
+        assert!(answered(&mut appliance, GLOBEX, port), "{port}");
+    }
+    appliance.await_removed("over_quota", 24);
+    std::thread::sleep(Duration::from_secs(4));
+    let removed = appliance.removed();
+    println!("removed {removed:?}");
+    assert!(
+        removed["over_quota"] <= 88,
+        "beyond its quota only: {removed:?}"
+    );
+    for port in by_rule {
+        assert!(appliance.goes_on(ACME, port), "{port} held no mapping");
     }
 }

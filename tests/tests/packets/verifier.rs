@@ -16,10 +16,17 @@ use causeway_tests::{
 
 /// Most instructions of a program after the verifier, and most it may walk through in checking it.
 /// The kernel's own limit for the second is one million.
-const XLATED_BUDGET: usize = 26_000;
+const XLATED_BUDGET: usize = 27_000;
 const VERIFIED_BUDGET: u32 = 400_000;
-/// Most bytes of stack along any chain of calls; the kernel's limit is 512.
-const STACK_BUDGET: u32 = 512;
+/// Most bytes of stack of a program along any chain of calls. The kernel's limit is 512, which three
+/// programs reach: what is added to these must go to `SCRATCH`.
+const fn stack_budget(program: Program) -> u32 {
+    match program {
+        Program::Uplink => 384,
+        Program::NatOut => 480,
+        Program::Access | Program::Combined | Program::Full | Program::NatIn => 512,
+    }
+}
 /// All maps (`appliance-ebpf/src/maps/`), as far as the kernel keeps names: 15 bytes.
 const MAPS: [&str; 45] = [
     ".rodata",
@@ -114,8 +121,9 @@ fn programs_stay_within_their_budgets() {
             "{name} costs the verifier {verified} instructions, over {VERIFIED_BUDGET}"
         );
         assert!(
-            stack <= STACK_BUDGET,
-            "{name} uses {stack} bytes of stack, over {STACK_BUDGET}"
+            stack <= stack_budget(program),
+            "{name} uses {stack} bytes of stack, over {}",
+            stack_budget(program)
         );
     }
 }

@@ -35,7 +35,7 @@ use crate::{
     engine::router_advert::{AdvertisedRouter, RouterAdvertiser},
     engine::slow_path::{self, SlowPath},
     engine::takeover::{self, Owner, TakeoverCheck, Target},
-    frame::Port,
+    frame::{self, Port},
 };
 
 /// Rounds over the engines in one call that lead to no output, at most.

@@ -41,6 +41,8 @@ pub struct Demand {
     pub mappings: u64,
     /// Established connections over quota whose places another tenant needs.
     pub over_quota: u64,
+    /// Mappings over quota whose places another tenant needs: those of established connections.
+    pub mappings_over_quota: u64,
 }
 
 /// The entries that tenants must give up, by zone. A tenant without an entry gives up nothing.
@@ -79,12 +81,11 @@ pub fn demands(capacity: TenantQuota, tenants: &BTreeMap<u16, TenantLoad>) -> De
     for (zone, part) in spare(capacity.mappings, &mappings) {
         demands.entry(zone).or_default().mappings = part;
     }
-    let excess = over_quota(capacity.connections, &connections)
-        .into_iter()
-        .chain(over_quota(capacity.mappings, &mappings));
-    for (zone, part) in excess {
-        let demand = demands.entry(zone).or_default();
-        demand.over_quota = demand.over_quota.max(part);
+    for (zone, part) in over_quota(capacity.connections, &connections) {
+        demands.entry(zone).or_default().over_quota = part;
+    }
+    for (zone, part) in over_quota(capacity.mappings, &mappings) {
+        demands.entry(zone).or_default().mappings_over_quota = part;
     }
     demands
 }
@@ -204,6 +205,10 @@ impl Pressure {
         let each = demands.values().map(|demand| match demand {
             Demand {
                 over_quota: 1.., ..
+            }
+            | Demand {
+                mappings_over_quota: 1..,
+                ..
             } => Self::OverQuota,
             _ => Self::Spare,
         });

@@ -113,6 +113,7 @@ struct Seen {
     spare: Pool,
     unanswered: Pool,
     over_quota: Pool,
+    mapped_over_quota: Pool,
 }
 
 /// The entries that a tenant gives up, in their order.
@@ -126,6 +127,10 @@ pub struct Victims {
     pub over_quota: Vec<Candidate>,
     /// How many of `over_quota` are needed.
     pub needed: usize,
+    /// Those of the established connections that hold a mapping.
+    pub mapped_over_quota: Vec<Candidate>,
+    /// How many connections with a mapping are needed, those of `over_quota` included.
+    pub mapped_needed: usize,
 }
 
 /// The epochs of tenants in full failover, by zone.
@@ -191,6 +196,7 @@ impl<'a> Sweep<'a> {
                 unanswered: Pool::new(demand.mappings),
                 // Some turn out to be less idle in the other direction.
                 over_quota: Pool::new(2 * demand.over_quota),
+                mapped_over_quota: Pool::new(2 * demand.mappings_over_quota),
                 ..Seen::default()
             };
             (zone, seen)
@@ -233,6 +239,10 @@ impl<'a> Sweep<'a> {
                 seen.expired += 1;
             } else if rank == Rank::Established {
                 seen.over_quota.add(candidate);
+                // The end of one by rule frees no mapping.
+                if flow.flags & flow_flags::MAPPED != 0 {
+                    seen.mapped_over_quota.add(candidate);
+                }
             } else if idle >= min_idle_ticks(rank) {
                 seen.spare.add(candidate);
             }
@@ -362,11 +372,15 @@ impl<'a> Sweep<'a> {
                 let left = spare.len() as u64 + seen.expired;
                 let unanswered = seen.demand.mappings.saturating_sub(left);
                 let needed = seen.demand.over_quota.saturating_sub(left);
+                let mapped_needed = seen.demand.mappings_over_quota.saturating_sub(left);
+                let count = |needed| usize::try_from(needed).unwrap_or(usize::MAX);
                 let victims = Victims {
                     spare,
                     unanswered: sorted(&mut seen.unanswered, unanswered),
                     over_quota: sorted(&mut seen.over_quota, 2 * needed),
-                    needed: usize::try_from(needed).unwrap_or(usize::MAX),
+                    needed: count(needed),
+                    mapped_over_quota: sorted(&mut seen.mapped_over_quota, 2 * mapped_needed),
+                    mapped_needed: count(mapped_needed),
                 };
                 (*zone, victims)
             })
@@ -686,6 +700,7 @@ mod tests {
             connections: 2,
             mappings: 1,
             over_quota: 3,
+            ..Demand::default()
         };
         let demands = Demands::from([(ZONE, demand)]);
         let now = 100_000;

@@ -13,7 +13,7 @@ use appliance_common::{
     maps::Tenant,
     nat::{
         ALL_TENANTS, Direction, Flow, FlowKey, Mapping, MappingKey, Nat, NatAddress, OUTSIDE,
-        TenantQuota, TenantUsage, Words, ticks,
+        TenantQuota, TenantUsage, Words, flow_flags, ticks,
     },
 };
 use aya::maps::MapError;
@@ -21,13 +21,16 @@ use aya::maps::MapError;
 use super::{
     super::nat_log::RemovedMappings,
     Passes, PinnedMap, Sweep,
-    pressure::{Demands, Outcome, Pressure, Schedule, TenantLoad, demands, port_demands},
+    pressure::{Demand, Demands, Outcome, Pressure, Schedule, TenantLoad, demands, port_demands},
     removals::{Reason, Removals},
     sweep::{Candidate, Epochs, Rank, Victims, other_half},
 };
 
 /// Time between two looks at how full the tables are.
 const LOOK: Duration = Duration::from_millis(250);
+/// Time within which a mapping is removed whose connection was evicted: it must not have begun a
+/// connection lately, and the next pass finds it.
+const LEAVING: Duration = Duration::from_secs(8);
 /// Entries that are read again one by one, and then deleted together. Between the two, a packet
 /// could still use one.
 const CHUNK: usize = 256;
@@ -57,6 +60,7 @@ impl ConnectionSweeper {
             log,
             idle: false,
             ports: BTreeMap::new(),
+            leaving: Vec::new(),
         };
         let thread = std::thread::Builder::new()
             .name("connections".to_owned())
@@ -215,6 +219,8 @@ struct Removed {
     mappings: usize,
     /// Connections and mappings, by zone.
     by_zone: BTreeMap<u16, TenantUsage>,
+    /// Evicted connections over quota that held a mapping, by zone.
+    leaving: Vec<(u16, u64)>,
 }
 
 struct Sweeper {
@@ -226,6 +232,9 @@ struct Sweeper {
     idle: bool,
     /// Mappings that tenants must give up for their ports, by zone, as the last pass found.
     ports: BTreeMap<u16, u64>,
+    /// Zone and number of mappings whose connections were evicted, and when: they are unused from
+    /// then on, and removed by a later pass.
+    leaving: Vec<(Instant, u16, u64)>,
 }
 
 impl Sweeper {
@@ -266,6 +275,14 @@ impl Sweeper {
             let demand = demands.entry(*zone).or_default();
             demand.mappings = demand.mappings.max(*mappings);
         }
+        self.leaving
+            .retain(|(since, _, _)| since.elapsed() < LEAVING);
+        for (_, zone, count) in &self.leaving {
+            if let Some(demand) = demands.get_mut(zone) {
+                demand.mappings_over_quota = demand.mappings_over_quota.saturating_sub(*count);
+            }
+        }
+        demands.retain(|_, demand| *demand != Demand::default());
         if !schedule.is_due(Instant::now(), Pressure::of(&demands)) {
             return Ok(None);
         }
@@ -312,8 +329,8 @@ impl Sweeper {
         t.opening.for_each(|key, flow| sweep.opening(key, flow))?;
         t.mappings
             .for_each(|key, mapping| sweep.mapping(key, mapping))?;
-        for victims in sweep.take_victims().into_values() {
-            self.remove_victims(&sweep, &victims, &mut removed)?;
+        for (zone, victims) in sweep.take_victims() {
+            self.remove_victims(&sweep, zone, &victims, &mut removed)?;
         }
         let log = self.log.as_ref().filter(|_| nat.log != 0);
         let stale = sweep.take_stale_mappings();
@@ -331,6 +348,10 @@ impl Sweeper {
         t.mark_full(&full)?;
         let more = sweep.has_more();
         self.ports = ports;
+        let now = Instant::now();
+        let leaving = removed.leaving.iter();
+        self.leaving
+            .extend(leaving.map(|(zone, count)| (now, *zone, *count)));
         Ok((removed, more))
     }
 
@@ -386,6 +407,7 @@ impl Sweeper {
     fn remove_victims(
         &self,
         sweep: &Sweep<'_>,
+        zone: u16,
         victims: &Victims,
         removed: &mut Removed,
     ) -> io::Result<()> {
@@ -412,25 +434,46 @@ impl Sweeper {
             |at, (_, flow), other| sweep.is_evictable(&victims.unanswered[at], flow, other),
         )?;
         self.removals.add(Reason::Unanswered, unanswered);
-        // Those idle in both directions first, then any: the owner's right goes before.
-        let mut over_quota = 0;
+        let (mut over_quota, mapped) =
+            self.remove_over_quota(sweep, &victims.over_quota, victims.needed, removed)?;
+        let needed = victims.mapped_needed.saturating_sub(mapped);
+        let (further, of_further) =
+            self.remove_over_quota(sweep, &victims.mapped_over_quota, needed, removed)?;
+        over_quota += further;
+        removed.leaving.push((zone, (mapped + of_further) as u64));
+        self.removals.add(Reason::OverQuota, over_quota);
+        removed.evicted += spare + unanswered + over_quota;
+        Ok(())
+    }
+
+    /// Removes established connections until `needed` are gone: those idle in both directions first,
+    /// then any, as the owner's right goes before. Returns how many there were, and how many of
+    /// them held a mapping.
+    fn remove_over_quota(
+        &self,
+        sweep: &Sweep<'_>,
+        candidates: &[Candidate],
+        needed: usize,
+        removed: &mut Removed,
+    ) -> io::Result<(usize, usize)> {
+        let keys: Vec<_> = candidates.iter().map(|candidate| candidate.key).collect();
+        let (mut gone, mut mapped) = (0, 0);
         for idle in [true, false] {
-            let mut left = victims.needed.saturating_sub(over_quota);
-            over_quota += self.remove_connections(
+            let mut left = needed.saturating_sub(gone);
+            gone += self.remove_connections(
                 &self.tables.flows,
-                &keys(&victims.over_quota),
+                &keys,
                 removed,
                 |at, (_, flow), other| {
-                    let evict = !idle || sweep.is_evictable(&victims.over_quota[at], flow, other);
+                    let evict = !idle || sweep.is_evictable(&candidates[at], flow, other);
                     let evict = evict && left > 0;
                     left -= usize::from(evict);
+                    mapped += usize::from(evict && flow.flags & flow_flags::MAPPED != 0);
                     evict
                 },
             )?;
         }
-        self.removals.add(Reason::OverQuota, over_quota);
-        removed.evicted += spare + unanswered + over_quota;
-        Ok(())
+        Ok((gone, mapped))
     }
 
     /// Removes mappings that are still unused: the halves inside with those outside, and halves

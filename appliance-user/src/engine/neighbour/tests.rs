@@ -168,7 +168,7 @@ fn a_router_is_confirmed_every_few_seconds_and_found_again_when_it_moved() {
     let mut table = table(Settings::default());
     table.set_routers([host(7)]);
     for key in [host(7), host(8)] {
-        table.keep_resolved(start, key);
+        table.retain_resolved(start, key);
         run(&mut table, start, Duration::ZERO);
         table.receive(start, &reply(key, MAC));
     }
