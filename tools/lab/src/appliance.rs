@@ -260,7 +260,7 @@ impl<'a> Handle<'a> {
     /// Waits until the daemon reports that it is ready.
     ///
     /// # Errors
-    /// If it ended, or after 15 s; the error ends with its log.
+    /// If it ended, or after 45 s; the error ends with its log.
     pub fn await_ready(&self) -> Result<()> {
         self.daemon().await_ready(|status| status["ready"] == true)
     }
@@ -316,7 +316,7 @@ impl<'a> Handle<'a> {
     /// Runs its command line against its socket: `causeway-appliance --socket S WORDS…`.
     ///
     /// # Errors
-    /// If it cannot be started or takes longer than 10 s. A status other than 0 is no error.
+    /// If it cannot be started or takes longer than 30 s. A status other than 0 is no error.
     pub fn cli<S: Into<OsString> + Clone>(&self, words: &[S]) -> Result<Output> {
         self.daemon().cli(words)
     }

@@ -19,9 +19,9 @@ use crate::{
 };
 
 /// Time for one command to a daemon.
-pub(crate) const CLI: Duration = Duration::from_secs(10);
+pub(crate) const CLI: Duration = Duration::from_secs(30);
 /// Time for a daemon to become ready.
-const READY: Duration = Duration::from_secs(15);
+const READY: Duration = Duration::from_secs(45);
 
 /// A daemon of a lab, and where its things are.
 #[derive(Clone, Copy, Debug)]

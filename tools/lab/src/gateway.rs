@@ -323,7 +323,7 @@ impl<'a> GatewayHandle<'a> {
     /// Waits until the daemon answers.
     ///
     /// # Errors
-    /// If it ended, or after 15 s; the error ends with its log.
+    /// If it ended, or after 45 s; the error ends with its log.
     pub fn await_ready(&self) -> Result<()> {
         self.daemon()
             .await_ready(|status| status["name"].is_string())
@@ -365,7 +365,7 @@ impl<'a> GatewayHandle<'a> {
     /// Runs its command line against its socket: `causeway-gateway --socket S WORDS…`.
     ///
     /// # Errors
-    /// If it cannot be started or takes longer than 10 s. A status other than 0 is no error.
+    /// If it cannot be started or takes longer than 30 s. A status other than 0 is no error.
     pub fn cli<S: Into<OsString> + Clone>(&self, words: &[S]) -> Result<Output> {
         self.daemon().cli(words)
     }
