@@ -18,8 +18,8 @@ use causeway_tests::{
 /// The kernel's own limit for the second is one million.
 const XLATED_BUDGET: usize = 27_000;
 const VERIFIED_BUDGET: u32 = 400_000;
-/// Most bytes of stack of a program along any chain of calls. The kernel's limit is 512, which three
-/// programs reach: what is added to these must go to `SCRATCH`.
+/// Most bytes of stack of a program along any chain of calls. The kernel's limit is 512, which
+/// three programs reach: what is added to these must go to `SCRATCH`.
 const fn stack_budget(program: Program) -> u32 {
     match program {
         Program::Uplink => 384,

@@ -446,9 +446,9 @@ impl Sweeper {
         Ok(())
     }
 
-    /// Removes established connections until `needed` are gone: those idle in both directions first,
-    /// then any, as the owner's right goes before. Returns how many there were, and how many of
-    /// them held a mapping.
+    /// Removes established connections until `needed` are gone: those idle in both directions
+    /// first, then any, as the owner's right goes before. Returns how many there were, and how many
+    /// of them held a mapping.
     fn remove_over_quota(
         &self,
         sweep: &Sweep<'_>,

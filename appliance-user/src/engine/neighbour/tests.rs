@@ -176,7 +176,7 @@ fn a_router_is_confirmed_every_few_seconds_and_found_again_when_it_moved() {
     let actions = run(&mut table, start, Duration::from_millis(7_500));
     assert_eq!(probes(&actions).first().map(|(_, to)| *to), Some(MAC));
     assert!(state(&table, host(8), start) == Some(State::Reachable));
-    // Nobody answers: three questions to the old MAC address, then to all.
+    // No answer: three questions to the old MAC address, then to all.
     let at = start + Duration::from_millis(7_500);
     let actions = run(&mut table, at, seconds(4));
     assert!(probes(&actions).iter().any(|(_, to)| *to == BROADCAST));

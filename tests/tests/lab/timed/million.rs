@@ -97,7 +97,7 @@ fn connection(
     )
 }
 
-/// What packets and control replies have seen for a while.
+/// Delays of packets and control replies, and passes, over a while.
 struct Seen {
     /// Round trips of pings through translation: in the middle, and the longest.
     median: Duration,

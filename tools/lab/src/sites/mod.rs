@@ -59,8 +59,8 @@ pub fn full(options: Options) -> Topology {
     declared(include_str!("full.toml"), options)
 }
 
-/// The sites of [`full`] with second routers: of the provider's uplink, and of acme's network web at
-/// both sites, with a branch behind it.
+/// The sites of [`full`] with second routers: of the provider's uplink, and of acme's network web
+/// at both sites, with a branch behind it.
 ///
 /// ```text
 ///   internet ── edge, edge2 ── uplink-net ── provider-appliance
