@@ -289,7 +289,9 @@ fn tunnels_follow_the_kernel_s_route_to_a_second_uplink_router() {
         println!("encrypted {encrypted}: routes changed, silences {gaps:?}");
         assert!(gaps.iter().all(|gap| *gap < ANNOUNCED), "{gaps:?}");
 
-        // The next hop's address moves to the other router.
+        // The next hop's address moves to the other router; each has an address of its own.
+        let own = ["ip", "address", "add", "203.0.113.3/24", "dev", "uplink"];
+        site.ok("edge", &own);
         let (first, second) = (("edge", "uplink"), ("edge2", "uplink"));
         let told = silences(&site, &pairs, Duration::from_secs(3), || {
             move_address(&site, EDGE[0], first, second);
