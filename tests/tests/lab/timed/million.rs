@@ -28,7 +28,7 @@ const SERVER: &str = "198.51.100.80";
 const UDP: u8 = 17;
 /// Connections of one address outside; each has a port of its own.
 const PORTS: u64 = 60_000;
-/// How long each state is looked at: three passes at least.
+/// How long each state is looked at: a pass at least, as a pause is ten times as long as a pass.
 const LOOK: Duration = Duration::from_secs(35);
 /// Longest delay of a packet, and of a control reply, that a pass may cause. Both are far above
 /// what a busy machine adds by itself, and far below the pass and the watchdog.
@@ -228,7 +228,7 @@ fn a_pass_over_a_million_connections_holds_up_neither_packets_nor_replies() {
         all.contains(&usage.connections) && all.contains(&usage.mappings),
         "every connection is live, and none was removed: {usage:?}"
     );
-    assert!(seen.passes >= 2, "{seen}");
+    assert!(seen.passes >= 1, "{seen}");
     assert!(seen.slowest < LONGEST, "{seen}, without: {empty}");
     assert!(seen.reply < LONGEST, "{seen}, without: {empty}");
     assert_eq!(seen.lost, 0, "{seen}");
