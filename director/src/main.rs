@@ -24,7 +24,7 @@ use service::{
     cli::{self, RunArgs},
     socket,
 };
-use store::{Options, Sqlite, Store as _, restore};
+use store::{Backup, restore};
 
 /// The director of Causeway: the control plane of a provider.
 #[derive(Parser)]
@@ -120,9 +120,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             }
             ask(&cli.socket, &Request::Backup(file))?;
         }
-        Command::Restore { config, file } => restore(&file, &Config::load(&config)?.store)?,
+        Command::Restore { config, file } => {
+            restore(&file, &Config::load(&config)?.store)?;
+        }
         Command::VerifyAudit { file, key } => {
-            let (number, signed) = block_on(verify(&file, key.as_deref()))??;
+            let (number, signed) = verify(&file, key.as_deref())?;
             let signed = signed.unwrap_or_default();
             service::outln!(
                 "{}: good: {number} entries, the first {signed} of them signed",
@@ -149,22 +151,16 @@ fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {
         .block_on(future))
 }
 
-async fn verify(file: &Path, key: Option<&str>) -> anyhow::Result<(u64, Option<u64>)> {
-    if !file.exists() {
-        bail!(
-            "{} does not exist: write the path of a backup",
-            file.display()
-        );
-    }
-    let store = Sqlite::open(file, Options::default())?;
-    let head = store.snapshot(audit::HEAD).await?;
+fn verify(file: &Path, key: Option<&str>) -> anyhow::Result<(u64, Option<u64>)> {
+    let backup = Backup::open(file)?;
+    let head = backup.snapshot(audit::HEAD)?;
     let head: Head = match head.entries.first() {
         Some(entry) => serde_json::from_str(&entry.value)?,
         None => Head::default(),
     };
-    let entries = store.snapshot(audit::PREFIX).await?;
+    let entries = backup.snapshot(audit::PREFIX)?;
     let entries = entries.entries.iter().map(|entry| entry.value.as_str());
-    let checkpoints = store.snapshot(audit::CHECKPOINTS).await?;
+    let checkpoints = backup.snapshot(audit::CHECKPOINTS)?;
     let checkpoints = checkpoints.entries.iter();
     let checkpoints: Vec<_> = checkpoints
         .map(|entry| serde_json::from_str(&entry.value))

@@ -64,6 +64,30 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// A file of another store is beside the path.
+    #[error(
+        "{} is left of another store, and SQLite would write it over {}: move it to where that \
+         store is, as it has commits of that store",
+        file.display(), path.display()
+    )]
+    Leftover {
+        /// The store.
+        path: PathBuf,
+        /// The file of the other store.
+        file: PathBuf,
+    },
+    /// A store in place of a backup.
+    #[error(
+        "{} exists: {} is a store that is in use or was not closed, and no backup; make one by \
+         `causeway-director backup`, or start a director on that store once",
+        file.display(), path.display()
+    )]
+    NotClosed {
+        /// The store.
+        path: PathBuf,
+        /// The file beside it.
+        file: PathBuf,
+    },
     /// The thread of the store has ended.
     #[error("the store has stopped: see the log for the reason")]
     Stopped,

@@ -33,7 +33,7 @@ pub use control::{Precondition, Revision, Transaction};
 pub use error::{CommitError, Error, ReadError};
 pub use lease::{Campaign, Fence};
 pub use memory::Memory;
-pub use sqlite::{Options, Sqlite, restore};
+pub use sqlite::{Backup, Options, Sqlite, give, restore};
 pub use watch::Watch;
 
 use tokio::sync::watch::Receiver;

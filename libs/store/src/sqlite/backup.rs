@@ -4,18 +4,19 @@ use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
 use rusqlite::{Connection, OpenFlags};
 
 use super::{
-    file_error, lock,
+    COMPANIONS, beside, file_error, folder, give, lock,
     schema::{self, Empty},
     sql_error,
+    writer::{entries, number},
 };
-use crate::Error;
+use crate::{Error, Revision, Snapshot};
 
 /// Revisions that a restored store leaves out, so that none means two commits: more than a store
 /// makes after its last backup.
@@ -37,24 +38,33 @@ pub(super) fn backup(path: &Path, to: &Path) -> Result<(), Error> {
             .prepare("VACUUM INTO ?")
             .map_err(sql_error("copy", path))?;
         statement.execute([text]).map_err(sql_error("copy", path))?;
-        verify(&part)?;
+        Backup::open(&part)?;
         publish(&part, to)
     };
-    copy().inspect_err(|_| drop(fs::remove_file(&part)))
+    copy().inspect_err(|_| remove(&part))
 }
 
-/// Makes a store of a backup, at a path where there is none. Its next revision is far behind the
-/// backup's last, so that a watch of the lost store does not take other commits for its own.
+/// Makes a store of a backup, at a path where there is none, nor a file that SQLite keeps beside a
+/// store. Its next revision is far behind the backup's last, so that a watch of the lost store does
+/// not take other commits for its own: its revision.
 ///
 /// # Errors
-/// [`Error::Exists`] if there is a store, [`Error::NoStore`] if the backup is not whole, and
-/// others.
-pub fn restore(backup: &Path, path: &Path) -> Result<(), Error> {
+/// [`Error::Exists`] if there is a store, [`Error::Leftover`] if there is a file of another one,
+/// [`Error::NoStore`] if the backup is not whole, and others.
+pub fn restore(backup: &Path, path: &Path) -> Result<Revision, Error> {
     let _lock = lock(path)?;
-    verify(backup)?;
+    let from = Backup::open(backup)?.revision()?;
+    refuse_existing(path)?;
+    for companion in COMPANIONS {
+        schema::refuse_leftover(path, companion)?;
+    }
     let part = new_file(path)?;
     let copy = || {
-        fs::copy(backup, &part).map_err(|source| file_error("copy", backup, source))?;
+        let failed = |source| file_error("copy", backup, source);
+        // Not the permissions of the backup: it may be read-only.
+        let mut to = OpenOptions::new().write(true).open(&part).map_err(failed)?;
+        let mut whole = File::open(backup).map_err(failed)?;
+        io::copy(&mut whole, &mut to).map_err(failed)?;
         // Migrates it, too.
         let connection = schema::open(&part)?;
         let failed = sql_error("restore", path);
@@ -79,32 +89,57 @@ pub fn restore(backup: &Path, path: &Path) -> Result<(), Error> {
         connection.close().map_err(|(_, error)| failed(error))?;
         publish(&part, path)
     };
-    copy().inspect_err(|_| drop(fs::remove_file(&part)))
+    copy().inspect_err(|_| remove(&part))?;
+    let restored = Backup::open(path)?.revision()?;
+    if restored == from.saturating_add_signed(RESTORED) {
+        return Ok(restored);
+    }
+    Err(Error::NoStore {
+        path: path.to_owned(),
+        reason: format!("it has revision {restored}, and its backup has {from}"),
+    })
+}
+
+fn refuse_existing(path: &Path) -> Result<(), Error> {
+    match path.exists() {
+        true => Err(Error::Exists {
+            path: path.to_owned(),
+        }),
+        false => Ok(()),
+    }
 }
 
 /// Creates an empty file beside `to`, for its owner alone. It gets the name `to` when it is whole.
 fn new_file(to: &Path) -> Result<PathBuf, Error> {
-    if to.exists() {
-        return Err(Error::Exists {
-            path: to.to_owned(),
-        });
-    }
-    let mut name = OsString::from(to);
-    name.push(".part");
-    let part = PathBuf::from(name);
-    match fs::remove_file(&part) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(file_error("replace", &part, error));
+    refuse_existing(to)?;
+    let part = beside(to, ".part");
+    // Those of a process that was killed: SQLite would take them for the new file's.
+    let old = COMPANIONS.map(|companion| beside(&part, companion));
+    for file in std::iter::once(&part).chain(&old) {
+        match fs::remove_file(file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(file_error("replace", file, error));
+            }
+            Ok(()) | Err(_) => {}
         }
-        Ok(()) | Err(_) => {}
     }
-    OpenOptions::new()
+    let failed = |source| file_error("create", &part, source);
+    let file = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(&part)
-        .map_err(|source| file_error("create", &part, source))?;
+        .map_err(failed)?;
+    give(&file, &part).map_err(failed)?;
     Ok(part)
+}
+
+/// Removes a file that did not become whole, and what SQLite made beside it.
+fn remove(part: &Path) {
+    for companion in COMPANIONS {
+        let _ = fs::remove_file(beside(part, companion));
+    }
+    let _ = fs::remove_file(part);
 }
 
 /// Writes a whole file to the disk and gives it its name, unless there is a file of that name.
@@ -113,26 +148,89 @@ fn publish(part: &Path, to: &Path) -> Result<(), Error> {
     sync(part).map_err(|source| file_error("write", part, source))?;
     fs::hard_link(part, to).map_err(|source| file_error("create", to, source))?;
     fs::remove_file(part).map_err(|source| file_error("remove", part, source))?;
-    let folder = match to.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        Some(_) | None => Path::new("."),
-    };
+    let folder = folder(to);
     sync(folder).map_err(|source| file_error("write", folder, source))
 }
 
-/// Checks that a file is a whole store.
-fn verify(path: &Path) -> Result<(), Error> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(sql_error("open", path))?;
-    schema::check(&connection, path, Empty::Refused)?;
-    let result: String = connection
-        .query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))
-        .map_err(sql_error("check", path))?;
-    if result == "ok" {
-        return Ok(());
+/// A backup, for reading. Its file is not changed, and no file is made beside it.
+#[derive(Debug)]
+pub struct Backup {
+    connection: Connection,
+    path: PathBuf,
+}
+
+impl Backup {
+    /// Opens a backup and checks that it is whole.
+    ///
+    /// # Errors
+    /// [`Error::NoStore`] if it is not, [`Error::NotClosed`] for a store that is in use or was not
+    /// closed, and others.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        for companion in COMPANIONS {
+            let file = beside(path, companion);
+            if file.exists() {
+                return Err(Error::NotClosed {
+                    path: path.to_owned(),
+                    file,
+                });
+            }
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX
+            | OpenFlags::SQLITE_OPEN_URI;
+        // A file that does not change needs neither a lock nor a shared memory beside it.
+        let mut uri = OsString::from("file:");
+        uri.push(encoded(path));
+        uri.push("?immutable=1");
+        let connection =
+            Connection::open_with_flags(uri, flags).map_err(sql_error("open", path))?;
+        schema::check(&connection, path, Empty::Refused)?;
+        let result: String = connection
+            .query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))
+            .map_err(sql_error("check", path))?;
+        if result != "ok" {
+            return Err(Error::NoStore {
+                path: path.to_owned(),
+                reason: result,
+            });
+        }
+        Ok(Self {
+            connection,
+            path: path.to_owned(),
+        })
     }
-    Err(Error::NoStore {
-        path: path.to_owned(),
-        reason: result,
-    })
+
+    /// The last commit.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn revision(&self) -> Result<Revision, Error> {
+        number(&self.connection, "revision").map_err(sql_error("read", &self.path))
+    }
+
+    /// All values whose keys begin with `prefix`.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn snapshot(&self, prefix: &str) -> Result<Snapshot, Error> {
+        let found = entries(&self.connection, prefix);
+        Ok(Snapshot {
+            entries: found.map_err(sql_error("read", &self.path))?,
+            revision: self.revision()?,
+        })
+    }
+}
+
+/// A path in a URI of SQLite.
+fn encoded(path: &Path) -> String {
+    let mut text = String::new();
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => {
+                text.push(char::from(*byte));
+            }
+            byte => text += &format!("%{byte:02X}"),
+        }
+    }
+    text
 }

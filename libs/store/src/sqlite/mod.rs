@@ -13,9 +13,9 @@ mod schema;
 mod writer;
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, fchown},
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -24,13 +24,17 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use backup::restore;
+pub use backup::{Backup, restore};
 
 use crate::{
     Campaign, Changes, Clock, CommitError, Error, Fence, ReadError, Revision, Snapshot, Store,
     System, Transaction,
 };
 use writer::{Request, Writer};
+
+/// Endings of the files that SQLite keeps beside a file, and takes for that file's by their names
+/// alone.
+const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 
 /// Requests that wait for the thread; callers beyond them wait in turn.
 const QUEUE: usize = 1024;
@@ -197,18 +201,46 @@ fn sql_error(operation: &'static str, path: &Path) -> impl Fn(rusqlite::Error) -
     }
 }
 
+/// The file of this name and ending.
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    PathBuf::from(name)
+}
+
+/// The folder of a file.
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        Some(_) | None => Path::new("."),
+    }
+}
+
+/// Gives a file that root has made to the owner of its folder: the director, which runs as that
+/// user, could not open it otherwise.
+///
+/// # Errors
+/// Those of the kernel.
+pub fn give(file: &File, path: &Path) -> io::Result<()> {
+    let folder = fs::metadata(folder(path))?;
+    if file.metadata()?.uid() == 0 && folder.uid() != 0 {
+        fchown(file, Some(folder.uid()), Some(folder.gid()))?;
+    }
+    Ok(())
+}
+
 /// Takes the lock of a store: a file beside it, so that SQLite's own locks stay undisturbed.
 fn lock(path: &Path) -> Result<File, Error> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let lock = PathBuf::from(name);
+    let lock = beside(path, ".lock");
+    let failed = |source| file_error("create", &lock, source);
     let file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
         .open(&lock)
-        .map_err(|source| file_error("create", &lock, source))?;
+        .map_err(failed)?;
+    give(&file, &lock).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(Error::InUse {

@@ -1,14 +1,25 @@
 //! The tables, and how a store of an earlier version gets them.
 
-use std::{fs::OpenOptions, os::unix::fs::OpenOptionsExt as _, path::Path};
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+};
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
-use super::{file_error, sql_error};
+use super::{beside, file_error, give, sql_error};
 use crate::Error;
 
 /// `application_id` of the file: "CWst".
 pub(super) const APPLICATION: i32 = 0x4357_7374;
+
+/// Bytes of a file's header up to the version of reading (SQLite, "Database File Format", 1.3.3),
+/// and its place and value for a file that has no write-ahead log.
+const HEADER: u64 = 20;
+const READ_VERSION: usize = 19;
+const NO_LOG: u8 = 1;
 
 /// Steps from nothing to the current schema. `user_version` is the number of steps that a file has
 /// taken. A released step is never changed.
@@ -31,14 +42,30 @@ const MIGRATIONS: [&str; 1] = ["
 
 /// Opens a store with the current schema, or creates it for its owner alone.
 pub(super) fn open(path: &Path) -> Result<Connection, Error> {
+    let mut header = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(HEADER).read_to_end(&mut header));
+    match read {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(file_error("read", path, error));
+        }
+        Ok(_) | Err(_) => {}
+    }
+    // A log beside a file that never had one is that of another file, such as the store that a copy
+    // of a backup replaces: SQLite would write it over this one, or remove it.
+    let version = header.get(READ_VERSION);
+    if version.is_none_or(|version| *version == NO_LOG) {
+        refuse_leftover(path, "-wal")?;
+    }
     let mut file = OpenOptions::new();
     file.read(true)
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600);
-    file.open(path)
-        .map_err(|source| file_error("create", path, source))?;
+    let failed = |source| file_error("create", path, source);
+    let file = file.open(path).map_err(failed)?;
+    give(&file, path).map_err(failed)?;
+    drop(file);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let failed = sql_error("open", path);
     let mut connection = Connection::open_with_flags(path, flags).map_err(&failed)?;
@@ -55,6 +82,19 @@ pub(super) fn open(path: &Path) -> Result<Connection, Error> {
         .map_err(&failed)?;
     migrate(&mut connection, path, &MIGRATIONS)?;
     Ok(connection)
+}
+
+/// Refuses a path that has another store's file beside it.
+pub(super) fn refuse_leftover(path: &Path, ending: &str) -> Result<(), Error> {
+    let file = beside(path, ending);
+    match file.symlink_metadata() {
+        Ok(_) => Err(Error::Leftover {
+            path: path.to_owned(),
+            file,
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(file_error("read", &file, source)),
+    }
 }
 
 /// Whether an empty file is a store, to be.

@@ -79,13 +79,7 @@ impl Writer {
         options: Options,
         sender: watch::Sender<Revision>,
     ) -> Result<Self, Error> {
-        let number = |name: &str| {
-            let statement = "SELECT value FROM numbers WHERE name = ?";
-            let value = connection.query_row(statement, [name], |row| row.get::<_, i64>(0));
-            value
-                .map(i64::cast_unsigned)
-                .map_err(sql_error("read", &path))
-        };
+        let number = |name| number(&connection, name).map_err(sql_error("read", &path));
         let (revision, compacted) = (number("revision")?, number("compacted")?);
         let mut writer = Self {
             connection,
@@ -253,25 +247,9 @@ impl Writer {
     }
 
     fn snapshot(&self, prefix: &str) -> Result<Snapshot, Error> {
-        let read = || {
-            let mut statement = self.connection.prepare_cached(
-                "SELECT key, value, revision FROM entries
-                 WHERE key >= :prefix AND key < :end ORDER BY key",
-            )?;
-            let entries = statement.query_map(
-                named_params! { ":prefix": prefix, ":end": end(prefix) },
-                |row| {
-                    Ok(Entry {
-                        key: row.get(0)?,
-                        value: row.get(1)?,
-                        revision: row.get::<_, i64>(2)?.cast_unsigned(),
-                    })
-                },
-            )?;
-            entries.collect::<rusqlite::Result<Vec<_>>>()
-        };
+        let found = entries(&self.connection, prefix);
         Ok(Snapshot {
-            entries: read().map_err(sql_error("read", &self.path))?,
+            entries: found.map_err(sql_error("read", &self.path))?,
             revision: self.revision,
         })
     }
@@ -312,6 +290,32 @@ impl Writer {
         };
         Ok(read().map_err(sql_error("read", &self.path))?)
     }
+}
+
+/// All values whose keys begin with `prefix`, sorted by key.
+pub(super) fn entries(connection: &Connection, prefix: &str) -> rusqlite::Result<Vec<Entry>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT key, value, revision FROM entries
+         WHERE key >= :prefix AND key < :end ORDER BY key",
+    )?;
+    let entries = statement.query_map(
+        named_params! { ":prefix": prefix, ":end": end(prefix) },
+        |row| {
+            Ok(Entry {
+                key: row.get(0)?,
+                value: row.get(1)?,
+                revision: row.get::<_, i64>(2)?.cast_unsigned(),
+            })
+        },
+    )?;
+    entries.collect()
+}
+
+/// A revision of the store that has a name.
+pub(super) fn number(connection: &Connection, name: &str) -> rusqlite::Result<Revision> {
+    let statement = "SELECT value FROM numbers WHERE name = ?";
+    let value = connection.query_row(statement, [name], |row| row.get::<_, i64>(0));
+    value.map(i64::cast_unsigned)
 }
 
 /// The smallest value that is greater than every key with the prefix. SQLite compares texts by

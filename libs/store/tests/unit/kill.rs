@@ -19,14 +19,14 @@ const KILLS: usize = 10;
 const KILLS_LONG: usize = 200;
 
 /// Milliseconds from 5 to 260.
-fn random_pause() -> Duration {
+pub fn random_pause() -> Duration {
     let mut random = [0];
     getrandom::fill(&mut random).expect("random bytes");
     Duration::from_millis(5 + u64::from(random[0]))
 }
 
 /// Runs the writer, kills it, and returns the commits that it acknowledged, by writer and number.
-fn write_until_killed(path: &Path, pause: Duration) -> BTreeMap<(u64, u64), u64> {
+pub fn write_until_killed(path: &Path, pause: Duration) -> BTreeMap<(u64, u64), u64> {
     let mut child = Command::new(env!("CARGO_BIN_EXE_causeway-store-load"))
         .arg(path)
         .stdout(Stdio::piped())

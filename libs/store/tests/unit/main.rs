@@ -1,5 +1,6 @@
 //! Stores by the contract of the trait, and what SQLite adds to it.
 
+mod backup;
 mod conformance;
 mod kill;
 mod sqlite;
