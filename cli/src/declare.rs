@@ -29,10 +29,11 @@ pub struct Source {
     /// File of objects, in JSON or (*.toml) TOML; `-` reads JSON from standard input.
     #[arg(long = "file", short, required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Delete objects of the files' owner that are not in the files.
+    /// Delete objects of the files' owner that are not in the files. Networks and appliances, which
+    /// their subscription removes, lose their settings.
     #[arg(long)]
     prune: bool,
-    /// Take objects from other owners.
+    /// Take objects from other owners; a file without an owner changes them.
     #[arg(long)]
     take_over: bool,
 }
@@ -47,7 +48,7 @@ pub struct Diff {
 pub struct Apply {
     #[command(flatten)]
     source: Source,
-    /// Make only the changes that `diff` has shown with this digest.
+    /// Begin only if the changes are those that `diff` has shown with this digest.
     #[arg(long, value_name = "DIGEST")]
     expect: Option<String>,
     /// Do what would be refused for the sake of others.
@@ -173,7 +174,8 @@ impl Action {
             }
         };
         let owner = &self.before["metadata"]["owner"];
-        if self.step == Step::Replace && self.owner.as_deref() != owner.as_str() {
+        let is_taken = self.owner.is_some() && self.owner.as_deref() != owner.as_str();
+        if self.step == Step::Replace && is_taken {
             fields.push(json!({ "field": "owner", "before": owner, "after": self.owner }));
         }
         let tenant = Some(&self.key.1).filter(|tenant| !tenant.is_empty());
@@ -264,48 +266,60 @@ fn plan(client: &Client, source: &Source) -> Result<Vec<Action>, Failure> {
         collections.extend(all_collections(client, None)?);
     }
     let (mut actions, mut deletions) = (Vec::new(), Vec::new());
+    let mut subscriptions = Vec::new();
     for (place, tenant) in collections {
-        for object in collection(client, &KINDS[place], &tenant)? {
+        let info = &KINDS[place];
+        for object in collection(client, info, &tenant)? {
             let key = (place, tenant.clone(), name_of(&object).to_owned());
-            let owner = object["metadata"]["owner"].as_str().map(ToOwned::to_owned);
+            let owner = owner_of(&object).map(ToOwned::to_owned);
+            if info.kind == "subscription" {
+                let host = object["status"]["host"].as_str().unwrap_or_default();
+                let is_kept = wanted.contains_key(&key)
+                    || owner.as_ref().is_none_or(|owner| !owners.contains(owner));
+                subscriptions.push((key.clone(), host.to_owned(), is_kept));
+            }
             let Some(wanted) = wanted.remove(&key) else {
                 let is_ours = owner.as_ref().is_some_and(|owner| owners.contains(owner));
                 if source.prune && is_ours {
-                    deletions.push(Action {
-                        step: Step::Delete,
-                        key,
-                        before: object,
-                        after: Value::Null,
-                        owner: None,
-                    });
+                    deletions.extend(undeclared(info, key, object, owner));
                 }
                 continue;
             };
-            let is_same_owner = wanted.owner.is_none() || wanted.owner == owner;
-            if object["spec"] == wanted.spec && is_same_owner {
+            let is_declared = is_as_declared(info, &object, &wanted.spec);
+            if is_declared && (wanted.owner.is_none() || wanted.owner == owner) {
                 continue;
             }
+            // Of an object that has its values, only the owner is changed.
+            let after = match is_declared {
+                true => object["spec"].clone(),
+                false => wanted.spec,
+            };
             let action = Action {
                 step: Step::Replace,
                 key,
                 before: object,
-                after: wanted.spec,
-                owner: wanted.owner.or_else(|| owner.clone()),
+                after,
+                owner: wanted.owner,
             };
-            if let Some(owner) = owner
-                && !is_same_owner
-                && !source.take_over
-            {
-                let text = format!(
-                    "{} is declared by {owner:?}: change it there, or take it over with \
-                     --take-over",
-                    action.shown()
-                );
-                return Err(Failure::new(Exit::Refused, text));
-            }
+            refuse_other_owner(&action, source)?;
             actions.push(action);
         }
     }
+    // Networks and appliances are removed with their subscription.
+    deletions.retain(|action| {
+        let mut of_tenant = subscriptions
+            .iter()
+            .filter(|((_, tenant, _), ..)| *tenant == action.key.1);
+        action.step == Step::Delete
+            || match action.info().kind {
+                "network" => {
+                    let subscription = action.before["status"]["subscription"].as_str();
+                    of_tenant
+                        .any(|((.., name), _, is_kept)| *is_kept && Some(&**name) == subscription)
+                }
+                _ => of_tenant.any(|(_, host, is_kept)| *is_kept && *host == action.key.2),
+            }
+    });
     actions.extend(wanted.into_iter().map(|(key, wanted)| Action {
         step: Step::Create,
         key,
@@ -318,6 +332,68 @@ fn plan(client: &Client, source: &Source) -> Result<Vec<Action>, Failure> {
     deletions.sort_by(|a, b| b.key.cmp(&a.key));
     actions.append(&mut deletions);
     Ok(actions)
+}
+
+fn owner_of(object: &Value) -> Option<&str> {
+    object["metadata"]["owner"].as_str()
+}
+
+/// Refuses to change an object of another owner. A file that names no owner has none, so that all
+/// owners are others.
+fn refuse_other_owner(action: &Action, source: &Source) -> Result<(), Failure> {
+    let Some(owner) = owner_of(&action.before) else {
+        return Ok(());
+    };
+    let remedy = match &action.owner {
+        _ if source.take_over => return Ok(()),
+        Some(ours) if ours == owner => return Ok(()),
+        Some(_) => "take it over with --take-over",
+        None => "write that owner into the file, or change it all the same with --take-over",
+    };
+    let text = format!(
+        "{} is declared by {owner:?}: change it there, or {remedy}",
+        action.shown()
+    );
+    Err(Failure::new(Exit::Refused, text))
+}
+
+/// The spec of an object that a subscription makes, as it makes it; `None` for other kinds.
+fn made(info: &KindInfo) -> Option<Value> {
+    let spec = match info.kind {
+        "network" => json!({}),
+        "appliance" => json!({ "uplink": { "method": "dhcp" } }),
+        _ => return None,
+    };
+    info.normalize(spec).ok()
+}
+
+/// The change that makes an object as if it was not declared: its deletion, or for what a
+/// subscription makes, the removal of its settings.
+fn undeclared(info: &KindInfo, key: Key, object: Value, owner: Option<String>) -> Option<Action> {
+    let (step, after) = match made(info) {
+        Some(made) if object["spec"] == made => return None,
+        Some(made) => (Step::Replace, made),
+        None => (Step::Delete, Value::Null),
+    };
+    Some(Action {
+        step,
+        key,
+        before: object,
+        after,
+        owner,
+    })
+}
+
+/// Whether an object has the declared spec. An address that is not declared is any of its pool.
+fn is_as_declared(info: &KindInfo, object: &Value, spec: &Value) -> bool {
+    match info.kind {
+        "address" => {
+            let address = &spec["address"];
+            object["spec"]["pool"] == spec["pool"]
+                && (address.is_null() || *address == object["status"]["address"])
+        }
+        _ => object["spec"] == *spec,
+    }
 }
 
 /// The collections that the user may list, of one tenant or of all.
@@ -380,12 +456,12 @@ pub fn apply(session: &Session, given: &Apply) -> Result<(), Failure> {
         }
     }
     let count = plan.len();
-    let mut is_new = false;
     for (done, mut action) in plan.into_iter().enumerate() {
         let result = match action.step {
-            // A subscription that was just created has made networks and an appliance.
-            Step::Create if is_new => {
-                adopt(client, &mut action).and_then(|is_to_do| match is_to_do {
+            // A subscription or a larger hardware plan has made it by now.
+            Step::Create if made(action.info()).is_some() => {
+                let is_to_do = adopt(client, given, &mut action);
+                is_to_do.and_then(|is_to_do| match is_to_do {
                     true => execute(client, given, &action),
                     false => Ok(Vec::new()),
                 })
@@ -400,7 +476,6 @@ pub fn apply(session: &Session, given: &Apply) -> Result<(), Failure> {
             );
             failure
         })?;
-        is_new |= action.step == Step::Create;
         let verb = match action.step {
             Step::Create => "created",
             Step::Replace => "changed",
@@ -422,12 +497,16 @@ pub fn apply(session: &Session, given: &Apply) -> Result<(), Failure> {
 
 /// Looks whether an object that was to be created is there by now, as part of another one. False if
 /// it is as declared.
-fn adopt(client: &Client, action: &mut Action) -> Result<bool, Failure> {
+fn adopt(client: &Client, given: &Apply, action: &mut Action) -> Result<bool, Failure> {
     match client.get(&action.path(), Vec::new()) {
         Ok(object) => {
-            let is_done = object["spec"] == action.after && action.owner.is_none();
+            let is_done = object["spec"] == action.after
+                && (action.owner.is_none() || action.owner.as_deref() == owner_of(&object));
             action.step = Step::Replace;
             action.before = object;
+            if !is_done {
+                refuse_other_owner(action, &given.source)?;
+            }
             Ok(!is_done)
         }
         Err(failure) if failure.exit == Exit::Absent => Ok(true),
@@ -495,14 +574,17 @@ pub fn export(session: &Session, given: &Export) -> Result<(), Failure> {
             continue;
         }
         for object in collection(client, info, &tenant)? {
-            let (name, spec) = (name_of(&object).to_owned(), object["spec"].clone());
-            let owner = object["metadata"]["owner"].as_str();
+            let (name, mut spec) = (name_of(&object).to_owned(), object["spec"].clone());
+            let owner = owner_of(&object);
+            // Another director would pick another one.
+            if info.kind == "address" {
+                spec["address"] = object["status"]["address"].clone();
+            }
             let is_other = given.owner.is_some() && given.owner.as_deref() != owner;
             let is_other = is_other
                 || (info.kind == "tenant" && given.tenant.as_ref().is_some_and(|t| *t != name));
-            // A network without settings comes with its subscription.
-            let default = || info.normalize(json!({})).ok();
-            let is_default = info.kind == "network" && default().as_ref() == Some(&spec);
+            // It comes with its subscription.
+            let is_default = made(info).as_ref() == Some(&spec);
             if is_other || is_default {
                 continue;
             }

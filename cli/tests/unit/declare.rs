@@ -147,6 +147,146 @@ fn objects_of_other_owners_are_left_alone() {
 }
 
 #[test]
+fn a_file_without_an_owner_leaves_declared_objects_alone() {
+    let site = Site::start();
+    let file = site.write("base.toml", BASE).display().to_string();
+    site.run(&format!("apply -f {file}")).exits(0);
+    let host = r#"[[object]]
+        kind = "host"
+        name = "h1"
+        spec = { platform = "kvm", switches = [{ name = "br0" }], description = "hijacked" }"#;
+    let other = site.write("other.toml", host).display().to_string();
+    for command in ["diff", "apply"] {
+        site.run(&format!("{command} -f {other}"))
+            .exits(4)
+            .says("host h1 is declared by \"site-a\": change it there, or write that owner");
+    }
+    let host = site.run("host get h1 --json").json();
+    assert_eq!(host["spec"].get("description"), None, "{host}");
+    // On request it is changed, with the director's warning, and stays the owner's.
+    site.run(&format!("apply -f {other} --take-over"))
+        .exits(0)
+        .says("warning: host \"h1\" is declared by \"site-a\"");
+    let host = site.run("host get h1 --json").json();
+    assert_eq!(host["spec"]["description"], "hijacked");
+    assert_eq!(host["metadata"]["owner"], "site-a");
+    // An object that is as declared needs no owner.
+    site.run(&format!("apply -f {other}"))
+        .exits(0)
+        .prints("0 changes");
+}
+
+/// The objects of the base file but for those of these kinds.
+fn without(kinds: &[&str]) -> String {
+    let parts = BASE.split("[[object]]");
+    let parts = parts.filter(|part| {
+        !kinds
+            .iter()
+            .any(|kind| part.contains(&format!("\"{kind}\"")))
+    });
+    parts.collect::<Vec<_>>().join("[[object]]")
+}
+
+#[test]
+fn a_subscription_is_pruned_with_its_networks() {
+    let site = Site::start();
+    let file = site.write("base.toml", BASE).display().to_string();
+    site.run(&format!("apply -f {file}")).exits(0);
+    // Networks that are not declared any more lose their settings.
+    site.write("base.toml", &without(&["plan", "network"]));
+    site.run(&format!("apply -f {file} --prune"))
+        .exits(0)
+        .prints(
+            "deleted plan acme/all
+         changed network acme/web-1
+         2 changes",
+        );
+    let network = site.run("network get web-1 -t acme --json").json();
+    assert_eq!(
+        network["spec"]["prefixes"].as_array().map(Vec::len),
+        Some(0),
+        "{network}"
+    );
+    site.run(&format!("apply -f {file} --prune"))
+        .exits(0)
+        .prints("0 changes");
+    site.write("base.toml", BASE);
+    site.run(&format!("apply -f {file}")).exits(0);
+    site.write(
+        "base.toml",
+        &without(&["plan", "network", "subscription", "tenant"]),
+    );
+    site.run(&format!("apply -f {file} --prune"))
+        .exits(0)
+        .prints(
+            "deleted plan acme/all
+         deleted subscription acme/web
+         deleted tenant acme
+         3 changes",
+        );
+}
+
+#[test]
+fn a_plan_grows_and_its_new_network_is_set_at_once() {
+    let site = Site::start();
+    let file = site.write("base.toml", BASE).display().to_string();
+    site.run(&format!("apply -f {file}")).exits(0);
+    let grown = BASE.replace("networks_with_internet = 2", "networks_with_internet = 3")
+        + "[[object]]\nkind = \"network\"\ntenant = \"acme\"\nname = \"web-3\"\n\
+           spec = { prefixes = [\"10.3.0.0/24\"] }\n";
+    site.write("base.toml", &grown);
+    site.run(&format!("apply -f {file}")).exits(0).prints(
+        "changed hardware-plan small
+         changed network acme/web-3
+         2 changes",
+    );
+    site.run(&format!("diff -f {file}")).exits(0);
+}
+
+#[test]
+fn an_export_has_the_addresses_that_were_picked() {
+    let site = Site::with_tenants();
+    site.run(r#"address-pool create public -s ranges=["192.0.2.10-192.0.2.19"]"#)
+        .exits(0);
+    // Another order than that of names.
+    for name in ["second", "first"] {
+        site.run(&format!("address create {name} -t acme -s pool=public"))
+            .exits(0);
+    }
+    let addresses = |site: &Site| site.run("address list -t acme").exits(0).out;
+    let export = site.run("export").exits(0).out;
+    let file = site.write("export.toml", &export).display().to_string();
+    site.run(&format!("diff -f {file}"))
+        .exits(0)
+        .prints("no differences");
+    let other = Site::start();
+    other.run(&format!("apply -f {file}")).exits(0);
+    let all = addresses(&other);
+    let row = |name: &str, address: &str| {
+        let has = |line: &&str| line.starts_with(name) && line.contains(address);
+        assert!(
+            all.lines().any(|line| has(&line)),
+            "{name} {address}: {all}"
+        );
+    };
+    row("second", "192.0.2.10");
+    row("first", "192.0.2.11");
+    // A file that leaves the choice to the director does not change it.
+    let free: Vec<_> = export
+        .lines()
+        .filter(|line| !line.starts_with("address = "))
+        .collect();
+    let free = other
+        .write("free.toml", &free.join("\n"))
+        .display()
+        .to_string();
+    other
+        .run(&format!("diff -f {free}"))
+        .exits(0)
+        .prints("no differences");
+}
+
+#[test]
 fn a_wrong_file_changes_nothing() {
     let site = Site::start();
     let revision = || site.run("export --format json").out;
