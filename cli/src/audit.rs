@@ -46,6 +46,7 @@ pub fn run(session: &Session, verb: &Verb) -> Result<Option<Exit>, Failure> {
         Verb::Key => {
             let answer = session.client()?.get("/v1/audit/checkpoints", Vec::new())?;
             match answer["key"].as_str() {
+                Some(key) if session.json => outln!("{}", json!({ "key": key })),
                 Some(key) => outln!("{key}"),
                 None => return Err(Failure::new(Exit::Absent, "the director signs nothing yet")),
             };

@@ -208,11 +208,12 @@ impl Client {
         })
     }
 
-    /// Sends a request and hands over each line of the answer, until `each` returns false or the
-    /// answer ends.
+    /// Sends a request and hands over each line of the answer, until `each` returns false, the
+    /// answer ends, or nothing comes for the time `quiet`. An error means that no answer began.
     pub fn stream(
         &self,
         call: &Call<'_>,
+        quiet: Duration,
         mut each: impl FnMut(&str) -> bool,
     ) -> Result<(), Failure> {
         self.runtime.block_on(async {
@@ -228,7 +229,7 @@ impl Client {
                 return Err(Failure::answered(status.as_u16(), &text));
             }
             let mut rest = Vec::new();
-            while let Some(Ok(frame)) = body.frame().await {
+            while let Ok(Some(Ok(frame))) = timeout(quiet, body.frame()).await {
                 let Ok(data) = frame.into_data() else {
                     continue;
                 };
@@ -246,7 +247,9 @@ impl Client {
 
     /// Waits, for example before it connects again.
     pub fn pause(&self, time: Duration) {
-        self.runtime.block_on(tokio::time::sleep(time));
+        // The timer is made within the runtime.
+        self.runtime
+            .block_on(async { tokio::time::sleep(time).await });
     }
 
     async fn request(&self, call: &Call<'_>) -> Result<Response<Incoming>, Failure> {
@@ -410,6 +413,42 @@ mod tests {
         }
         let error = Address::parse("http://192.0.2.1").unwrap_err().text;
         assert!(error.contains("in the clear"), "{error}");
+    }
+
+    #[test]
+    fn an_answer_that_stops_without_an_end_is_left() {
+        use std::io::{Read as _, Write as _};
+
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let context = Context {
+            server: format!("http://{}", listener.local_addr().unwrap()),
+            ..Context::default()
+        };
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 1024];
+            assert!(stream.read(&mut request).unwrap() > 0);
+            let answer = "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nid: 1\n";
+            stream.write_all(answer.as_bytes()).unwrap();
+            // As if the machine was gone: open until the client closes.
+            assert_eq!(stream.read(&mut request).unwrap(), 0);
+        });
+        let client = Client::new(&context).unwrap();
+        let mut lines = Vec::new();
+        let call = Call {
+            path: "/",
+            ..Call::default()
+        };
+        client
+            .stream(&call, Duration::from_millis(100), |line| {
+                lines.push(line.to_owned());
+                true
+            })
+            .unwrap();
+        assert_eq!(lines, ["id: 1"]);
+        client.pause(Duration::from_millis(1));
+        drop(client);
+        server.join().unwrap();
     }
 
     #[test]

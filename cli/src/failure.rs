@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Exit codes. They are documented in `docs/cli.md`: programs depend on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +51,12 @@ impl Failure {
 
     pub fn local(text: impl Into<String>) -> Self {
         Self::new(Exit::Local, text)
+    }
+
+    /// For programs: the director's problem, or else one of the same form, with the exit code.
+    pub fn json(&self) -> Value {
+        let own = || json!({ "type": "about:blank", "detail": self.text, "exit": self.exit as u8 });
+        self.problem.clone().unwrap_or_else(own)
     }
 
     /// The failure of a request that the director has answered with this status and body.

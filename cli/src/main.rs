@@ -156,6 +156,18 @@ impl Session {
         Ok(self.client.get_or_init(|| client))
     }
 
+    /// Refuses to change a context that is of another director than the command line names.
+    fn refuse_other_server(&self, name: &str) -> Result<(), Failure> {
+        let kept = self.contexts.contexts.get(name);
+        match kept.filter(|kept| kept.server != self.context.server) {
+            None => Ok(()),
+            Some(kept) => Err(Failure::usage(format!(
+                "context {name:?} is of {}: write --context with another name, which is made then",
+                kept.server
+            ))),
+        }
+    }
+
     /// The tenant of the context.
     fn tenant(&self) -> Option<String> {
         self.context.tenant.clone()
@@ -179,14 +191,20 @@ fn command() -> Command {
 }
 
 fn main() -> ExitCode {
-    let matches = command().get_matches();
-    let json = matches.get_flag("json");
-    let exit = match run(&matches) {
+    let (json, result) = match command().try_get_matches() {
+        Ok(matches) => (matches.get_flag("json"), run(&matches)),
+        // It exits with 0 for the help, and with 2 otherwise.
+        Err(error) if !error.use_stderr() || !std::env::args_os().any(|word| word == "--json") => {
+            error.exit()
+        }
+        Err(error) => (true, Err(Failure::usage(error.to_string()))),
+    };
+    let exit = match result {
         Ok(exit) => exit.map_or(0, |exit| exit as u8),
         Err(failure) => {
-            match failure.problem.as_ref().filter(|_| json) {
-                Some(problem) => errln!("{problem}"),
-                None => errln!("causeway: {failure}"),
+            match json {
+                true => errln!("{}", failure.json()),
+                false => errln!("causeway: {failure}"),
             }
             failure.exit as u8
         }

@@ -2,7 +2,7 @@
 
 use std::{io::Read as _, path::Path};
 
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Command, parser::ValueSource, value_parser};
 use control::{KINDS, KindInfo, Scope};
 use hyper::Method;
 use serde_json::{Value, json};
@@ -32,7 +32,6 @@ fn noun(info: &'static KindInfo) -> Command {
             Arg::new("all-tenants")
                 .long("all-tenants")
                 .action(ArgAction::SetTrue)
-                .conflicts_with("tenant")
                 .help("List those of all tenants"),
         ),
     };
@@ -205,6 +204,12 @@ pub fn run(session: &Session, info: &KindInfo, matches: &ArgMatches) -> Result<(
 
 fn list(session: &Session, info: &KindInfo, given: &ArgMatches) -> Result<(), Failure> {
     let is_all = info.scope == Scope::Tenant && given.get_flag("all-tenants");
+    // That of the environment is a default, and does not contradict.
+    if is_all && given.value_source("tenant") == Some(ValueSource::CommandLine) {
+        return Err(Failure::usage(
+            "--tenant and --all-tenants contradict each other: write one of the two",
+        ));
+    }
     let client = session.client()?;
     let mut items = Vec::new();
     if is_all {

@@ -5,7 +5,7 @@ use std::io::{BufRead as _, IsTerminal as _};
 use clap::{Args, Subcommand};
 use hyper::Method;
 use serde_json::{Value, json};
-use service::outln;
+use service::{errln, outln};
 
 use crate::{
     Session,
@@ -127,6 +127,7 @@ fn delete(client: &Client, path: &str) -> Result<(), Failure> {
 
 pub fn log_in(session: &mut Session, login: &Login) -> Result<(), Failure> {
     let name = session.name.clone().unwrap_or_else(|| "default".to_owned());
+    session.refuse_other_server(&name)?;
     // The session is not bound to the token of before.
     session.context.token = None;
     let client = session.client()?;
@@ -147,11 +148,18 @@ pub fn log_in(session: &mut Session, login: &Login) -> Result<(), Failure> {
     contexts.current.get_or_insert_with(|| name.clone());
     contexts.contexts.insert(name.clone(), context);
     contexts.save(&session.path)?;
-    outln!(
-        "context {name}: logged in as {} until {}",
-        login.user,
-        cell(&answer["token"]["expires"])
-    );
+    let expires = &answer["token"]["expires"];
+    match session.json {
+        true => outln!(
+            "{}",
+            json!({ "context": name, "user": login.user, "expires": expires })
+        ),
+        false => outln!(
+            "context {name}: logged in as {} until {}",
+            login.user,
+            cell(expires)
+        ),
+    };
     Ok(())
 }
 
@@ -161,21 +169,36 @@ fn needs_code(failure: &Failure) -> bool {
     problem.is_some_and(|problem| problem["type"] == "urn:causeway:problem:code")
 }
 
+/// Ends the token of the context, and forgets it.
 pub fn log_out(session: &mut Session) -> Result<(), Failure> {
     let name = session.name.clone().unwrap_or_default();
-    let own = session.client()?.get("/v1/self", Vec::new())?;
-    let id = own["token"].as_str().unwrap_or_default();
-    match delete(session.client()?, &format!("/v1/tokens/{}", encoded(id))) {
-        Ok(()) => {}
+    let kept = session.contexts.contexts.get(&name);
+    let kept = kept.and_then(|context| context.token.clone());
+    let Some(token) = kept else {
+        return Err(Failure::usage(
+            "the context has no token: end another one by `causeway token delete ID`",
+        ));
+    };
+    session.refuse_other_server(&name)?;
+    // Not that of the environment.
+    session.context.token = Some(token);
+    match end_token(session.client()?) {
         // It has ended already.
-        Err(failure) if failure.exit == Exit::Absent => {}
-        Err(failure) => return Err(failure),
+        Err(failure) if failure.exit == Exit::Absent || failure.exit == Exit::Forbidden => {
+            errln!("causeway: warning: the token had ended already");
+        }
+        ended => ended?,
     }
     if let Some(context) = session.contexts.contexts.get_mut(&name) {
         context.token = None;
-        session.contexts.save(&session.path)?;
     }
-    Ok(())
+    session.contexts.save(&session.path)
+}
+
+fn end_token(client: &Client) -> Result<(), Failure> {
+    let own = client.get("/v1/self", Vec::new())?;
+    let id = own["token"].as_str().unwrap_or_default();
+    delete(client, &format!("/v1/tokens/{}", encoded(id)))
 }
 
 pub fn print_self(session: &Session, user: &Value) {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Subcommand;
+use serde_json::{Value, json};
 use service::outln;
 
 use crate::{Session, client::Client, failure::Failure, output::Table};
@@ -36,6 +37,15 @@ pub enum Verb {
 pub fn run(session: &mut Session, verb: &Verb) -> Result<(), Failure> {
     let contexts = &mut session.contexts;
     match verb {
+        Verb::List if session.json => {
+            let items = contexts.contexts.iter().map(|(name, context)| {
+                json!({ "name": name, "current": contexts.current.as_ref() == Some(name),
+                    "server": context.server, "ca": context.ca, "tenant": context.tenant,
+                    "has_token": context.token.is_some() })
+            });
+            outln!("{}", Value::Array(items.collect()));
+            return Ok(());
+        }
         Verb::List => {
             let mut table = Table::new(&["current", "name", "server", "tenant", "token"]);
             for (name, context) in &contexts.contexts {
@@ -101,8 +111,14 @@ pub fn run(session: &mut Session, verb: &Verb) -> Result<(), Failure> {
         }
     }
     contexts.save(&session.path)?;
-    if let Some(current) = &contexts.current {
-        outln!("current context: {current}");
+    match &contexts.current {
+        current if session.json => {
+            outln!("{}", json!({ "current": current }));
+        }
+        Some(current) => {
+            outln!("current context: {current}");
+        }
+        None => {}
     }
     Ok(())
 }

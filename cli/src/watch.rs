@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use control::{Scope, kind};
 use serde_json::Value;
 use service::outln;
 
@@ -15,13 +16,16 @@ use crate::{
 
 /// Time before a connection that broke is made again.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Time without a line after which a connection counts as broken: the director sends one every 15
+/// seconds.
+const QUIET: Duration = Duration::from_secs(50);
 
 #[derive(Args)]
 pub struct Watch {
     /// The kind, such as network.
     kind: String,
-    /// Only those of this tenant.
-    #[arg(long, short, env = "CAUSEWAY_TENANT")]
+    /// Only those of this tenant; that of CAUSEWAY_TENANT unless given.
+    #[arg(long, short)]
     tenant: Option<String>,
     /// Changes after this revision; those to come unless given.
     #[arg(long, value_name = "REVISION")]
@@ -36,7 +40,7 @@ pub struct Watch {
 pub fn run(session: &Session, given: &Watch) -> Result<(), Failure> {
     let client = session.client()?;
     let mut query = vec![("kind", given.kind.clone())];
-    query.extend(given.tenant.clone().map(|tenant| ("tenant", tenant)));
+    query.extend(tenant(given).map(|tenant| ("tenant", tenant)));
     query.extend(given.from.map(|from| ("from", from.to_string())));
     let (mut last, mut left, mut is_open) = (None::<String>, given.count, true);
     let mut was_connected = false;
@@ -48,8 +52,7 @@ pub fn run(session: &Session, given: &Watch) -> Result<(), Failure> {
         };
         call.headers
             .extend(last.clone().map(|last| ("last-event-id", last)));
-        let result = client.stream(&call, |line| {
-            was_connected = true;
+        let result = client.stream(&call, QUIET, |line| {
             if let Some(id) = line.strip_prefix("id: ") {
                 last = Some(id.to_owned());
             }
@@ -60,7 +63,7 @@ pub fn run(session: &Session, given: &Watch) -> Result<(), Failure> {
             is_open && left != Some(0)
         });
         match result {
-            Ok(()) => {}
+            Ok(()) => was_connected = true,
             Err(failure) if was_connected && failure.exit == Exit::Unavailable => {}
             Err(failure) => return Err(failure),
         }
@@ -69,6 +72,16 @@ pub fn run(session: &Session, given: &Watch) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// The tenant of the command line, or for kinds that belong to tenants, that of the environment.
+fn tenant(given: &Watch) -> Option<String> {
+    let is_of_tenant = kind(&given.kind).is_some_and(|info| info.scope == Scope::Tenant);
+    let of_environment = || {
+        let tenant = std::env::var("CAUSEWAY_TENANT").ok();
+        tenant.filter(|tenant| is_of_tenant && !tenant.is_empty())
+    };
+    given.tenant.clone().or_else(of_environment)
 }
 
 /// Prints one change; false if the reader has closed the pipe.

@@ -1,6 +1,10 @@
 //! Objects, users, tokens, contexts, watch and audit.
 
-use std::process::Stdio;
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
+    process::Stdio,
+};
 
 use super::{Site, certificate};
 
@@ -169,6 +173,210 @@ fn a_new_certificate_is_used_after_a_reload() {
     std::fs::set_permissions(&again.key, open).expect("open");
     let error = site.tls.reload().expect_err("an open key").to_string();
     assert!(error.contains("chmod o-rwx"), "{error}");
+}
+
+#[test]
+fn a_log_in_elsewhere_leaves_the_context() {
+    let site = Site::start();
+    let password = "correct horse battery\n";
+    site.typed("user create bob --role provider-operator", password)
+        .exits(0);
+    let ca = site.path("ca.pem");
+    let elsewhere = format!("--server {} --ca {}", site.server, ca.display());
+    site.typed(
+        "context set lab --server https://lab.example --token-stdin",
+        "cwy_lab\n",
+    )
+    .exits(0);
+    let file = || std::fs::read_to_string(site.path("causeway/contexts.toml")).expect("contexts");
+    let before = file();
+    site.typed(&format!("{elsewhere} login --user bob"), password)
+        .exits(2)
+        .says("context \"lab\" is of https://lab.example: write --context");
+    site.run(&format!("{elsewhere} logout"))
+        .exits(2)
+        .says("context \"lab\" is of");
+    assert_eq!(file(), before);
+    let words = format!("{elsewhere} --context other login --user bob --json");
+    let made = site.typed(&words, password).exits(0).json();
+    assert_eq!(made["context"], "other");
+    assert!(file().contains("cwy_lab"), "{}", file());
+    let list = site.run("context list --json").exits(0).json();
+    assert_eq!(list[0]["name"], "lab");
+    assert_eq!(list[1]["has_token"], true);
+}
+
+#[test]
+fn a_log_out_ends_the_token_of_the_context() {
+    let site = Site::start();
+    let password = "correct horse battery\n";
+    site.typed("user create bob --role provider-operator", password)
+        .exits(0);
+    site.typed("login --user bob", password).exits(0);
+    let with_token = |words: &str, token: &str| {
+        let mut command = site.command();
+        command.args(words.split(' ')).env("CAUSEWAY_TOKEN", token);
+        command.output().expect("its output")
+    };
+    // Not that of the environment.
+    assert!(with_token("logout", &site.admin).status.success());
+    assert!(with_token("whoami", &site.admin).status.success());
+    let tokens = with_token("token list --json", &site.admin);
+    assert!(tokens.status.success(), "{tokens:?}");
+    let file = || std::fs::read_to_string(site.path("causeway/contexts.toml")).expect("contexts");
+    assert!(!file().contains("cwy_"), "{}", file());
+    site.run("logout").exits(2).says("has no token");
+    // One that has ended is forgotten.
+    site.typed("context set lab --token-stdin", "cwy_ended\n")
+        .exits(0);
+    site.run("logout").exits(0).says("had ended already");
+    assert!(!file().contains("cwy_"), "{}", file());
+}
+
+#[test]
+fn json_is_printed_for_failures_of_every_kind() {
+    let site = Site::start();
+    for (words, exit, text) in [
+        ("network list --json", 2, "--tenant"),
+        ("host create --json", 2, "required"),
+        (
+            "--json --server http://127.0.0.1:1 host list",
+            7,
+            "cannot connect",
+        ),
+        ("apply -f /nothing.toml --json", 8, "cannot read"),
+        ("audit key --json", 3, "signs nothing"),
+    ] {
+        let ran = site.run(words).exits(exit);
+        let problem: serde_json::Value = serde_json::from_str(&ran.error)
+            .unwrap_or_else(|error| panic!("{words}: {error}: {ran:?}"));
+        assert_eq!(problem["exit"], exit, "{words}: {problem}");
+        let detail = problem["detail"].as_str().expect("a detail");
+        assert!(detail.contains(text), "{words}: {detail}");
+    }
+    site.checkpoint();
+    let key = site.run("audit key --json").exits(0).json();
+    assert_eq!(key["key"].as_str().map(str::len), Some(64));
+    let current = site.run("context use lab --json").exits(0).json();
+    assert_eq!(current["current"], "lab");
+}
+
+#[test]
+fn the_tenant_of_the_environment_is_a_default() {
+    let site = Site::with_tenants();
+    let run = |words: &str| {
+        let mut command = site.command();
+        command
+            .args(words.split(' '))
+            .env("CAUSEWAY_TENANT", "acme");
+        let output = command.output().expect("its output");
+        assert!(output.status.success(), "{words}: {output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    assert!(!run("network list").contains("globex"));
+    assert!(run("network list --all-tenants").contains("globex"));
+    assert!(run("watch host --from 0 --count 1").contains("host h1"));
+    assert!(run("watch subscription --from 0 --count 1").contains("acme/web"));
+    site.run("network list --all-tenants -t acme")
+        .exits(2)
+        .says("contradict");
+}
+
+/// Forwards connections to an address, until it is told to break them.
+struct Proxy {
+    address: std::net::SocketAddr,
+    open: std::sync::Arc<std::sync::Mutex<Vec<TcpStream>>>,
+    /// Gets the bytes of the server's answers.
+    answers: std::sync::mpsc::Receiver<Vec<u8>>,
+}
+
+impl Proxy {
+    fn start(to: std::net::SocketAddr) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let open = std::sync::Arc::<std::sync::Mutex<Vec<TcpStream>>>::default();
+        let (sender, answers) = std::sync::mpsc::channel();
+        let kept = std::sync::Arc::clone(&open);
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let mut client = client.expect("a connection");
+                let mut server = TcpStream::connect(to).expect("the director");
+                let clone = |stream: &TcpStream| stream.try_clone().expect("a handle");
+                kept.lock()
+                    .expect("no panic")
+                    .extend([clone(&client), clone(&server)]);
+                let (mut from, mut back) = (clone(&client), clone(&server));
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut from, &mut server);
+                });
+                let sender = sender.clone();
+                std::thread::spawn(move || {
+                    let mut bytes = [0; 4096];
+                    while let Ok(length @ 1..) = back.read(&mut bytes) {
+                        let _ = client.write_all(&bytes[..length]);
+                        let _ = sender.send(bytes[..length].to_vec());
+                    }
+                });
+            }
+        });
+        Self {
+            address,
+            open,
+            answers,
+        }
+    }
+
+    /// Waits for the head of the next answer.
+    fn head(&self) {
+        let bytes = self
+            .answers
+            .recv_timeout(std::time::Duration::from_secs(20));
+        let bytes = bytes.expect("an answer");
+        assert!(bytes.starts_with(b"HTTP/1.1 200"), "{bytes:?}");
+    }
+
+    fn break_all(&self) {
+        for stream in self.open.lock().expect("no panic").drain(..) {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}
+
+#[test]
+fn a_watch_goes_on_after_a_broken_connection() {
+    let site = Site::with_tenants();
+    let listener = site
+        .runtime
+        .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"));
+    let listener = listener.expect("a port");
+    let proxy = Proxy::start(listener.local_addr().expect("its address"));
+    let router = director::api::router(std::sync::Arc::clone(&site.director));
+    site.runtime
+        .spawn(director::tls::serve(listener, None, router));
+    let mut watch = site
+        .command()
+        .args(["watch", "tenant", "--count", "2", "--server"])
+        .arg(format!("http://{}", proxy.address))
+        .env("CAUSEWAY_TOKEN", &site.admin)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the command");
+    // Before the first event, and after it.
+    proxy.head();
+    proxy.break_all();
+    proxy.head();
+    site.run("tenant create one").exits(0);
+    let mut lines = BufReader::new(watch.stdout.take().expect("its output")).lines();
+    let line = lines.next().expect("a line").expect("text");
+    assert!(line.contains("written  tenant one"), "{line}");
+    proxy.break_all();
+    site.run("tenant create two").exits(0);
+    let line = lines.next().expect("a line").expect("text");
+    assert!(line.contains("written  tenant two"), "{line}");
+    let output = watch.wait_with_output().expect("its end");
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
 }
 
 #[test]
