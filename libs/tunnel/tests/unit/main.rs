@@ -1,0 +1,6 @@
+//! Two tunnels, seen from outside: with each other over a path with faults, and with an independent
+//! WireGuard.
+
+mod interop;
+mod model;
+mod sessions;
