@@ -27,7 +27,7 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HANDSHAKES: usize = 256;
 /// Time before connections are accepted again when the kernel refuses, for example for want of
 /// file descriptors.
-const AGAIN: Duration = Duration::from_secs(1);
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// The certificate cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -161,7 +161,7 @@ impl TlsListener {
                     Ok(accepted) => accepted,
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a connection of the API");
-                        sleep(AGAIN).await;
+                        sleep(RETRY_PAUSE).await;
                         continue;
                     }
                 };

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Three limits of `snow` are removed here. Its X25519 accepts points of small order; ours refuses
-//! them, as WireGuard does. It does not wipe its states; [`Wiped`] does so for the memory of a
+//! them, as WireGuard does. It does not wipe its states; [`WipedOnDrop`] does so for the memory of a
 //! state (not for copies that the compiler leaves on the stack while a state is built). Its
 //! ciphers, which are on the heap, keep their keys when they are dropped; [`HandshakeCipher`] wipes
 //! them. Randomness comes from the caller: exactly one ephemeral key per handshake.
@@ -48,7 +48,7 @@ struct Resolver {
 
 impl CryptoResolver for Resolver {
     fn resolve_rng(&self) -> Option<Box<dyn snow::types::Random>> {
-        Some(Box::new(Once(Some(self.ephemeral.clone()))))
+        Some(Box::new(SingleUseRandom(Some(self.ephemeral.clone()))))
     }
 
     fn resolve_dh(&self, choice: &DHChoice) -> Option<Box<dyn snow::types::Dh>> {
@@ -137,9 +137,9 @@ impl snow::types::Cipher for HandshakeCipher {
 }
 
 /// Randomness for one ephemeral key; an error for any further request.
-struct Once(Option<Zeroizing<[u8; KEY_BYTES]>>);
+struct SingleUseRandom(Option<Zeroizing<[u8; KEY_BYTES]>>);
 
-impl snow::types::Random for Once {
+impl snow::types::Random for SingleUseRandom {
     fn try_fill_bytes(&mut self, out: &mut [u8]) -> Result<(), snow::Error> {
         let bytes = self.0.take().ok_or(snow::Error::Rng)?;
         if out.len() != bytes.len() {
@@ -211,9 +211,9 @@ impl snow::types::Dh for Dh {
 }
 
 /// A handshake state on the heap whose memory is overwritten when it is dropped.
-struct Wiped(Box<MaybeUninit<HandshakeState>>);
+struct WipedOnDrop(Box<MaybeUninit<HandshakeState>>);
 
-impl Wiped {
+impl WipedOnDrop {
     fn new(state: HandshakeState) -> Self {
         Self(Box::new(MaybeUninit::new(state)))
     }
@@ -224,7 +224,7 @@ impl Wiped {
     }
 }
 
-impl Drop for Wiped {
+impl Drop for WipedOnDrop {
     fn drop(&mut self) {
         // SAFETY: initialised by `new`, dropped once, here, and never touched as a state again.
         unsafe { self.0.assume_init_drop() };
@@ -268,7 +268,7 @@ fn secrets(state: &mut HandshakeState) -> Secrets {
 }
 
 /// The initiator between its initiation and the response.
-pub(crate) struct Initiator(Wiped);
+pub(crate) struct Initiator(WipedOnDrop);
 
 impl Initiator {
     /// Composes an initiation. The last 32 bytes, for the MACs, are zero.
@@ -285,7 +285,7 @@ impl Initiator {
             .and_then(|builder| builder.psk(2, shared.expose()))
             .and_then(Builder::build_initiator)
             .map_err(|_| HandshakeError::Unsupported)?;
-        let mut state = Wiped::new(state);
+        let mut state = WipedOnDrop::new(state);
         let mut message = [0; INITIATION_BYTES];
         message[0] = TYPE_INITIATION;
         message[4..8].copy_from_slice(&index.to_le_bytes());
@@ -310,7 +310,7 @@ impl Initiator {
 
 /// The responder between the initiation and its response.
 pub(crate) struct Responder {
-    state: Wiped,
+    state: WipedOnDrop,
     /// The sender; authentic, but the initiation may be a replay.
     pub(crate) peer: PublicKey,
     /// The sender's timestamp.
@@ -329,7 +329,7 @@ impl Responder {
         let state = builder(own, random)?
             .build_responder()
             .map_err(|_| HandshakeError::Unsupported)?;
-        let mut state = Wiped::new(state);
+        let mut state = WipedOnDrop::new(state);
         // With space for the tag, which snow needs for some ciphers.
         let mut payload = [0; 28];
         let read = state.state().read_message(initiation.noise(), &mut payload);

@@ -20,11 +20,11 @@ use crate::wire::MAX_DATAGRAM;
 
 /// Common UDP payloads, which are tried first: IP MTUs of 9000, 1500, PPPoE, common tunnels and
 /// 1400, less headers of 28 bytes (IPv4) or 48 bytes (IPv6).
-const LIKELY: [usize; 12] = [
+const COMMON_PAYLOADS: [usize; 12] = [
     8972, 8952, 4442, 1472, 1464, 1452, 1444, 1432, 1422, 1402, 1372, 1352,
 ];
 /// The search ends when the unknown range is this small, bytes.
-const GRAIN: usize = 8;
+const PRECISION: usize = 8;
 /// A size is too long after this many lost probes.
 const TRIES: u8 = 3;
 
@@ -99,7 +99,7 @@ impl PathMtu {
     /// Whether the search has not ended.
     #[must_use]
     pub const fn searching(&self) -> bool {
-        self.bad > self.good + GRAIN
+        self.bad > self.good + PRECISION
     }
 
     /// When to call [`PathMtu::poll`] next. Later than now once `poll` has returned.
@@ -237,7 +237,7 @@ impl PathMtu {
         if longest == self.config.ceiling {
             return longest;
         }
-        LIKELY
+        COMMON_PAYLOADS
             .into_iter()
             .find(|&size| size > self.good && size <= longest)
             .unwrap_or(self.good + (longest - self.good).div_ceil(2))
@@ -341,7 +341,7 @@ mod tests {
             let mut search = PathMtu::new(PmtuConfig { ceiling, ..PmtuConfig::default() }, now);
             run(&mut search, &mut now, path, 120, true);
             let most = path.min(ceiling);
-            prop_assert!(search.current() <= most && search.current() + GRAIN >= most, "{} of \
+            prop_assert!(search.current() <= most && search.current() + PRECISION >= most, "{} of \
                 {most}", search.current());
         }
     }

@@ -30,7 +30,7 @@ use clap::ValueEnum;
 pub use self::targets::Workspace;
 use self::{
     build::{Profile, Program, build, whole_workspace},
-    program::{Mode, Settings},
+    program::{Settings, TestOrder},
     report::{Part, Report},
     summary::{Counts, total},
 };
@@ -175,11 +175,11 @@ pub fn test(options: &Options) -> anyhow::Result<ExitCode> {
     thread::scope(|scope| {
         let packets = scope.spawn(|| {
             let settings = options.settings(Tier::Packets);
-            run_each(&of(Tier::Packets), Mode::Serial, &settings, &report)
+            run_each(&of(Tier::Packets), TestOrder::Serial, &settings, &report)
         });
         let unit = run_each(
             &of(Tier::Unit),
-            Mode::Parallel,
+            TestOrder::Parallel,
             &options.settings(Tier::Unit),
             &report,
         )
@@ -203,7 +203,7 @@ pub fn test(options: &Options) -> anyhow::Result<ExitCode> {
     if options.includes(Tier::Qemu) {
         let at = Instant::now();
         let settings = options.settings(Tier::Qemu);
-        run_each(&of(Tier::Qemu), Mode::Serial, &settings, &report)?;
+        run_each(&of(Tier::Qemu), TestOrder::Serial, &settings, &report)?;
         report.stage("tests in virtual machines", at);
     }
     if options.long && options.includes(Tier::Unit) {
@@ -211,7 +211,7 @@ pub fn test(options: &Options) -> anyhow::Result<ExitCode> {
         let programs = build(&workspace, Profile::Dev, |target| target.tier == Tier::Unit)?;
         let settings = options.settings(Tier::Unit);
         let programs: Vec<_> = programs.iter().collect();
-        run_each(&programs, Mode::Parallel, &settings, &report)?;
+        run_each(&programs, TestOrder::Parallel, &settings, &report)?;
         report.stage("unit tests with overflow checks and debug assertions", at);
     }
     if privileged {
@@ -219,6 +219,9 @@ pub fn test(options: &Options) -> anyhow::Result<ExitCode> {
     }
 
     let sum = report.finish(begun);
+    if begun.elapsed().as_secs() > BUDGET && !options.long {
+        errln!("xtask: the run took more than {BUDGET} s, its budget of CI's 30 minutes");
+    }
     let empty = sum == Counts::default();
     if empty {
         errln!("xtask: no test matched");
@@ -239,6 +242,10 @@ pub fn test(options: &Options) -> anyhow::Result<ExitCode> {
         ExitCode::SUCCESS
     })
 }
+
+/// Seconds that a run without `--long` may take on a machine with 2 cores: the rest of the 30
+/// minutes of a clean clone is for lints, and for what is still to come.
+const BUDGET: u64 = 1500;
 
 /// Refuses a program of a folder `tests` without a test, such as one with `harness = false`: its
 /// tests would not be counted.
@@ -261,7 +268,7 @@ fn part(program: &Program) -> Part {
 /// Runs programs one after another.
 fn run_each(
     programs: &[&Program],
-    mode: Mode,
+    order: TestOrder,
     settings: &Settings,
     report: &Report,
 ) -> anyhow::Result<()> {
@@ -269,8 +276,8 @@ fn run_each(
         let part = part(program);
         let names = program::tests(program, settings)?;
         not_empty(program, &names, settings)?;
-        program::run(program, &names, mode, settings, |outcome| {
-            report.add(&part, outcome, mode == Mode::Serial);
+        program::run(program, &names, order, settings, |outcome| {
+            report.add(&part, outcome, order == TestOrder::Serial);
         })?;
     }
     Ok(())
@@ -329,9 +336,15 @@ fn lanes(
         while let Some(test) = next(lane) {
             let part = part(test.program);
             let names = [test.name];
-            program::run(test.program, &names, Mode::Serial, settings, |outcome| {
-                report.add(&part, outcome, true);
-            })?;
+            program::run(
+                test.program,
+                &names,
+                TestOrder::Serial,
+                settings,
+                |outcome| {
+                    report.add(&part, outcome, true);
+                },
+            )?;
         }
         Ok(())
     };

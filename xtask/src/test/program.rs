@@ -49,7 +49,7 @@ pub struct Settings {
 
 /// How one program is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub enum TestOrder {
     /// Tests in as many threads as there are processors; only a failed test shows what it prints.
     Parallel,
     /// One test at a time, each shown with what it prints.
@@ -82,14 +82,14 @@ pub fn tests(program: &Program, settings: &Settings) -> anyhow::Result<Vec<Strin
 pub fn run(
     program: &Program,
     names: &[String],
-    mode: Mode,
+    order: TestOrder,
     settings: &Settings,
     mut ended: impl FnMut(Outcome),
 ) -> anyhow::Result<()> {
     let mut left: BTreeSet<String> = names.iter().cloned().collect();
     while !left.is_empty() {
         let now = left.clone();
-        let end = once(program, &now, mode, settings, |outcome| {
+        let end = once(program, &now, order, settings, |outcome| {
             left.remove(&outcome.name);
             ended(outcome);
         })?;
@@ -129,7 +129,7 @@ struct End {
 fn once(
     program: &Program,
     names: &BTreeSet<String>,
-    mode: Mode,
+    order: TestOrder,
     settings: &Settings,
     ended: impl FnMut(Outcome),
 ) -> anyhow::Result<End> {
@@ -141,7 +141,7 @@ fn once(
         "json",
         "--report-time",
     ]);
-    if mode == Mode::Serial {
+    if order == TestOrder::Serial {
         command.args(["--test-threads", "1", "--nocapture"]);
     }
     command.arg("--exact").args(names);
@@ -157,7 +157,7 @@ fn once(
     ProgramRun {
         child,
         lines: lines(reader),
-        mode,
+        order,
         limit: settings.limit,
         ended,
         running: BTreeMap::new(),
@@ -187,7 +187,7 @@ fn lines(reader: PipeReader) -> Receiver<String> {
 struct ProgramRun<F> {
     child: Child,
     lines: Receiver<String>,
-    mode: Mode,
+    order: TestOrder,
     limit: Duration,
     ended: F,
     running: BTreeMap<String, Instant>,
@@ -278,14 +278,14 @@ impl<F: FnMut(Outcome)> ProgramRun<F> {
         }
         match event {
             Event::Started(name) => {
-                if self.mode == Mode::Serial {
+                if self.order == TestOrder::Serial {
                     self.raw.clear();
                 }
                 self.running.insert(name, Instant::now());
             }
             Event::Ended(mut outcome) => {
                 self.running.remove(&outcome.name);
-                if self.mode == Mode::Serial {
+                if self.order == TestOrder::Serial {
                     outcome.output = self.output() + &outcome.output;
                 }
                 if outcome.status == Status::Passed && self.skipped.contains(&outcome.name) {
@@ -302,14 +302,14 @@ impl<F: FnMut(Outcome)> ProgramRun<F> {
     /// Keeps a line that is no event.
     fn record_output(&mut self, line: String) {
         if let Some(name) = skipped(&line) {
-            match self.mode {
-                Mode::Serial => self.skipped.extend(self.running.keys().cloned()),
-                Mode::Parallel => {
+            match self.order {
+                TestOrder::Serial => self.skipped.extend(self.running.keys().cloned()),
+                TestOrder::Parallel => {
                     self.skipped.insert(name.to_owned());
                 }
             }
         }
-        if self.mode == Mode::Parallel && self.raw.len() == TAIL {
+        if self.order == TestOrder::Parallel && self.raw.len() == TAIL {
             self.raw.pop_front();
         }
         self.raw.push_back(line);
@@ -400,7 +400,10 @@ mod tests {
         };
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut all = Vec::new();
-        run(&program, &names, Mode::Serial, &settings, |o| all.push(o)).unwrap();
+        run(&program, &names, TestOrder::Serial, &settings, |o| {
+            all.push(o)
+        })
+        .unwrap();
         fs::remove_dir_all(folder).unwrap();
         all
     }

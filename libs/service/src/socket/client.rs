@@ -86,7 +86,7 @@ pub enum Error {
 }
 
 /// Time that the daemon has to take the request, and to reply.
-const PATIENCE: Duration = Duration::from_secs(30);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A client of the daemon at a path.
 #[derive(Clone, Debug)]
@@ -120,7 +120,7 @@ pub fn ask<Q: Serialize, T: DeserializeOwned>(
     path: &Path,
     request: &Q,
 ) -> Result<T, Error> {
-    ask_within(of, path, request, PATIENCE)
+    ask_within(of, path, request, REPLY_TIMEOUT)
 }
 
 /// As [`ask`], with another time limit.

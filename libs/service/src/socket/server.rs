@@ -24,7 +24,7 @@ use super::{Refusal, Reply, Socket};
 /// Clients that are served at once; more wait.
 const MAX_CLIENTS: usize = 16;
 /// Time that a client has to send a request, and to read its reply.
-const PATIENCE: Duration = Duration::from_secs(10);
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time that replies have to reach their clients when the daemon ends.
 const LAST_REPLIES: Duration = Duration::from_secs(1);
 
@@ -227,7 +227,7 @@ async fn client<Q: DeserializeOwned, T: Serialize>(
     let mut lines = BufReader::new(read.take(of.max_request));
     loop {
         let mut line = String::new();
-        if timeout(PATIENCE, lines.read_line(&mut line)).await?? == 0 {
+        if timeout(CLIENT_TIMEOUT, lines.read_line(&mut line)).await?? == 0 {
             return Ok(());
         }
         lines.get_mut().set_limit(of.max_request);
@@ -241,7 +241,7 @@ async fn client<Q: DeserializeOwned, T: Serialize>(
         };
         let mut bytes = serde_json::to_vec(&reply)?;
         bytes.push(b'\n');
-        timeout(PATIENCE, write.write_all(&bytes)).await??;
+        timeout(CLIENT_TIMEOUT, write.write_all(&bytes)).await??;
     }
 }
 

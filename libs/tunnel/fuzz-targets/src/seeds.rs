@@ -133,7 +133,7 @@ fn segments() -> Vec<Seed> {
             "piece",
             [&fragment.to_bytes()[..], &[0xbb; 16]].concat(),
         ),
-        ("segment", "word", echo.to_bytes().to_vec()),
+        ("segment", "control-message", echo.to_bytes().to_vec()),
         ("segment", "acts", acts),
     ]
 }

@@ -14,7 +14,7 @@
 //!   ┌ Peer ─────────────────────────────────────────────────────────────┐
 //!   │ Handshakes            Sessions            Liveness     Path       │
 //!   │ attempts, back-off,   next → current →    silence,     roaming,   │
-//!   │ replay of initiations fading → wiped      keep-alive   MTU, echo  │
+//!   │ replay of initiations replaced → wiped    keep-alive   MTU, echo  │
 //!   └───────────────────────────────────────────────────────────────────┘
 //!          │ Output                              next_deadline: first of the DeadlineQueue
 //!          ▼

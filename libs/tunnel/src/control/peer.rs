@@ -338,7 +338,7 @@ impl Peer {
         let (mut response, secrets) = responder.answer(&self.config.preshared_key, index)?;
         self.handshakes.accept(now, timestamp, &mut response);
         // Before the new halves go out: a full receiver would drop the session in use for them.
-        if let Some(retired) = self.sessions.fade_next() {
+        if let Some(retired) = self.sessions.retire_next_later() {
             effects.retire(retired);
         }
         let lanes = session::make(&self.params, &secrets, false, index, theirs, now);

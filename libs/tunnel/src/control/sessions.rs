@@ -2,7 +2,7 @@
 //! for datagrams still on their way.
 //!
 //! ```text
-//!   as responder:  next ──first message of the peer──▶ current ──replaced──▶ fading (3) ──▶ wiped
+//!   as responder:  next ──first message of the peer──▶ current ──replaced──▶ receive-only (3) ──▶ wiped
 //!   as initiator:  ─────────────response─────────────▶ current
 //! ```
 
@@ -13,7 +13,7 @@ use crate::session::TxSession;
 use crate::time::Instant;
 
 /// Replaced sessions that are kept for datagrams still on their way.
-const MAX_FADING: usize = 3;
+const MAX_RECEIVE_ONLY: usize = 3;
 
 /// A session that the control half has handed out.
 pub(super) struct Session {
@@ -50,7 +50,7 @@ pub(super) struct Sessions {
     next: Option<Session>,
     current: Option<Session>,
     /// Replaced sessions, oldest first.
-    fading: VecDeque<Session>,
+    receive_only: VecDeque<Session>,
 }
 
 impl Sessions {
@@ -61,14 +61,18 @@ impl Sessions {
 
     /// Names of all sessions.
     pub(super) fn indices(&self) -> impl Iterator<Item = u32> {
-        let all = self.fading.iter().chain(&self.current).chain(&self.next);
+        let all = self
+            .receive_only
+            .iter()
+            .chain(&self.current)
+            .chain(&self.next);
         all.map(|session| session.index)
     }
 
     /// When the oldest session reaches the age `reject_after`.
     pub(super) fn expiry(&self, reject_after: Duration) -> Option<Instant> {
         // Fading sessions are sorted by age.
-        let first = self.fading.front().into_iter();
+        let first = self.receive_only.front().into_iter();
         let all = first.chain(&self.current).chain(&self.next);
         all.map(|session| session.created + reject_after).min()
     }
@@ -77,7 +81,7 @@ impl Sessions {
     pub(super) fn expire(&mut self, now: Instant, reject_after: Duration) -> Vec<u32> {
         let over = |session: &Session| now >= session.created + reject_after;
         let mut expired = Vec::new();
-        while let Some(session) = self.fading.pop_front_if(|session| over(session)) {
+        while let Some(session) = self.receive_only.pop_front_if(|session| over(session)) {
             expired.push(session.index);
         }
         for slot in [&mut self.current, &mut self.next] {
@@ -94,11 +98,11 @@ impl Sessions {
             .is_some_and(|session| session.initiator && now.since(session.created) >= age)
     }
 
-    /// Makes the waiting session fade, so that another can take its place. Yields the name of one
+    /// Makes the waiting session receive-only, so that another can take its place. Yields the name of one
     /// that must be retired for it.
-    pub(super) fn fade_next(&mut self) -> Option<u32> {
+    pub(super) fn retire_next_later(&mut self) -> Option<u32> {
         let replaced = self.next.take();
-        self.fade(replaced)
+        self.retire_later(replaced)
     }
 
     /// Adds a session made as responder; it waits for its confirmation.
@@ -109,7 +113,7 @@ impl Sessions {
     /// Puts a session in use. Yields the name of one that must be retired for it.
     pub(super) fn set_current(&mut self, session: Session) -> Option<u32> {
         let replaced = self.current.replace(session);
-        self.fade(replaced)
+        self.retire_later(replaced)
     }
 
     /// The first message of a session has come.
@@ -123,14 +127,14 @@ impl Sessions {
             Some(next) => Some(next),
             // The peer uses an attempt that this end had replaced by a later one.
             None => self
-                .fading
+                .receive_only
                 .iter()
                 .position(|session| {
                     session.index == index
                         && !session.withheld.is_empty()
                         && Some(session.created) > in_use_since
                 })
-                .and_then(|at| self.fading.remove(at)),
+                .and_then(|at| self.receive_only.remove(at)),
         };
         let Some(mut session) = session else {
             return Confirmation::Ignored;
@@ -141,15 +145,18 @@ impl Sessions {
         Confirmation::Promoted { withheld, retired }
     }
 
-    fn fade(&mut self, session: Option<Session>) -> Option<u32> {
+    /// Keeps a replaced session for receiving. Yields the name of the oldest one, which must be
+    /// retired, if there are too many.
+    fn retire_later(&mut self, session: Option<Session>) -> Option<u32> {
         let session = session?;
         // Sorted by age, so that the front is the first to expire.
-        let mut older = self.fading.iter();
+        let mut older = self.receive_only.iter();
         let at = older.position(|other| other.created > session.created);
-        self.fading.insert(at.unwrap_or(self.fading.len()), session);
-        if self.fading.len() <= MAX_FADING {
+        self.receive_only
+            .insert(at.unwrap_or(self.receive_only.len()), session);
+        if self.receive_only.len() <= MAX_RECEIVE_ONLY {
             return None;
         }
-        self.fading.pop_front().map(|oldest| oldest.index)
+        self.receive_only.pop_front().map(|oldest| oldest.index)
     }
 }

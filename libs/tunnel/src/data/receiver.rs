@@ -46,7 +46,7 @@ pub struct Opened<'a> {
     pub moved_to: Option<PeerPath>,
 }
 
-/// Sessions of a receiver: the one in use, the next, and three that fade.
+/// Sessions of a receiver: the one in use, the next, and three that are receive-only.
 const MAX_SESSIONS: usize = 5;
 
 /// Receives from one peer on one lane.
