@@ -15,3 +15,16 @@ use clap::Parser as _;
 fn main() -> ExitCode {
     service::cli::main("causeway-appliance", || cli::run(cli::Cli::parse()))
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn quoted_commands_are_accepted() {
+        test_support::commands::check(&test_support::commands::Program {
+            names: &[("causeway-appliance", &[])],
+            table: Some("docs/appliance.md"),
+            except: &[],
+            command: <crate::cli::Cli as clap::CommandFactory>::command,
+        });
+    }
+}

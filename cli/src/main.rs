@@ -276,4 +276,14 @@ mod tests {
             assert_eq!(verbs, ["list", "get", "create", "replace", "set", "delete"]);
         }
     }
+
+    #[test]
+    fn quoted_commands_are_accepted() {
+        test_support::commands::check(&test_support::commands::Program {
+            names: &[("causeway", &[])],
+            table: None,
+            except: &["causeway tunnel over "],
+            command,
+        });
+    }
 }

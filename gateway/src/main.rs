@@ -65,7 +65,7 @@ enum Command {
         /// Name of the gateway.
         #[arg(long, value_name = "NAME")]
         gateway: String,
-        /// File with the key of the end, as `causeway-appliance keygen --preshared` writes it.
+        /// File with the key of the end, as `causeway-appliance preshared-key` writes it.
         file: PathBuf,
     },
     /// Put a snapshot or delta of the desired state in force, whole or not at all. The
@@ -136,8 +136,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 .with_context(|| format!("cannot read {}", file.display()))?;
             let key = Key::from_base64(text.trim()).with_context(|| {
                 format!(
-                    "{}: not 32 bytes in base64: make it with `causeway-appliance keygen \
-                     --preshared FILE`",
+                    "{}: not 32 bytes in base64: make it with `causeway-appliance \
+                     preshared-key FILE`",
                     file.display()
                 )
             })?;
@@ -227,4 +227,19 @@ fn add_lists(client: &Client, status: &mut Status, tenant: Option<&str>) -> Resu
         status.tenants.retain(|tenant| tenant.name == name);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quoted_commands_are_accepted() {
+        test_support::commands::check(&test_support::commands::Program {
+            names: &[("causeway-gateway", &[])],
+            table: Some("docs/gateway.md"),
+            except: &[],
+            command: <Cli as clap::CommandFactory>::command,
+        });
+    }
 }

@@ -171,3 +171,18 @@ fn main() -> ExitCode {
         ExitCode::FAILURE
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quoted_commands_are_accepted() {
+        test_support::commands::check(&test_support::commands::Program {
+            names: &[("cargo xtask", &[])],
+            table: None,
+            except: &[],
+            command: <Cli as clap::CommandFactory>::command,
+        });
+    }
+}

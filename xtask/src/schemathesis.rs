@@ -90,12 +90,12 @@ impl Director {
         }
         let token = String::from_utf8(init.stdout)?.trim().to_owned();
         let child = Command::new(&program)
-            .args(["serve", "--config"])
+            .args(["run", "--config"])
             .arg(&config)
             .stdin(Stdio::null())
             .stderr(fs::File::create(folder.join("director.log"))?)
             .spawn()
-            .context("start causeway-director serve")?;
+            .context("start causeway-director run")?;
         let director = Self {
             child,
             folder: folder.to_owned(),

@@ -27,7 +27,7 @@ pub struct Cli {
 pub enum Command {
     /// Run the daemon in the foreground.
     Run(RunArgs),
-    /// Check a configuration file and print every problem.
+    /// Check a configuration file and list every problem.
     Check {
         /// Configuration file.
         file: PathBuf,
@@ -75,9 +75,15 @@ pub enum Command {
         /// File to write the private key to; an existing file is not overwritten.
         #[arg(long)]
         private_key: PathBuf,
-        /// Create a preshared key for both ends instead; nothing is printed.
-        #[arg(long)]
+        /// As `preshared-key`.
+        #[arg(long, hide = true)]
         preshared: bool,
+    },
+    /// Create a preshared key, for both ends of a tunnel or for an end of a circuit. Nothing is
+    /// printed.
+    PresharedKey {
+        /// File to write the key to; an existing file is not overwritten.
+        file: PathBuf,
     },
     /// Print the public key of a private key.
     Pubkey {

@@ -52,8 +52,20 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Mode(args) => mode(&client, args)?,
         Command::Keygen {
             private_key,
-            preshared,
-        } => keygen(&private_key, preshared)?,
+            preshared: false,
+        } => {
+            let key = SecretKey::generate(&mut OsRandom);
+            keys::write(&private_key, &key.expose_base64())?;
+            outln!("{}", key.public());
+        }
+        Command::Keygen {
+            private_key: file,
+            preshared: true,
+        }
+        | Command::PresharedKey { file } => {
+            let key = PresharedKey::generate(&mut OsRandom);
+            keys::write(&file, &key.expose_base64())?;
+        }
         Command::Pubkey { private_key } => {
             outln!("{}", keys::private(&private_key)?.public());
         }
@@ -153,18 +165,6 @@ fn detach(config: &Path) -> anyhow::Result<()> {
     );
     let removed = datapath::detach(&config.pin_dir)?;
     outln!("removed {removed} pins; forwarding has stopped");
-    Ok(())
-}
-
-fn keygen(private_key: &Path, preshared: bool) -> anyhow::Result<()> {
-    if preshared {
-        let key = PresharedKey::generate(&mut OsRandom);
-        keys::write(private_key, &key.expose_base64())?;
-    } else {
-        let key = SecretKey::generate(&mut OsRandom);
-        keys::write(private_key, &key.expose_base64())?;
-        outln!("{}", key.public());
-    }
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! The command line: `args` defines the commands and options, `commands` carries them out.
 //!
-//! Every command but `run`, `check`, `keygen`, `pubkey` and `detach` is one request to the daemon.
+//! Every command but `run`, `check`, `keygen`, `preshared-key`, `pubkey` and `detach` is one
+//! request to the daemon.
 
 mod args;
 mod commands;

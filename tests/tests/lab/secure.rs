@@ -231,7 +231,7 @@ fn a_wireguard_client_is_a_machine_of_the_network() {
     let psk = dir.join("client.psk");
     let psk = psk.to_str().expect("a plain path");
     provider
-        .must(&["keygen", "--preshared", "--private-key", psk])
+        .must(&["preshared-key", psk])
         .unwrap_or_else(|e| panic!("{e}"));
     site.configure("provider-appliance", |text| {
         format!(

@@ -106,3 +106,18 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quoted_commands_are_accepted() {
+        test_support::commands::check(&test_support::commands::Program {
+            names: &[("causeway-bench", &[]), ("cargo xtask bench", &[])],
+            table: None,
+            except: &["cargo xtask bench director", "cargo xtask bench {"],
+            command: <Cli as clap::CommandFactory>::command,
+        });
+    }
+}

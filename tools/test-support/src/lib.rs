@@ -1,12 +1,17 @@
 //! Shared by the tests of many crates.
 //!
-//! For: tests that cannot run on a machine, and threads that must end when a test fails. Never: a
-//! dependency; every test crate builds this one.
+//! For: tests that cannot run on a machine, threads that must end when a test fails, and tests that
+//! read the files of the repository. Never: a dependency that every test crate would build; clap
+//! comes with the feature `commands` only.
 //!
 //! ```text
 //!   test ─▶ skip("needs root") ─▶ SKIPPED: <test>: needs root ─▶ cargo xtask test counts it
 //!                               └▶ panic, if CAUSEWAY_REQUIRE_PRIVILEGED=1
 //! ```
+
+#[cfg(feature = "commands")]
+pub mod commands;
+pub mod repository;
 
 use std::{
     io::Write as _,

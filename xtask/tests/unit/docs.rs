@@ -4,12 +4,9 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
 
-use test_support::skip;
-
-use crate::repository::{files, read, root, shown};
+use test_support::repository::{files, read, root, shown};
 
 /// Folders at the top of the repository: a quoted path that begins with one of them must exist.
 const TOP: [&str; 10] = [
@@ -248,6 +245,37 @@ fn paths_in(comment: &str) -> Vec<String> {
         .collect()
 }
 
+/// The document outside of the repository that a comment cites.
+fn cites_absent_document(comment: &str) -> Option<&'static str> {
+    const DOCUMENTS: [&str; 7] = [
+        "SPEC section",
+        "REVIEW",
+        "FIELD-REPORTS",
+        "CONTROL-PLANE",
+        "DESIGN",
+        "STYLE",
+        "issue",
+    ];
+    DOCUMENTS.into_iter().find(|document| {
+        comment.match_indices(document).any(|(at, found)| {
+            let before = comment[..at].chars().next_back();
+            let mut after = comment[at + found.len()..].chars();
+            let is_word = before.is_none_or(|c| !c.is_ascii_alphanumeric());
+            is_word
+                && match (*document, after.next(), after.next()) {
+                    ("issue", Some(' '), Some(next)) => next.is_ascii_digit(),
+                    ("issue", ..) => false,
+                    ("DESIGN" | "STYLE", Some(','), _) => true,
+                    ("DESIGN" | "STYLE" | "REVIEW", Some(' '), Some(next)) => {
+                        next.is_ascii_digit() || "ABCDE§".contains(next)
+                    }
+                    ("DESIGN" | "STYLE" | "REVIEW", ..) => false,
+                    (_, next, _) => next.is_none_or(|c| !c.is_ascii_alphanumeric()),
+                }
+        })
+    })
+}
+
 #[test]
 fn every_path_in_a_comment_exists() {
     let tracked = tracked();
@@ -267,9 +295,8 @@ fn every_path_in_a_comment_exists() {
                     missing.push(format!("{}:{}: {word}", shown(&path), number + 1));
                 }
             }
-            // A document that is not in the repository.
-            if comment.contains("SPEC section") {
-                missing.push(format!("{}:{}: SPEC", shown(&path), number + 1));
+            if let Some(document) = cites_absent_document(comment) {
+                missing.push(format!("{}:{}: {document}", shown(&path), number + 1));
             }
         }
     }
@@ -343,216 +370,25 @@ fn paths_and_names_are_recognised() {
     for unknown in ["libs/b/", "rc/b.rs", "src/c.rs", "libs/*/b.rs.rs"] {
         assert!(!is_known(unknown, &tracked), "{unknown}");
     }
+    for cited in [
+        "REVIEW C14",
+        "(REVIEW §D)",
+        "FIELD-REPORTS B18",
+        "DESIGN, 4",
+        "issue 12",
+        "SPEC section 3",
+    ] {
+        assert!(cites_absent_document(cited).is_some(), "{cited}");
+    }
+    for plain in [
+        "to REVIEW it",
+        "the issue is",
+        "issues 3",
+        "RESIGN, a",
+        "a tissue 3",
+    ] {
+        assert_eq!(cites_absent_document(plain), None, "{plain}");
+    }
     assert!(is_name("a_b_c") && is_name("rfc1_req2_…") && is_name("a_b…"));
     assert!(!is_name("a_b") && !is_name("a_B_c") && !is_name("a_b_total"));
-}
-
-/// A quoted command that does not exist as it is quoted.
-#[derive(Debug, PartialEq, Eq)]
-enum Wrong {
-    Subcommand(String),
-    Argument(String),
-    Option(String),
-}
-
-/// Checks subcommands, options and the first argument of a quoted command line by the help texts of
-/// the program: `help` returns that of a program with some subcommands. The argument is checked
-/// where the help lists its values.
-fn check_command(
-    line: &str,
-    program: &str,
-    help: &mut dyn FnMut(&[&str]) -> String,
-) -> Result<(), Wrong> {
-    let mut subcommands = Vec::new();
-    let mut text = help(&subcommands);
-    let mut had_argument = false;
-    for word in line.split_whitespace() {
-        let word = word.trim_matches(['[', ']', ',']);
-        // The end of the command: a comment, a pipe or the program's own arguments.
-        if ["#", "|", ">", "--", "&&", ";"].contains(&word) {
-            break;
-        }
-        if word.starts_with("--") {
-            let option = word.split('=').next().expect("a first part");
-            let known = text
-                .split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'))
-                .any(|known| known == option);
-            if !known {
-                return Err(Wrong::Option(format!(
-                    "{program} {} {option}",
-                    subcommands.join(" ")
-                )));
-            }
-        } else if let Some(commands) = section(&text, "Commands:") {
-            let plain = word.chars().all(|c| c.is_ascii_lowercase() || c == '-');
-            // A placeholder, as `VERB`, ends what can be checked.
-            if !plain {
-                break;
-            }
-            if !commands.contains(&word.to_owned()) {
-                subcommands.push(word);
-                return Err(Wrong::Subcommand(format!(
-                    "{program} {}",
-                    subcommands.join(" ")
-                )));
-            }
-            subcommands.push(word);
-            text = help(&subcommands);
-        } else if !std::mem::replace(&mut had_argument, true) {
-            let values = first_argument_values(&text);
-            let plain = word.chars().all(|c| c.is_ascii_lowercase() || c == '-');
-            if plain && !values.is_empty() && !values.contains(&word) {
-                return Err(Wrong::Argument(format!(
-                    "{program} {} {word}",
-                    subcommands.join(" ")
-                )));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The permitted values of the first argument, as a help text lists them; empty if it does not.
-fn first_argument_values(help: &str) -> Vec<&str> {
-    help.lines()
-        .skip_while(|line| *line != "Arguments:")
-        .take_while(|line| *line != "Options:")
-        .skip_while(|line| line.trim() != "Possible values:")
-        .skip(1)
-        .map_while(|line| line.trim().strip_prefix("- "))
-        .filter_map(|line| line.split(':').next())
-        .collect()
-}
-
-/// The first words of the indented lines below a heading of a help text; `None` without it.
-fn section(help: &str, heading: &str) -> Option<Vec<String>> {
-    let mut lines = help.lines().skip_while(|line| line.trim() != heading);
-    lines.next()?;
-    let entries = lines
-        .take_while(|line| line.starts_with(' '))
-        .filter_map(|line| line.split_whitespace().next().map(str::to_owned));
-    Some(entries.collect())
-}
-
-#[test]
-fn options_and_subcommands_of_a_quoted_command_are_checked() {
-    let mut help = |path: &[&str]| {
-        match path {
-            [] => "Usage\n\nCommands:\n  add     Adds\n  list    Lists\n\nOptions:\n  --help\n",
-            ["list"] => {
-                "Usage: x list\n\nArguments:\n  <KIND>\n\n  Possible values:\n  - all: All\n"
-            }
-            _ => "Usage: x add [OPTIONS] NAME\n\nOptions:\n      --to <FILE>  Where to\n",
-        }
-        .to_owned()
-    };
-    let mut check = |line| check_command(line, "x", &mut help);
-    for right in [
-        "",
-        "add",
-        "add a --to=f",
-        "--help",
-        "VERB --old",
-        "add a # --old",
-    ] {
-        assert_eq!(check(right), Ok(()), "{right}");
-    }
-    assert_eq!(check("list all"), Ok(()));
-    assert_eq!(
-        check("list old"),
-        Err(Wrong::Argument("x list old".to_owned()))
-    );
-    assert_eq!(check("drop a"), Err(Wrong::Subcommand("x drop".to_owned())));
-    assert_eq!(
-        check("add a --t"),
-        Err(Wrong::Option("x add --t".to_owned()))
-    );
-}
-
-/// The programs that pages quote commands of, and the file of each. The commands of `cargo xtask
-/// lab`, `demo` and `bench` are those of other programs.
-const PROGRAMS: [(&str, &str); 9] = [
-    ("cargo xtask bench director", "director-bench"),
-    ("cargo xtask lab", "causeway-lab"),
-    ("cargo xtask demo", "causeway-lab"),
-    ("cargo xtask bench", "causeway-bench"),
-    ("cargo xtask", "xtask"),
-    ("causeway-appliance", "causeway-appliance"),
-    ("causeway-director", "causeway-director"),
-    ("causeway-gateway", "causeway-gateway"),
-    ("causeway", "causeway"),
-];
-
-/// The output of `program ARGUMENTS --help`; empty if it fails.
-fn help_of(program: &Path, arguments: &[&str]) -> String {
-    let output = Command::new(program)
-        .args(arguments)
-        .arg("--help")
-        .stdin(Stdio::null())
-        .output()
-        .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
-    if output.status.success() {
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    } else {
-        String::new()
-    }
-}
-
-/// The programs are those that `cargo xtask test` or `cargo build` has built beside xtask.
-#[test]
-fn every_quoted_command_exists() {
-    let xtask = PathBuf::from(env!("CARGO_BIN_EXE_xtask"));
-    let missing: BTreeSet<_> = PROGRAMS
-        .map(|(_, file)| file)
-        .into_iter()
-        .filter(|file| !xtask.with_file_name(file).exists())
-        .collect();
-    let mut helps: BTreeMap<(&str, Vec<String>), String> = BTreeMap::new();
-    let (mut wrong, mut checked) = (Vec::new(), 0);
-    for (page, text) in pages() {
-        for quoted in quoted(&text) {
-            // A label of a protocol.
-            if quoted.starts_with("causeway tunnel over ") {
-                continue;
-            }
-            // The longest name comes first.
-            let Some((program, file, rest)) = PROGRAMS.iter().find_map(|(program, file)| {
-                let rest = quoted.strip_prefix(program)?;
-                (rest.is_empty() || rest.starts_with(' ')).then_some((*program, *file, rest))
-            }) else {
-                continue;
-            };
-            if missing.contains(file) {
-                continue;
-            }
-            let mut help = |path: &[&str]| {
-                // `demo` is a subcommand of the lab's program, too.
-                let mut arguments: Vec<String> = path.iter().map(|&word| word.into()).collect();
-                if program == "cargo xtask demo" {
-                    arguments.insert(0, "demo".to_owned());
-                }
-                let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-                helps
-                    .entry((
-                        file,
-                        arguments.iter().map(|&word| word.to_owned()).collect(),
-                    ))
-                    .or_insert_with(|| help_of(&xtask.with_file_name(file), &arguments))
-                    .clone()
-            };
-            checked += 1;
-            if let Err(error) = check_command(rest, program, &mut help) {
-                wrong.push(format!("{}: {error:?} in `{quoted}`", page.display()));
-            }
-        }
-    }
-    assert!(wrong.is_empty(), "no such command:\n{}", wrong.join("\n"));
-    assert!(checked > 10, "the pages quote commands of xtask");
-    if !missing.is_empty() {
-        let missing: Vec<_> = missing.into_iter().collect();
-        skip(&format!(
-            "{} not built (`cargo build --release`)",
-            missing.join(", ")
-        ));
-    }
 }

@@ -1,7 +1,7 @@
 //! Tests of the repository itself: its documentation and its style.
 
+mod dependencies;
 mod docs;
 mod modules;
 mod program_layers;
-mod repository;
 mod style;

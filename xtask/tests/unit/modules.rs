@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::repository::{files, read, root, shown};
+use test_support::repository::{files, read, root, shown};
 
 /// Whether cargo finds a target in the file by its place in the package (the Cargo Book, "Target
 /// auto-discovery").

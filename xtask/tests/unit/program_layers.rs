@@ -13,7 +13,7 @@ use std::{
     path::Path,
 };
 
-use crate::repository::root;
+use test_support::repository::root;
 
 /// The layers, from the top. A module may import its own layer and those behind it in this list.
 const LAYERS: [&str; 4] = ["", "stage", "helper", "maps"];

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::repository::{files, read, shown};
+use test_support::repository::{files, read, shown};
 
 /// Longest line of code, comments and prose, characters.
 const COLUMNS: usize = 100;
@@ -173,21 +173,31 @@ fn prose_is_at_most_100_columns_wide() {
     );
 }
 
+/// Tables of tests that are longer.
+const LONG_TABLES: [&str; 8] = [
+    "gateway/core/src/table/tests.rs",
+    "libs/control/tests/unit/model.rs",
+    "libs/control/tests/unit/refusals.rs",
+    "libs/tunnel-worker/src/pipeline/tests/mod.rs",
+    "tests/tests/packets/gateway_xdp.rs",
+    "tests/tests/packets/nat.rs",
+    "tests/tests/packets/nat_rfc.rs",
+    "tests/tests/packets/secure.rs",
+];
+
 #[test]
 fn source_files_have_at_most_800_lines() {
     let mut large = Vec::new();
     for path in files(&[".rs"]) {
         let name = shown(&path);
-        // Tables of tests may be long.
-        let is_test = name
-            .split(['/', '.'])
-            .any(|part| matches!(part, "tests" | "test"));
         let lines = read(&path).lines().count();
-        if lines > LINES && !is_test {
-            large.push(format!("{name}: {lines} lines"));
+        match (lines > LINES, LONG_TABLES.contains(&name.as_str())) {
+            (true, false) => large.push(format!("{name}: {lines} lines: split it")),
+            (false, true) => large.push(format!("{name}: {lines} lines: no longer in LONG_TABLES")),
+            (true, true) | (false, false) => {}
         }
     }
-    assert!(large.is_empty(), "split these:\n{}", large.join("\n"));
+    assert!(large.is_empty(), "{}", large.join("\n"));
 }
 
 #[test]

@@ -655,4 +655,18 @@ mod tests {
             assert!(impair(wrong).is_err(), "{wrong}");
         }
     }
+
+    #[test]
+    fn quoted_commands_are_accepted() {
+        test_support::commands::check(&test_support::commands::Program {
+            names: &[
+                ("causeway-lab", &[]),
+                ("cargo xtask lab", &[]),
+                ("cargo xtask demo", &["demo"]),
+            ],
+            table: None,
+            except: &[],
+            command: <Cli as clap::CommandFactory>::command,
+        });
+    }
 }

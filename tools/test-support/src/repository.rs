@@ -1,4 +1,4 @@
-//! The files of the repository.
+//! The files of the repository, for tests that read them.
 
 use std::{
     fs,
@@ -7,13 +7,21 @@ use std::{
 };
 
 /// The root of the repository.
+///
+/// # Panics
+/// Never.
+#[must_use]
 pub fn root() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
-    root.expect("xtask lies in the repository").to_owned()
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
+    root.expect("two folders above this crate").to_owned()
 }
 
 /// Files that git tracks, or, without git, all files outside of `target`, with one of these
 /// endings.
+///
+/// # Panics
+/// If there are ten or fewer, as then a test would check nothing.
+#[must_use]
 pub fn files(endings: &[&str]) -> Vec<PathBuf> {
     fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).expect("a folder of the repository") {
@@ -59,11 +67,16 @@ pub fn files(endings: &[&str]) -> Vec<PathBuf> {
 }
 
 /// The text of a file in UTF-8.
+///
+/// # Panics
+/// If it cannot be read.
+#[must_use]
 pub fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// The path of a file from the root.
+#[must_use]
 pub fn shown(path: &Path) -> String {
     let root = root();
     path.strip_prefix(&root)
