@@ -1,8 +1,20 @@
 //! The director as a process.
 
-use std::{ops::ControlFlow, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    ops::ControlFlow,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+use axum::{
+    Router,
+    extract::Request as HttpRequest,
+    http::StatusCode,
+    middleware::{Next, from_fn},
+    routing::get,
+};
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 use service::{
@@ -11,13 +23,14 @@ use service::{
     http,
     socket::{self, Access, Control, Refusal, Responder, Socket},
 };
-use store::{Options, Sqlite};
+use store::{Options, Sqlite, Store as _};
 use tokio::{net::TcpListener, task::JoinHandle};
 
 use crate::{
     Director, Kernel, api, audit, audit_key,
     config::{self, Config},
     live::LoadError,
+    self_test::{self, SelfTest},
     tls::{self, Tls},
 };
 
@@ -97,6 +110,12 @@ pub enum Error {
     /// The key of the audit cannot be used.
     #[error(transparent)]
     AuditKey(#[from] audit_key::Error),
+    /// The API or the store does not answer.
+    #[error(transparent)]
+    NoAnswer(#[from] self_test::NoAnswer),
+    /// A task has ended, which runs as long as the daemon.
+    #[error("the task of {0} has ended; the director ends, so that it is started again")]
+    Ended(&'static str),
     /// The runtime cannot be used.
     #[error(transparent)]
     Service(#[from] service::run::Error),
@@ -123,6 +142,8 @@ struct Daemon {
     tls: Option<Arc<Tls>>,
     /// Signs checkpoints of the audit.
     checkpoints: JoinHandle<()>,
+    /// Asks the API and the store.
+    self_test: SelfTest,
     _metrics: Option<http::Server>,
 }
 
@@ -143,7 +164,9 @@ impl Daemon {
         let metrics = match config.metrics {
             Some(address) => {
                 let mut registry = Registry::default();
-                director.metrics.register(&mut registry);
+                let revisions = director.store.revisions();
+                director.metrics.register(&mut registry, revisions);
+                context.metrics.register(&mut registry, "causeway_director");
                 let registry = Arc::new(registry);
                 let health = context.health.clone();
                 let setting = "director.metrics";
@@ -162,8 +185,21 @@ impl Daemon {
         let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         tracing::info!(%address, "serving the API");
-        let router = api::router(Arc::clone(&director));
-        let api = tokio::spawn(tls::serve(listener, tls.clone(), router));
+        let has_tls = tls.is_some();
+        let api = tokio::spawn(tls::serve(
+            listener,
+            tls.clone(),
+            router(Arc::clone(&director)),
+        ));
+        let mut self_test = SelfTest::default();
+        let store = director.store.clone();
+        self_test.add(self_test::STORE, move || {
+            let store = store.clone();
+            async move { self_test::store_answers(&store).await }
+        });
+        self_test.add(self_test::API, move || {
+            self_test::api_answers(address, has_tls)
+        });
         let checkpoints = tokio::spawn(sign(Arc::clone(&director), key, config.checkpoint));
         Ok(Self {
             path,
@@ -172,9 +208,35 @@ impl Daemon {
             api,
             tls,
             checkpoints,
+            self_test,
             _metrics: metrics,
         })
     }
+}
+
+/// The API, and `GET /health`: 200 if the state can be read.
+pub(crate) fn router(director: Arc<Director>) -> Router {
+    let metrics = director.metrics.clone();
+    let timed = from_fn(move |request: HttpRequest, next: Next| {
+        let metrics = metrics.clone();
+        async move {
+            let begun = Instant::now();
+            let response = next.run(request).await;
+            metrics.observe(begun.elapsed());
+            response
+        }
+    });
+    let api = api::router(Arc::clone(&director)).layer(timed);
+    let health = async move || match director.live().await {
+        Ok(_) => (StatusCode::OK, "ready\n"),
+        Err(_) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the store cannot be read\n",
+        ),
+    };
+    Router::new()
+        .route("/health", get(health))
+        .fallback_service(api)
 }
 
 /// Signs a checkpoint of the audit at once, as changes before the start may have none, and then
@@ -193,7 +255,11 @@ impl service::Daemon for Daemon {
     type Error = Error;
 
     async fn step(&mut self) -> Result<ControlFlow<()>, Error> {
-        std::future::pending().await
+        tokio::select! {
+            no_answer = self.self_test.failed() => Err(no_answer.into()),
+            _ = &mut self.api => Err(Error::Ended("the API")),
+            _ = &mut self.checkpoints => Err(Error::Ended("the audit's checkpoints")),
+        }
     }
 
     async fn handle(&mut self, request: Request, responder: Responder<Reply>) {
@@ -224,6 +290,17 @@ impl service::Daemon for Daemon {
         *request == Request::Reload
     }
 
+    fn fault(&self) -> Option<&'static str> {
+        self.self_test.fault()
+    }
+
+    fn reloaded(&self) -> &'static str {
+        match self.tls {
+            Some(_) => "certificate reloaded",
+            None => "configuration read again, without a change",
+        }
+    }
+
     async fn reload(&mut self) -> Result<Reply, Refusal> {
         let config =
             Config::load(&self.path).map_err(|error| Refusal::new("invalid", error.to_string()))?;
@@ -244,5 +321,9 @@ impl service::Daemon for Daemon {
     fn shut_down(self) {
         self.api.abort();
         self.checkpoints.abort();
+        if self.self_test.has_failed() {
+            // The last handle of a store waits for the writer, which may hang for ever.
+            std::mem::forget(self.director);
+        }
     }
 }

@@ -25,6 +25,7 @@ mod live;
 mod metrics;
 pub mod people;
 pub mod roles;
+mod self_test;
 pub mod tls;
 mod totp;
 

@@ -54,22 +54,27 @@ enum Command {
         user: String,
     },
     /// Run the director.
-    Serve(RunArgs),
+    #[command(alias = "serve")]
+    Run(RunArgs),
     /// Check a configuration file and list every problem.
     Check {
         /// Configuration file.
         file: PathBuf,
     },
-    /// Show the state of the running director, as JSON.
-    Status,
-    /// Read the configuration file again.
+    /// Show the state of the director: revision, numbers of tenants, networks and audit entries.
+    Status {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read the certificate and its key again. Other changed keys are refused until a restart.
     Reload,
     /// Write a backup of the running director's store to a new file.
     Backup {
         /// The file, as an absolute path.
         file: PathBuf,
     },
-    /// Make a store of a backup, where there is none.
+    /// Create the store from a backup. The store must not exist.
     Restore {
         /// Configuration file.
         #[arg(long)]
@@ -101,12 +106,28 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             let secret = block_on(init(&config.store, &user, &Kernel))??;
             service::outln!("{secret}");
         }
-        Command::Serve(args) => daemon::run(&args)?,
+        Command::Run(args) => daemon::run(&args)?,
         Command::Check { file } => {
             Config::load(&file)?;
             service::outln!("{}: good", file.display());
         }
-        Command::Status => cli::print_json(&ask(&cli.socket, &Request::Status)?)?,
+        Command::Status { json } => {
+            let reply = ask(&cli.socket, &Request::Status)?;
+            match reply {
+                Reply::Status {
+                    revision,
+                    tenants,
+                    networks,
+                    audit,
+                } if !json => {
+                    service::outln!(
+                        "revision {revision}: {tenants} tenants, {networks} networks, {audit} \
+                         audit entries"
+                    );
+                }
+                reply => cli::print_json(&reply)?,
+            }
+        }
         Command::Reload => {
             ask(&cli.socket, &Request::Reload)?;
             service::outln!("reloaded");
@@ -166,4 +187,19 @@ fn verify(file: &Path, key: Option<&str>) -> anyhow::Result<(u64, Option<u64>)> 
         .map(|entry| serde_json::from_str(&entry.value))
         .collect::<Result<_, _>>()?;
     Ok(audit::verify(entries, checkpoints, &head, key)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quoted_commands_are_accepted() {
+        test_support::commands::check(&test_support::commands::Program {
+            names: &[("causeway-director", &[])],
+            table: None,
+            except: &[],
+            command: <Cli as clap::CommandFactory>::command,
+        });
+    }
 }

@@ -64,7 +64,7 @@ impl Server {
         let config = configure(folder, address)?;
         let begun = Instant::now();
         let child = Command::new(program()?)
-            .args(["serve", "--config"])
+            .args(["run", "--config"])
             .arg(config)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -418,4 +418,19 @@ fn changes(server: &mut Server, runs: usize, most: f64, report: &mut Report) -> 
     let name = "grow or shrink a plan with a quarter of the tenants";
     report.row(name, std::mem::take(&mut times), most);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quoted_commands_are_accepted() {
+        test_support::commands::check(&test_support::commands::Program {
+            names: &[("cargo xtask bench director", &[])],
+            table: None,
+            except: &[],
+            command: <Cli as clap::CommandFactory>::command,
+        });
+    }
 }

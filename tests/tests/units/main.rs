@@ -377,10 +377,15 @@ fn shipped_units_stay_up_reload_stop_and_restart() {
         machine.wait("the reload is reported", |m| {
             count(m, unit, "\nreloaded\n") == 1
         });
-        let before = count(&machine, unit, "configuration reloaded");
+        // The director of this test has no certificate to reload.
+        let reloaded = match unit == UNITS[2] {
+            true => "configuration read again",
+            false => "configuration reloaded",
+        };
+        let before = count(&machine, unit, reloaded);
         machine.must(&["kill", "--signal=HUP", "--kill-whom=main", unit]);
         machine.wait("the reload is logged", |m| {
-            count(m, unit, "configuration reloaded") == before + 1
+            count(m, unit, reloaded) == before + 1
         });
         machine.wait("the reload is complete", |m| m.unit(unit).is_active());
     }
@@ -394,6 +399,11 @@ fn shipped_units_stay_up_reload_stop_and_restart() {
         assert_eq!(now.get("MainPID"), pid, "{unit}: {}", machine.logs());
     }
 
+    for unit in UNITS {
+        let version = format!("version=\"{}\"", env!("CARGO_PKG_VERSION"));
+        assert!(machine.log(unit).contains(&version), "{}", machine.logs());
+    }
+
     let status = machine.unit(UNITS[1]);
     assert_eq!(status.get("StatusText"), "running, 0 connections");
 
@@ -405,7 +415,7 @@ fn shipped_units_stay_up_reload_stop_and_restart() {
     }
 
     // The director reads its store and serves its API.
-    let output = machine.inside("causeway-director", &["status"]);
+    let output = machine.inside("causeway-director", &["status", "--json"]);
     let json = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(json.contains("\"audit\""), "{json}\n{}", machine.logs());
     let url = "http://127.0.0.1:6185/v1/openapi.json";
@@ -473,6 +483,18 @@ fn shipped_units_stay_up_reload_stop_and_restart() {
             });
         }
     }
+
+    // The watchdog: systemd ends a process that is stopped, and starts another one.
+    for unit in UNITS {
+        machine.must(&["kill", "--signal=STOP", "--kill-whom=main", unit]);
+    }
+    for unit in UNITS {
+        machine.wait("the watchdog ends a process that hangs", |m| {
+            let now = m.unit(unit);
+            now.is_active() && now.get("NRestarts") == "7"
+        });
+    }
+
     for unit in UNITS {
         let names = "LimitCORE,CapabilityBoundingSet";
         let shown = machine.systemctl(&["show", unit, "--property", names]);

@@ -10,6 +10,8 @@ pub(super) enum State {
     Starting,
     Ready,
     Draining,
+    /// A part of the daemon does not do its work.
+    Faulty(&'static str),
     Stopping,
 }
 
@@ -33,10 +35,10 @@ impl Health {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = (state, Instant::now());
     }
 
-    /// The state in a word.
+    /// The state in a word, or the fault.
     ///
     /// # Errors
-    /// The daemon takes no new work: it starts, drains, stops or hangs.
+    /// The daemon takes no new work: it starts, drains, stops or hangs, or a part of it has failed.
     pub fn check(&self) -> Result<&'static str, &'static str> {
         let (state, at) = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
         match state {
@@ -44,6 +46,7 @@ impl Health {
             State::Starting => Err("starting"),
             State::Ready => Ok("ready"),
             State::Draining => Err("draining"),
+            State::Faulty(fault) => Err(fault),
             State::Stopping => Err("stopping"),
         }
     }

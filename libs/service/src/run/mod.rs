@@ -15,6 +15,7 @@
 //! process.
 
 mod health;
+mod metrics;
 
 use std::{io, ops::ControlFlow, time::Duration};
 
@@ -27,6 +28,7 @@ use tokio::{
 
 pub use health::Health;
 use health::State;
+pub use metrics::ProcessMetrics;
 
 use crate::{
     LogFormat, Notifier,
@@ -90,6 +92,18 @@ pub trait Daemon: Sized {
         false
     }
 
+    /// The part of the daemon that does not do its work, for `/health`, as `the store does not
+    /// answer`. A fault that lasts must end the daemon, by an error of [`step`](Self::step): the
+    /// watchdog sees the loop only.
+    fn fault(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// The effect of the last [`reload`](Self::reload) that was not refused, for the log.
+    fn reloaded(&self) -> &'static str {
+        "configuration reloaded"
+    }
+
     /// One line for `systemctl status`, such as `12 connections`.
     fn status_line(&self) -> Option<String> {
         None
@@ -104,6 +118,8 @@ pub trait Daemon: Sized {
 pub struct Context {
     /// For [`http::Server::bind`](crate::http::Server::bind).
     pub health: Health,
+    /// For the registry of the same server.
+    pub metrics: ProcessMetrics,
 }
 
 /// The runtime could not be set up.
@@ -152,6 +168,7 @@ where
     let heartbeat = timeout.map_or(HEARTBEAT, |timeout| timeout / 2);
     let context = Context {
         health: Health::new(heartbeat),
+        metrics: ProcessMetrics::default(),
     };
     let (daemon, control) = tokio::select! {
         started = start(&context) => started?,
@@ -166,6 +183,7 @@ where
         daemon,
         notifier,
         health: context.health,
+        metrics: context.metrics,
         watchdog: timeout.is_some(),
         heartbeat,
         stopping: false,
@@ -223,6 +241,7 @@ struct Service<D> {
     daemon: D,
     notifier: Notifier,
     health: Health,
+    metrics: ProcessMetrics,
     /// Whether the unit has a watchdog.
     watchdog: bool,
     heartbeat: Duration,
@@ -241,7 +260,8 @@ impl<D: Daemon> Service<D> {
         let mut timer = interval(self.heartbeat);
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.notifier.ready();
-        tracing::info!("ready");
+        self.metrics.applied();
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
         let result = loop {
             tokio::select! {
                 step = self.daemon.step() => match step {
@@ -279,10 +299,10 @@ impl<D: Daemon> Service<D> {
 
     /// Tells the manager and `/health` that the loop runs.
     fn beat(&mut self) {
-        self.health.set(if self.daemon.is_draining() {
-            State::Draining
-        } else {
-            State::Ready
+        self.health.set(match self.daemon.fault() {
+            Some(fault) => State::Faulty(fault),
+            None if self.daemon.is_draining() => State::Draining,
+            None => State::Ready,
         });
         if self.watchdog {
             self.notifier.keep_alive();
@@ -301,8 +321,9 @@ impl<D: Daemon> Service<D> {
     async fn reload(&mut self) -> Result<D::Reply, Refusal> {
         self.notifier.reloading();
         let result = self.daemon.reload().await;
+        self.metrics.count_reload(result.is_ok());
         match &result {
-            Ok(_) => tracing::info!("configuration reloaded"),
+            Ok(_) => tracing::info!("{}", self.daemon.reloaded()),
             Err(refusal) => tracing::warn!(
                 code = refusal.code,
                 reason = refusal.message,

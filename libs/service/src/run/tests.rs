@@ -11,10 +11,10 @@ use tokio::time::sleep;
 use super::*;
 use crate::socket::{Access, Socket, ask};
 
-static LAMP: Socket = Socket {
-    name: "lamp",
-    one: "a lamp",
-    setting: "lamp.control_socket",
+static TEST_SOCKET: Socket = Socket {
+    name: "the test daemon",
+    one: "a test daemon",
+    setting: "test.control_socket",
     max_request: 64,
     access: Access::RootAndOwner,
 };
@@ -35,15 +35,16 @@ enum Request {
 }
 
 #[derive(Default)]
-struct Lamp {
+struct TestDaemon {
     reloads: u32,
     /// The reload that is refused.
     refused: Option<u32>,
     drains: bool,
     ended: bool,
+    fault: Option<&'static str>,
 }
 
-impl Daemon for Lamp {
+impl Daemon for TestDaemon {
     type Request = Request;
     type Reply = u32;
     type Error = Error;
@@ -71,7 +72,7 @@ impl Daemon for Lamp {
     async fn reload(&mut self) -> Result<u32, Refusal> {
         self.reloads += 1;
         if self.refused == Some(self.reloads) {
-            return Err(Refusal::new("invalid", "one bulb is missing"));
+            return Err(Refusal::new("invalid", "the file is wrong"));
         }
         Ok(self.reloads)
     }
@@ -86,6 +87,10 @@ impl Daemon for Lamp {
 
     fn is_draining(&self) -> bool {
         self.drains
+    }
+
+    fn fault(&self) -> Option<&'static str> {
+        self.fault
     }
 
     fn status_line(&self) -> Option<String> {
@@ -120,18 +125,18 @@ impl Manager {
     }
 
     fn control(&self) -> PathBuf {
-        self.dir.path().join("lamp.sock")
+        self.dir.path().join("test.sock")
     }
 
     fn notifier(&self) -> Notifier {
         Notifier::at(&self.dir.path().join("notify"), Some(WATCHDOG))
     }
 
-    /// Runs the lamp until it ends.
-    async fn run(&self, lamp: Lamp) {
+    /// Runs the daemon until it ends.
+    async fn run(&self, daemon: TestDaemon) {
         serve(self.notifier(), async |_: &Context| {
-            let control = Control::bind(&LAMP, &self.control()).expect("the path is free");
-            Ok((lamp, control))
+            let control = Control::bind(&TEST_SOCKET, &self.control()).expect("the path is free");
+            Ok((daemon, control))
         })
         .await
         .expect("a good end");
@@ -147,7 +152,7 @@ impl Manager {
 
 async fn request(path: &Path, request: Request) -> Result<u32, String> {
     let path = path.to_owned();
-    let asked = tokio::task::spawn_blocking(move || ask(&LAMP, &path, &request));
+    let asked = tokio::task::spawn_blocking(move || ask(&TEST_SOCKET, &path, &request));
     let answer = asked.await.expect("no panic in the client");
     answer.map_err(|error: crate::socket::AskError| error.to_string())
 }
@@ -161,20 +166,20 @@ async fn the_manager_hears_of_start_reload_status_and_stop() {
     let _alone = ALONE.lock().await;
     let manager = Manager::new();
     let path = manager.control();
-    let lamp = Lamp {
+    let daemon = TestDaemon {
         refused: Some(2),
-        ..Lamp::default()
+        ..TestDaemon::default()
     };
     let client = async {
         sleep(WATCHDOG).await;
         assert_eq!(request(&path, Request::Reload).await, Ok(1));
         let refused = request(&path, Request::Reload).await;
-        assert_eq!(refused, Err("one bulb is missing".to_owned()));
+        assert_eq!(refused, Err("the file is wrong".to_owned()));
         assert_eq!(request(&path, Request::Status).await, Ok(2));
         sleep(WATCHDOG).await;
         assert_eq!(request(&path, Request::End).await, Ok(2));
     };
-    tokio::join!(manager.run(lamp), client);
+    tokio::join!(manager.run(daemon), client);
     assert!(!path.exists(), "the control socket is removed");
     let messages = manager.messages();
     assert_eq!(messages[0], "READY=1");
@@ -209,16 +214,16 @@ async fn a_loop_that_hangs_sends_no_watchdog() {
         assert_eq!(hanging.await.expect("a client"), Ok(0));
         assert_eq!(request(&path, Request::End).await, Ok(0));
     };
-    tokio::join!(manager.run(Lamp::default()), client);
+    tokio::join!(manager.run(TestDaemon::default()), client);
 }
 
 #[tokio::test]
 async fn a_daemon_that_drains_has_its_timeout_extended_until_the_second_signal() {
     let _alone = ALONE.lock().await;
     let manager = Manager::new();
-    let lamp = Lamp {
+    let daemon = TestDaemon {
         drains: true,
-        ..Lamp::default()
+        ..TestDaemon::default()
     };
     let terminate = || nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM).expect("sent");
     let begun = Instant::now();
@@ -228,12 +233,37 @@ async fn a_daemon_that_drains_has_its_timeout_extended_until_the_second_signal()
         sleep(WATCHDOG * 2).await;
         terminate();
     };
-    tokio::join!(manager.run(lamp), client);
+    tokio::join!(manager.run(daemon), client);
     assert!(begun.elapsed() >= WATCHDOG * 3);
     let messages = manager.messages();
     let extended = format!("EXTEND_TIMEOUT_USEC={}", (WATCHDOG / 2 * 3).as_micros());
     assert!(count(&messages, &extended) >= 3, "{messages:?}");
     assert_eq!(count(&messages, "STOPPING=1"), 1, "{messages:?}");
+}
+
+#[tokio::test]
+async fn health_tells_a_fault_of_the_daemon() {
+    let _alone = ALONE.lock().await;
+    let manager = Manager::new();
+    let path = manager.control();
+    let health = std::cell::OnceCell::new();
+    let run = serve(manager.notifier(), async |context: &Context| {
+        let _ = health.set(context.health.clone());
+        let daemon = TestDaemon {
+            fault: Some("a part has failed"),
+            ..TestDaemon::default()
+        };
+        let control = Control::bind(&TEST_SOCKET, &path).expect("the path is free");
+        Ok::<_, Error>((daemon, control))
+    });
+    let client = async {
+        sleep(WATCHDOG).await;
+        let health = health.get().expect("the daemon has started");
+        assert_eq!(health.check(), Err("a part has failed"));
+        assert_eq!(request(&path, Request::End).await, Ok(0));
+    };
+    let (run, ()) = tokio::join!(run, client);
+    run.expect("a good end");
 }
 
 #[test]
@@ -246,14 +276,14 @@ fn the_reply_to_the_last_request_arrives() {
             while std::os::unix::net::UnixStream::connect(&path).is_err() {
                 std::thread::sleep(WATCHDOG / 100);
             }
-            ask::<_, u32>(&LAMP, &path, &Request::End)
+            ask::<_, u32>(&TEST_SOCKET, &path, &Request::End)
         });
         // The runtime ends with the daemon, as in a process.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .expect("a runtime");
-        runtime.block_on(manager.run(Lamp::default()));
+        runtime.block_on(manager.run(TestDaemon::default()));
         drop(runtime);
         let reply = client.join().expect("no panic in the client");
         assert_eq!(reply.map_err(|error| error.to_string()), Ok(0));
