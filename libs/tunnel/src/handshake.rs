@@ -10,8 +10,8 @@
 //! ```
 //!
 //! Three limits of `snow` are removed here. Its X25519 accepts points of small order; ours refuses
-//! them, as WireGuard does. It does not wipe its states; [`WipedOnDrop`] does so for the memory of a
-//! state (not for copies that the compiler leaves on the stack while a state is built). Its
+//! them, as WireGuard does. It does not wipe its states; [`WipedOnDrop`] does so for the memory of
+//! a state (not for copies that the compiler leaves on the stack while a state is built). Its
 //! ciphers, which are on the heap, keep their keys when they are dropped; [`HandshakeCipher`] wipes
 //! them. Randomness comes from the caller: exactly one ephemeral key per handshake.
 

@@ -98,8 +98,8 @@ impl Sessions {
             .is_some_and(|session| session.initiator && now.since(session.created) >= age)
     }
 
-    /// Makes the waiting session receive-only, so that another can take its place. Yields the name of one
-    /// that must be retired for it.
+    /// Makes the waiting session receive-only, so that another can take its place. Yields the name
+    /// of one that must be retired for it.
     pub(super) fn retire_next_later(&mut self) -> Option<u32> {
         let replaced = self.next.take();
         self.retire_later(replaced)
