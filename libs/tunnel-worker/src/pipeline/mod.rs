@@ -113,8 +113,11 @@ pub struct Pipeline {
     sessions: AHashMap<u32, (u32, u32)>,
     counters: Arc<WorkerCounters>,
     outage_buffer: OutageBuffer,
-    /// Sessions are refused until the control half has followed this restore.
-    suspended: Option<u64>,
+    /// The newest restore before which all sessions were wiped.
+    wiped: u64,
+    /// The newest restore that the control half has followed. While it is older than `wiped`,
+    /// sessions are refused.
+    retired: u64,
     /// Slots of the peers with `dirty` set, each once; never more than there are slots.
     dirty: Vec<u32>,
 }
@@ -134,7 +137,8 @@ impl Pipeline {
             ),
             counters,
             outage_buffer: OutageBuffer::new(),
-            suspended: None,
+            wiped: 0,
+            retired: 0,
             dirty: Vec::with_capacity(MAX_PEERS as usize),
         }
     }
@@ -421,9 +425,12 @@ impl Pipeline {
 
     /// Wipes every session, and accepts none until the control half has retired all of before this
     /// restore: the machine was restored from a snapshot, and the counters of its sessions are of
-    /// the past.
+    /// the past. Does nothing if the command of the control half came first.
     pub fn suspend_sessions(&mut self, restore: u64) {
-        self.suspended = Some(restore);
+        if restore <= self.wiped {
+            return;
+        }
+        self.wiped = restore;
         self.sessions.clear();
         for lanes in self.peers.iter_mut().flatten() {
             lanes.sender.retire_all();
@@ -451,11 +458,11 @@ impl Pipeline {
                     *place = lanes;
                 }
             }
-            Command::Receive(..) | Command::Send(..) if self.suspended.is_some() => {}
+            Command::Receive(..) | Command::Send(..) if self.retired < self.wiped => {}
             Command::SessionsRetired(restore) => {
-                if self.suspended == Some(restore) {
-                    self.suspended = None;
-                }
+                // The worker may not have seen the restore yet: the order of both does not matter.
+                self.suspend_sessions(restore);
+                self.retired = self.retired.max(restore);
             }
             Command::Receive(slot, session) => {
                 let (wire, name) = (session.wire_index(), session.index());

@@ -187,3 +187,54 @@ fn a_restored_worker_repeats_no_nonce_and_takes_no_session_of_before() {
     assert_eq!(fresh.len(), 20, "a new session is in use");
     assert!(fresh.iter().all(|nonce| !used.contains(nonce)));
 }
+
+/// REVIEW B-3: the control half may follow a restore before the worker sees it, and may follow two
+/// restores at once. In every order, old sessions are wiped and sessions of later handshakes work.
+#[test]
+fn a_restore_is_followed_in_any_order_of_worker_and_control_half() {
+    /// What the worker is told, in order: its own look (`false`) or the command (`true`), and the
+    /// number of the restore.
+    const ORDERS: [&[(bool, u64)]; 5] = [
+        &[(false, 1), (true, 1)],
+        &[(true, 1), (false, 1)],
+        &[(false, 1), (true, 2), (false, 2)],
+        &[(true, 2), (false, 1), (false, 2)],
+        &[(false, 2), (true, 1), (true, 2)],
+    ];
+    for order in ORDERS {
+        let (mut side, mut provider) = pair();
+        let send = |side: &mut TestAppliance, now| {
+            for _ in 0..20 {
+                side.seal(now, &packet("10.1.0.11", "10.1.0.10", b"x"));
+            }
+            side.take().len()
+        };
+        assert_eq!(send(&mut side, at(10)), 20);
+        for (is_command, restore) in order {
+            if *is_command {
+                side.command(at(12), Command::SessionsRetired(*restore));
+            } else {
+                side.pipeline.suspend_sessions(*restore);
+            }
+            assert_eq!(
+                send(&mut side, at(12)),
+                0,
+                "{order:?}: old sessions are wiped"
+            );
+        }
+        side.control.retire_all(at(13).mono);
+        side.drive(at(13));
+        for ms in 0..50 {
+            join(&mut side, &mut provider, at(100 + ms * 40));
+        }
+        // The worker looks again at every turn.
+        let newest = order.iter().map(|(_, restore)| *restore).max();
+        side.pipeline.suspend_sessions(newest.unwrap_or(0));
+        side.take();
+        assert_eq!(
+            send(&mut side, at(3000)),
+            20,
+            "{order:?}: a new session works"
+        );
+    }
+}
