@@ -15,9 +15,6 @@ pub const SLOT_REUSE_DELAY: u64 = 1_000_000_000;
 /// then publishes circuits with the old bucket.
 pub const BUCKET_REUSE_DELAY: u64 = 60 * 1_000_000_000;
 
-/// In [`Circuit::buckets`]: no limit.
-pub const NO_BUCKET: u32 = u32::MAX;
-
 /// An address in network byte order; an IPv4 address is in the last word, the others are zero.
 pub type Address = [u32; 4];
 
@@ -47,7 +44,7 @@ pub struct Circuit {
     pub expires: [u64; 2],
     /// The sides.
     pub ends: [End; 2],
-    /// Slots in `BUCKETS` of its tenant's limits: datagrams and bytes; or [`NO_BUCKET`].
+    /// Slots in `BUCKETS` of its tenant's limits: datagrams and bytes.
     pub buckets: [u32; 2],
     /// Its slot in `STATS`.
     pub stats: u32,
@@ -60,7 +57,7 @@ pub struct Circuit {
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bucket {
-    /// Tokens per second.
+    /// Tokens per second; 0: no limit.
     pub rate: u64,
     /// How long an empty bucket takes to fill, nanoseconds.
     pub depth: u64,

@@ -94,8 +94,6 @@ pub(super) enum Command {
     Lifetime(Duration),
     Load(Load),
     Change(Change),
-    /// The tenant has limits that it had not, or the reverse.
-    Limits(Arc<str>),
     Bound(SyncSender<usize>),
     Summary(SyncSender<SummaryPart>),
     Page(Query, SyncSender<PagePart>),
@@ -223,16 +221,13 @@ impl Circuits {
     }
 
     /// Puts changed tenants and circuits in force; returns the number of commands to threads. Only
-    /// threads with a changed circuit get one. A changed limit is changed in its bucket, which all
-    /// threads and XDP use.
+    /// threads with a changed circuit get one. A changed limit, also from or to none, is changed in
+    /// its bucket, which all threads and XDP use.
     pub fn change(&mut self, changes: &Changes) -> usize {
         let mut commands = 0;
         for (name, limits) in &changes.tenants {
-            let Some(limits) = limits else { continue };
-            if self.set_limits(name, limits) {
-                let all = self.workers.iter();
-                all.for_each(|worker| worker.send(Command::Limits(Arc::clone(name))));
-                commands += self.workers.len();
+            if let Some(limits) = limits {
+                self.set_limits(name, limits);
             }
         }
         let count = self.workers.len();
@@ -267,8 +262,8 @@ impl Circuits {
         commands
     }
 
-    /// Sets the limits of a tenant; returns whether threads must publish its circuits again.
-    fn set_limits(&mut self, name: &Arc<str>, limits: &Limits) -> bool {
+    /// Sets the limits of a tenant.
+    fn set_limits(&mut self, name: &Arc<str>, limits: &Limits) {
         let rates = [limits.datagrams, limits.bytes].map(|rate| rate.unwrap_or(0));
         let Some(tenant) = self.tenants.get(name) else {
             let [datagrams, bytes] = rates.map(|rate| self.bucket(name, rate));
@@ -278,14 +273,11 @@ impl Circuits {
                 bytes,
             };
             self.tenants.insert(Arc::clone(name), Arc::new(tenant));
-            return false;
+            return;
         };
-        let mut differs = false;
         for (bucket, rate) in [&tenant.datagrams, &tenant.bytes].into_iter().zip(rates) {
-            differs |= (bucket.rate() == 0) != (rate == 0);
             bucket.set_rate(clock(), rate);
         }
-        differs && self.fast.is_some()
     }
 
     fn bucket(&self, tenant: &str, rate: u64) -> Bucket {
@@ -515,10 +507,6 @@ fn work(
                         // Datagrams come before the next change.
                         pending = true;
                         break;
-                    }
-                    Command::Limits(tenant) => {
-                        state.table.note_tenant(&tenant);
-                        state.publish();
                     }
                     // An observer may have timed out.
                     Command::Bound(answer) => drop(answer.try_send(state.table.bound(now))),

@@ -338,15 +338,6 @@ impl Table {
         }
     }
 
-    /// Reports all circuits of a tenant again: whether it has limits has changed.
-    pub fn note_tenant(&mut self, name: &str) {
-        for (position, circuit) in self.circuits.iter_mut().enumerate() {
-            if *circuit.tenant.name == *name {
-                note(&mut circuit.changed, position, &mut self.changed);
-            }
-        }
-    }
-
     /// Returns the worker's action for a datagram. `now` is the time since an origin that all
     /// tables with the same buckets have in common.
     pub fn handle(&mut self, now: Duration, datagram: &[u8], from: &Path) -> Action {

@@ -969,7 +969,7 @@ fn a_change_of_one_circuit_reports_that_one_alone() {
     table.change(put(4));
     assert_eq!(told(&mut table), [id(4)]);
     // A removal moves the last circuit to another position; what was noted before stays noted.
-    table.note_tenant("evil");
+    table.change(put(3));
     table.change(Change {
         removed: vec![id(2), id(77)],
         put: Vec::new(),

@@ -4,7 +4,7 @@
 //! BPF, as its target assumes CPUs older than v3. The instruction exists since Linux 5.12 and is
 //! written in assembly here.
 
-use gateway_common::maps::{Bucket, NO_BUCKET};
+use gateway_common::maps::Bucket;
 
 use crate::maps::BUCKETS;
 
@@ -18,12 +18,9 @@ pub const CONTENDED: u32 = 2;
 /// Attempts of one call.
 const TRIES: usize = 8;
 
-/// Takes tokens from the bucket in a slot, all or none. A slot of [`NO_BUCKET`] has no limit.
+/// Takes tokens from the bucket in a slot, all or none. A rate of 0 is no limit.
 #[inline(never)]
 pub fn take(slot: u32, now: u64, tokens: u64) -> u32 {
-    if slot == NO_BUCKET {
-        return TAKEN;
-    }
     let Some(bucket) = BUCKETS.get_ptr_mut(slot) else {
         return CONTENDED;
     };
@@ -36,6 +33,9 @@ pub fn take(slot: u32, now: u64, tokens: u64) -> u32 {
             &raw mut (*bucket).full_at,
         )
     };
+    if rate == 0 {
+        return TAKEN;
+    }
     for _ in 0..TRIES {
         // SAFETY: as above.
         let seen = unsafe { core::ptr::read_volatile(full_at) };
@@ -54,9 +54,6 @@ pub fn take(slot: u32, now: u64, tokens: u64) -> u32 {
 /// for again. Under contention they stay taken.
 #[inline(never)]
 pub fn refund(slot: u32, tokens: u64) {
-    if slot == NO_BUCKET {
-        return;
-    }
     let Some(bucket) = BUCKETS.get_ptr_mut(slot) else {
         return;
     };

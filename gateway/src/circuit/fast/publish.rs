@@ -8,13 +8,10 @@ use std::{
 
 use ahash::RandomState;
 use gateway_client::wire::CircuitId;
-use gateway_common::maps::{Address, Circuit, End, Known, NO_BUCKET, Remote};
+use gateway_common::maps::{Address, Circuit, End, Known, Remote};
 
 use super::Fast;
-use crate::circuit::{
-    rate::Bucket,
-    table::{Bound, Path},
-};
+use crate::circuit::table::{Bound, Path};
 
 /// The map entries of a published circuit.
 #[derive(Debug)]
@@ -181,19 +178,12 @@ fn circuit(bound: &Bound<'_>, local: impl Fn(&Path) -> SocketAddr) -> Option<Cir
             zero: 0,
         })
     };
-    let bucket = |bucket: &Bucket| match bucket.rate() {
-        0 => Some(NO_BUCKET),
-        _ => bucket.index(),
-    };
     let until = [a.1, b.1].map(|until| u64::try_from(until.as_nanos()).unwrap_or(u64::MAX));
     Some(Circuit {
         id: key(bound.id),
         expires: until,
         ends: [end(&a.0)?, end(&b.0)?],
-        buckets: [
-            bucket(&bound.tenant.datagrams)?,
-            bucket(&bound.tenant.bytes)?,
-        ],
+        buckets: [bound.tenant.datagrams.index()?, bound.tenant.bytes.index()?],
         stats: 0,
         family,
     })
