@@ -2,7 +2,7 @@
 //! goes.
 //!
 //! ```text
-//!             bind, its tag right, newer                  bind with the cookie of this source
+//!             bind, its tag right                         bind with the cookie of this source
 //!   unbound ───────────────────────────▶ (challenged) ──────────────────────────────────────▶ bound
 //!      ▲        from any source            no state:                                          │ ▲ │
 //!      │                                   a cookie is a hash                    again, from  │ │ │ tunnel datagrams
@@ -12,9 +12,10 @@
 //!
 //! - A message without a valid tag changes nothing and has no answer.
 //! - Only a bind that repeats a cookie moves the watermark of timestamps that binds are compared
-//!   with. A bind that is older than that, without a cookie, is challenged as well, within a small
-//!   budget: its cookie is good for one bind, whatever the timestamp. So a clock that was wrong
-//!   once locks no end out, and a repeated capture binds nothing.
+//!   with. A bind without a cookie is challenged whatever its timestamp, within a budget of its
+//!   source. If it is older than the watermark, its cookie is good for one bind with any timestamp.
+//!   So neither a clock that was wrong once nor a copy that comes first locks an end out, and a
+//!   repeated capture binds nothing.
 //! - A message with a valid tag has at most one answer, of the same length, to its source.
 //! - The table forwards tunnel datagrams only between bound addresses: those that repeated a cookie
 //!   within the lifetime, and so receive what is sent to them.
@@ -39,11 +40,14 @@ use super::rate::Bucket;
 
 /// Least validity of a cookie; the most is twice this.
 const COOKIE_WINDOW: Duration = Duration::from_secs(120);
-/// Messages with a valid tag that a side may send a second, and the burst.
+/// Messages that a side may send a second from proven addresses, and the burst; unbinds too.
 const BINDS: u64 = 32;
-/// Challenges a second, and the burst, to messages of a side that are not newer than others with a
-/// valid tag: repeated captures, or those of an end whose clock was set back.
-const OLD_CHALLENGES: u64 = 4;
+/// Challenges a second, and the burst, for each side and each of [`SLOTS`] slots of sources.
+const CHALLENGES: u64 = 8;
+/// Slots of sources that share a budget of challenges. A sender that repeats captures from one
+/// address uses up one of them.
+const SLOTS: usize = 8;
+const SECOND: u64 = 1_000_000_000;
 
 /// The addresses of a datagram that was received or is to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,13 +135,12 @@ struct End {
     binding: Option<Binding>,
     /// Timestamp of the last accepted message from a proven address.
     proven: u64,
-    /// Newest timestamp of a bind without a cookie since then.
-    challenged: u64,
-    /// Number that cookies depend on, unique in the table. It changes when the watermarks are set
+    /// Number that cookies depend on, unique in the table. It changes when the watermark is set
     /// back, so that no cookie from before is valid.
     epoch: u64,
     messages: Bucket,
-    old_challenges: Bucket,
+    /// By slot of the source: when the budget of challenges is full again, nanoseconds.
+    challenges: [u64; SLOTS],
 }
 
 /// The rights that a cookie gives.
@@ -155,41 +158,42 @@ impl End {
             key,
             binding: None,
             proven: 0,
-            challenged: 0,
             epoch,
             messages: Bucket::new(BINDS, Duration::from_secs(1)),
-            old_challenges: Bucket::new(OLD_CHALLENGES, Duration::from_secs(1)),
+            challenges: [0; SLOTS],
         }
     }
 
-    /// Which kind of cookie answers this bind, or why there is no answer.
-    fn accept(
-        &mut self,
-        now: Duration,
-        timestamp: u64,
-        proof: Option<Proof>,
-    ) -> Result<Proof, Reason> {
-        let is_new = match proof {
-            Some(Proof::AnyTime) => true,
-            Some(Proof::Newer) => timestamp > self.proven,
-            None => timestamp > self.proven.max(self.challenged),
-        };
-        // An end never repeats a timestamp: the same message again has no answer.
-        let is_repeated = timestamp == self.proven || timestamp == self.challenged;
-        if proof.is_none() && !is_new {
-            return if !is_repeated && self.old_challenges.take(now, 1) {
-                Ok(Proof::AnyTime)
-            } else {
-                Err(Reason::Replayed)
-            };
-        }
-        if !is_new {
+    /// Accepts a message from a proven address, or an unbind.
+    fn accept(&self, now: Duration, timestamp: u64, proof: Proof) -> Result<(), Reason> {
+        if proof == Proof::Newer && timestamp <= self.proven {
             return Err(Reason::Replayed);
         }
         if !self.messages.take(now, 1) {
             return Err(Reason::BindRate);
         }
-        Ok(Proof::Newer)
+        Ok(())
+    }
+
+    /// Which kind of cookie challenges a bind from a source of this slot, or why none does.
+    fn challenge(&mut self, now: Duration, timestamp: u64, slot: usize) -> Result<Proof, Reason> {
+        let (proof, full) = if timestamp > self.proven {
+            (Proof::Newer, Reason::BindRate)
+        } else {
+            (Proof::AnyTime, Reason::Replayed)
+        };
+        // The end was bound with this very message, and never repeats a timestamp.
+        if timestamp == self.proven {
+            return Err(Reason::Replayed);
+        }
+        let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        let full_at = &mut self.challenges[slot % SLOTS];
+        let from = (*full_at).max(now);
+        if from - now >= SECOND {
+            return Err(full);
+        }
+        *full_at = from.saturating_add(SECOND / CHALLENGES);
+        Ok(proof)
     }
 
     fn live(&self, now: Duration) -> Option<&Path> {
@@ -397,9 +401,19 @@ impl Table {
 
     fn bind(&mut self, now: Duration, position: usize, bind: &Message, from: &Path) -> Action {
         let proof = self.proof(now, position, bind, from);
+        let slot = match proof {
+            None => self.slot(from),
+            Some(_) => 0,
+        };
         let circuit = &mut self.circuits[position];
         let end = &mut circuit.ends[bind.side.index()];
-        let given = match end.accept(now, bind.timestamp, proof) {
+        let given = match proof {
+            None => end.challenge(now, bind.timestamp, slot),
+            Some(proof) => end
+                .accept(now, bind.timestamp, proof)
+                .map(|()| Proof::Newer),
+        };
+        let given = match given {
             Ok(given) => given,
             Err(reason) => return circuit.counted(Action::Drop(reason)),
         };
@@ -407,12 +421,12 @@ impl Table {
         let is_same = other.is_some_and(|path| path.remote == from.remote);
         let end = &mut circuit.ends[bind.side.index()];
         match proof {
-            None => end.challenged = end.challenged.max(bind.timestamp),
+            None => {}
             // It answers a challenge of this address that was not used before.
             Some(Proof::AnyTime) => {
                 self.epoch += 1;
                 end.epoch = self.epoch;
-                (end.proven, end.challenged) = (bind.timestamp, bind.timestamp);
+                end.proven = bind.timestamp;
             }
             Some(Proof::Newer) => end.proven = bind.timestamp,
         }
@@ -470,7 +484,7 @@ impl Table {
     fn unbind(&mut self, now: Duration, position: usize, unbind: &Message, from: &Path) -> Action {
         let circuit = &mut self.circuits[position];
         let end = &mut circuit.ends[unbind.side.index()];
-        if let Err(reason) = end.accept(now, unbind.timestamp, Some(Proof::Newer)) {
+        if let Err(reason) = end.accept(now, unbind.timestamp, Proof::Newer) {
             return circuit.counted(Action::Drop(reason));
         }
         if end.live(now).map(|path| path.remote) != Some(from.remote) {
@@ -495,6 +509,16 @@ impl Table {
             let mut windows = windows.into_iter().flatten();
             windows.any(|window| self.cookie((window, *proof), position, bind, from) == bind.cookie)
         })
+    }
+
+    /// The slot of a source in budgets of challenges: by IPv4 address or IPv6 /64, and by the
+    /// secret, so that no sender can choose the slot of another one.
+    fn slot(&self, from: &Path) -> usize {
+        let address = match from.remote.ip() {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+            IpAddr::V6(v6) => ((u128::from(v6) >> 64) << 64).to_be_bytes(),
+        };
+        usize::from(self.secret.tag(&[&address]).0[0]) % SLOTS
     }
 
     fn cookie(

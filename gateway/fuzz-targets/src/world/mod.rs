@@ -20,7 +20,7 @@ use fuzzing::{Input, mutate};
 
 use self::model::{
     BYTES, CIRCUITS, DATAGRAMS, DEPTH, Form, Given, KEPT, Keys, Known, KnownEnd, KnownSide, LATE,
-    LIFETIME, Leaky, PLACES, SECOND, WINDOW, Wanted, at, datagram, id, is_tagged, read,
+    LIFETIME, Leaky, PLACES, SECOND, WINDOW, Wanted, at, datagram, id, is_tagged, read, slot,
 };
 
 /// The table, the ends and the model.
@@ -409,7 +409,7 @@ impl World {
                     &message,
                     from,
                     proof,
-                    (self.draining, self.epoch),
+                    (self.draining, self.epoch, slot(&self.keys.secret(), from)),
                 )
             }
         };

@@ -14,8 +14,10 @@ pub(super) const LIFETIME: Duration = Duration::from_secs(10);
 pub(super) const WINDOW: u64 = 120;
 /// Messages of a side: burst, and a second.
 pub(super) const BINDS: u64 = 32;
-/// Challenges of a side to old messages: burst, and a second.
-pub(super) const OLD_CHALLENGES: u64 = 4;
+/// Challenges of a side to sources of a slot: burst, and a second.
+pub(super) const CHALLENGES: u64 = 8;
+/// Slots of sources.
+pub(super) const SLOTS: usize = 8;
 /// Limits a second: datagrams of tenant acme, bytes of tenant evil. Both divide a second into whole
 /// nanoseconds.
 pub(super) const DATAGRAMS: u64 = 1000;
@@ -63,6 +65,18 @@ impl Keys {
         bytes[..8].copy_from_slice(&self.0.to_be_bytes());
         Key::new(bytes)
     }
+}
+
+/// The slot of a source: by its IPv4 address, mapped, or IPv6 /64.
+pub(super) fn slot(secret: &Key, from: &Path) -> usize {
+    let mut bytes = match from.remote.ip() {
+        std::net::IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        std::net::IpAddr::V6(v6) => v6.octets(),
+    };
+    if from.remote.is_ipv6() {
+        bytes[8..].fill(0);
+    }
+    usize::from(secret.tag(&[&bytes]).0[0]) % SLOTS
 }
 
 /// The source address number `place`. The last two are other ports of the first two.
@@ -113,12 +127,10 @@ pub(super) struct KnownSide {
     pub(super) key: Key,
     /// Timestamp of the last message that was accepted from a proven address.
     pub(super) proven: u64,
-    /// Newest timestamp of a bind without a cookie.
-    pub(super) challenged: u64,
     /// Differs between lives of a side, and after each bind that set its clock back.
     pub(super) epoch: u64,
     pub(super) messages: Leaky,
-    pub(super) old: Leaky,
+    pub(super) challenges: [Leaky; SLOTS],
     pub(super) bound: Option<(Path, Duration)>,
 }
 
@@ -127,10 +139,9 @@ impl KnownSide {
         Self {
             key,
             proven: 0,
-            challenged: 0,
             epoch,
             messages: Leaky { level: 0, at: 0 },
-            old: Leaky { level: 0, at: 0 },
+            challenges: [Leaky { level: 0, at: 0 }; SLOTS],
             bound: None,
         }
     }
@@ -197,7 +208,7 @@ impl Known {
         message: &Message,
         from: &Path,
         proof: Option<bool>,
-        (draining, epoch): (bool, u64),
+        (draining, epoch, slot): (bool, u64, usize),
     ) -> Wanted {
         let other = self.sides[message.side.other().index()].live(now);
         let side = &mut self.sides[message.side.index()];
@@ -209,13 +220,17 @@ impl Known {
         }
         let depth = Duration::from_secs(1);
         let unbinds = message.kind == Kind::Unbind;
-        if proof.is_none() && !unbinds && message.timestamp <= side.proven.max(side.challenged) {
-            let repeated = [side.proven, side.challenged].contains(&message.timestamp);
-            return if !repeated && side.old.pour(now, SECOND / OLD_CHALLENGES, depth) {
-                side.challenged = side.challenged.max(message.timestamp);
-                Wanted::Answer(*message, Kind::Challenge, true)
-            } else {
+        if proof.is_none() && !unbinds {
+            let is_old = message.timestamp <= side.proven;
+            let challenges = &mut side.challenges[slot];
+            return if message.timestamp != side.proven
+                && challenges.pour(now, SECOND / CHALLENGES, depth)
+            {
+                Wanted::Answer(*message, Kind::Challenge, is_old)
+            } else if is_old {
                 Wanted::Drop(Reason::Replayed)
+            } else {
+                Wanted::Drop(Reason::BindRate)
             };
         }
         if (proof != Some(true) || unbinds) && message.timestamp <= side.proven {
@@ -235,15 +250,11 @@ impl Known {
             };
         }
         match proof {
-            None => {
-                side.challenged = message.timestamp;
-                return Wanted::Answer(*message, Kind::Challenge, false);
-            }
             Some(true) => {
-                (side.proven, side.challenged) = (message.timestamp, message.timestamp);
+                side.proven = message.timestamp;
                 side.epoch = epoch;
             }
-            Some(false) => side.proven = message.timestamp,
+            Some(false) | None => side.proven = message.timestamp,
         }
         if other.is_some_and(|path| path.remote == from.remote) {
             return Wanted::Drop(Reason::SameAddress);
