@@ -96,11 +96,19 @@ pub struct Remote {
     pub zero: u16,
 }
 
-/// Value of the hash `KNOWN`, by circuit ID as on the wire: a configured circuit.
+/// Value of the hash `KNOWN`, by circuit ID as on the wire: a configured circuit. Its token buckets
+/// are times when they are full again, as in [`Bucket`]. The program changes them by compare and
+/// exchange; user space stores zeros when a side moves, so they are full then.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Known {
     pub remotes: [Remote; 2],
+    /// Messages of each bound side.
+    pub bound: [u64; 2],
+    /// Messages of sources that are not bound.
+    pub messages: u64,
+    /// Tunnel datagrams of sources that are not bound.
+    pub datagrams: u64,
 }
 
 /// An address of `gateway.listen`.
@@ -127,6 +135,10 @@ pub struct Admission {
     /// Random, so that a sender cannot choose the bucket of another one.
     pub secret: [u64; 2],
     pub listen: [Listen; MAX_LISTEN],
+    /// Datagrams a second of one source that is not bound ([`source_rate`]).
+    pub source_rate: u64,
+    /// Datagrams a second of all sources that are not bound ([`unbound_rate`]).
+    pub unbound_rate: u64,
     /// Not 0: `KNOWN` has every configured circuit.
     pub complete: u32,
     /// Padding, always zero.
@@ -135,15 +147,40 @@ pub struct Admission {
 
 /// Entries of `SOURCES`; a power of two.
 pub const SOURCE_BUCKETS: u32 = 1 << 13;
-/// Datagrams a second that user space gets from one source, an IPv4 address or an IPv6 /64, that is
-/// not bound to the circuit; the burst is that of a second. The appliance of a provider binds many
-/// circuits at once.
-pub const SOURCE_RATE: u64 = 1024;
-/// Messages a second from a source that is bound, for each circuit; the burst is that of a second.
+/// Messages a second from a source that is bound, for each circuit and side; the burst is that of a
+/// second.
 pub const BOUND_RATE: u64 = 128;
-/// Datagrams a second of all sources that are not bound; the burst is that of a second. A core
-/// handles about 50 times as many.
-pub const UNBOUND_RATE: u64 = 16_384;
+/// Messages a second that user space gets of one circuit from sources that are not bound to it; the
+/// burst is that of a second. An end that tries to bind sends fewer than 16.
+pub const CIRCUIT_RATE: u64 = 64;
+/// Tunnel datagrams a second that user space gets of one circuit from sources that are not bound to
+/// it; the burst is that of a second. It only counts them.
+pub const CIRCUIT_DATAGRAM_RATE: u64 = 8;
+/// The part of [`unbound_rate`] that one source gets.
+const SOURCE_PART: u64 = 4;
+
+/// Datagrams a second of all sources that are not bound, at a gateway for `circuits`; the burst is
+/// that of a second. Enough for two messages of each end within two seconds after a restart of the
+/// gateway. A core handles about 800 000.
+#[must_use]
+pub const fn unbound_rate(circuits: usize) -> u64 {
+    let rate = circuits.saturating_mul(2);
+    if rate < 16_384 {
+        16_384
+    } else if rate > 262_144 {
+        262_144
+    } else {
+        rate as u64
+    }
+}
+
+/// Datagrams a second that user space gets from one source, an IPv4 address or an IPv6 /64, that is
+/// not bound to the circuit; the burst is that of a second. The appliance of a provider binds all
+/// circuits of a gateway at once.
+#[must_use]
+pub const fn source_rate(circuits: usize) -> u64 {
+    unbound_rate(circuits) / SOURCE_PART
+}
 
 /// Value of the per-CPU array `STATS`: the traffic of a circuit through the program.
 #[repr(C)]
@@ -176,9 +213,9 @@ const _: () = assert!(size_of::<Circuit>() == 120);
 const _: () = assert!(size_of::<Bucket>() == 64);
 const _: () = assert!(size_of::<Stats>() == 40);
 const _: () = assert!(size_of::<Port>() == 16);
-const _: () = assert!(size_of::<Known>() == 40);
+const _: () = assert!(size_of::<Known>() == 72);
 const _: () = assert!(size_of::<Listen>() == 24);
-const _: () = assert!(size_of::<Admission>() == 216);
+const _: () = assert!(size_of::<Admission>() == 232);
 
 /// The outcome of a frame in the program: the index in the per-CPU array `COUNTERS`. Numbers are
 /// never reused.
@@ -189,7 +226,8 @@ pub enum Outcome {
     Forwarded = 0,
     /// Dropped: the tenant exceeded its rate.
     OverRate = 1,
-    /// Passed: no UDP datagram long enough for an ID, or more than one VLAN tag.
+    /// Passed: no UDP datagram long enough for an ID, or more than one VLAN tag. To a listen address:
+    /// [`Outcome::BadDatagram`], as for the next four.
     Other = 2,
     /// Passed: not to the interface's MAC address, or the interface is unknown.
     NotForUs = 3,
@@ -219,11 +257,14 @@ pub enum Outcome {
     NoCircuit = 15,
     /// Dropped: sources that are not bound sent too much.
     UnboundRate = 16,
+    /// Dropped: to a listen address, and no message and no datagram of a circuit, or not with plain
+    /// headers: IPv4 options, IPv6 extension headers, a first fragment, contradictory lengths.
+    BadDatagram = 17,
 }
 
 impl Outcome {
     /// Every outcome, by number.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Forwarded,
         Self::OverRate,
         Self::Other,
@@ -241,6 +282,7 @@ impl Outcome {
         Self::BucketContention,
         Self::NoCircuit,
         Self::UnboundRate,
+        Self::BadDatagram,
     ];
 
     /// Entries of `COUNTERS`.
@@ -267,6 +309,7 @@ impl Outcome {
             Self::BucketContention => "busy",
             Self::NoCircuit => "no-circuit",
             Self::UnboundRate => "unbound-rate",
+            Self::BadDatagram => "bad-datagram",
         }
     }
 }

@@ -5,7 +5,8 @@
 //! next hop, the tenant is within its rate: then the datagram leaves with the gateway's own headers
 //! and the same payload. Never: a message, a binding, a reply, a fragment, a guess. Any other frame
 //! is passed unchanged, and the circuit table in user space decides about it and counts it; of
-//! datagrams to the gateway from sources that are not bound, only a bounded number is passed.
+//! datagrams to the gateway from sources that are not bound, only a bounded number is passed, and
+//! none without plain headers.
 //!
 //! ```text
 //!   frame ─▶ to our MAC? UDP, whole, plain headers? ─▶ IDS ─▶ CIRCUITS: source, other side, expiry
@@ -13,7 +14,8 @@
 //!                                                       │                 ├─ rewrite ─▶ TX or redirect
 //!                                                       │                 └─ over the rate ─▶ DROP
 //!                                                       └ anything else ─▶ admission ─▶ PASS
-//!                                                            unknown circuit, too many ─▶ DROP
+//!                                                            unknown circuit, too many,
+//!                                                            no plain headers ─▶ DROP
 //!
 //!   main.rs ─▶ stage/ what the program decides ─▶ helper/ one thing to a frame or table ─▶ maps.rs
 //! ```
@@ -38,9 +40,12 @@ use crate::maps::COUNTERS;
 pub fn circuits(ctx: XdpContext) -> u32 {
     let (outcome, action) = match stage::classify::process(&ctx) {
         Ok(action) => (Outcome::Forwarded, action),
-        Err(outcome @ (Outcome::OverRate | Outcome::NoCircuit | Outcome::UnboundRate)) => {
-            (outcome, xdp_action::XDP_DROP)
-        }
+        Err(
+            outcome @ (Outcome::OverRate
+            | Outcome::NoCircuit
+            | Outcome::UnboundRate
+            | Outcome::BadDatagram),
+        ) => (outcome, xdp_action::XDP_DROP),
         // The circuit table in user space decides.
         Err(outcome) => (outcome, xdp_action::XDP_PASS),
     };

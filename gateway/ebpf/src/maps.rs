@@ -30,8 +30,8 @@ pub static BUCKETS: Array<Bucket> = Array::with_max_entries(MIN_BUCKETS, BPF_F_M
 #[map]
 pub static STATS: PerCpuArray<Stats> = PerCpuArray::with_max_entries(MIN_CIRCUITS, 0);
 
-/// Configured circuits, by ID as on the wire, with the addresses of bound sides. Written by user
-/// space.
+/// Configured circuits, by ID as on the wire, with the addresses of bound sides and the buckets of
+/// what is not forwarded. Written by user space; the buckets by the program.
 #[map]
 pub static KNOWN: HashMap<u64, Known> = HashMap::with_max_entries(MIN_CIRCUITS, 0);
 
@@ -39,9 +39,8 @@ pub static KNOWN: HashMap<u64, Known> = HashMap::with_max_entries(MIN_CIRCUITS, 
 #[map]
 pub static ADMISSION: Array<Admission> = Array::with_max_entries(1, 0);
 
-/// When the bucket of a source is full again, nanoseconds; the last one is that of all unbound
-/// sources.
-/// Written by the program.
+/// When the bucket of a source that is not bound is full again, nanoseconds; the last one is that
+/// of all of them. Written by the program.
 #[map]
 pub static SOURCES: Array<u64> = Array::with_max_entries(SOURCE_BUCKETS + 1, 0);
 

@@ -101,8 +101,13 @@ impl Observer {
         let mut all = Summary::default();
         let outcomes = self.fast.as_ref().and_then(|fast| fast.outcomes().ok());
         for (outcome, count) in outcomes.into_iter().flatten() {
-            if outcome == Outcome::NoCircuit {
-                all.drops[Reason::NoCircuit as usize] += count;
+            let reason = match outcome {
+                Outcome::NoCircuit => Some(Reason::NoCircuit),
+                Outcome::BadDatagram => Some(Reason::Malformed),
+                _ => None,
+            };
+            if let Some(reason) = reason {
+                all.drops[reason as usize] += count;
                 all.totals.received += count;
             } else if outcome == Outcome::UnboundRate {
                 all.totals.unbound_rate += count;

@@ -8,6 +8,7 @@ mod encap;
 mod flood;
 mod full;
 mod full_mtu;
+mod gateway_admission;
 mod gateway_xdp;
 mod guard;
 mod hairpin;

@@ -1,12 +1,14 @@
 //! Limits the datagrams that reach user space instead of being forwarded: none of unknown circuits,
-//! and of sources that are not bound a share for each and one for all.
+//! and of sources that are not bound a share for each circuit, one for each source, and one for
+//! all.
 //!
 //! The kernel gives a datagram to the thread of its circuit. So without a bound, a sender that
-//! knows one ID could keep that thread from serving the binds of others.
+//! knows one ID could keep that thread from serving the binds of others. The circuit pays first: a
+//! sender uses up the budgets of others only with as many IDs as these have room for.
 
 use gateway_common::maps::{
-    Address, Admission, BOUND_RATE, Bucket, Known, Remote, SOURCE_BUCKETS, SOURCE_RATE,
-    UNBOUND_RATE,
+    Address, Admission, BOUND_RATE, Bucket, CIRCUIT_DATAGRAM_RATE, CIRCUIT_RATE, Known, Remote,
+    SOURCE_BUCKETS,
 };
 
 use crate::{
@@ -18,30 +20,28 @@ const SECOND: u64 = 1_000_000_000;
 /// Attempts to take from a bucket. A datagram that loses them all is dropped: so many others came.
 const TRIES: usize = 4;
 
-/// Whether the datagram is to an address of `gateway.listen`. Returns at the first match: a result
-/// collected over the loop would double the verifier's states with each entry.
-#[inline(always)]
-pub fn is_listened(admission: &Admission, d: &Datagram) -> bool {
+/// In place of a port: every port of the address.
+pub const ANY_PORT: u32 = u32::MAX;
+
+/// Whether a datagram to this address and port, network byte order, is to an address of
+/// `gateway.listen`. Returns at the first match: a result collected over the loop would double the
+/// verifier's states with each entry.
+#[inline(never)]
+pub fn is_listened(admission: &Admission, family: u32, to: &Address, port: u32) -> bool {
     for entry in &admission.listen {
-        if entry.family != d.family || entry.port != d.destination_port {
+        if entry.family != family || (port != ANY_PORT && u32::from(entry.port) != port) {
             continue;
         }
         let (mut named, mut differs) = (0, 0);
         for n in 0..4 {
             named |= entry.address[n];
-            differs |= entry.address[n] ^ d.destination[n];
+            differs |= entry.address[n] ^ to[n];
         }
         if named == 0 || differs == 0 {
             return true;
         }
     }
     false
-}
-
-/// Whether a side of the circuit is bound to the source.
-#[inline(always)]
-pub fn is_bound(known: &Known, d: &Datagram) -> bool {
-    is_at(&known.remotes[0], d) || is_at(&known.remotes[1], d)
 }
 
 #[inline(always)]
@@ -53,9 +53,54 @@ fn is_at(remote: &Remote, d: &Datagram) -> bool {
     differs == 0
 }
 
-/// The bucket of a source, and of a circuit if `id` is not 0.
+/// Whether user space gets a datagram of a circuit that is not forwarded: a message, or a tunnel
+/// datagram.
 #[inline(always)]
-pub fn bucket(secret: [u64; 2], family: u32, source: &Address, id: u64) -> u32 {
+pub fn admit(
+    admission: &Admission,
+    known: *mut Known,
+    d: &Datagram,
+    is_message: bool,
+    now: u64,
+) -> bool {
+    // SAFETY: the helper returned the value. It may change meanwhile: then a datagram is taken for
+    // one of an unbound source, or not.
+    let remotes = unsafe { &(*known).remotes };
+    let side = if is_at(&remotes[0], d) {
+        0
+    } else if is_at(&remotes[1], d) {
+        1
+    } else {
+        // SAFETY: as above; only the address is taken.
+        let (circuit, rate) = unsafe {
+            if is_message {
+                (&raw mut (*known).messages, CIRCUIT_RATE)
+            } else {
+                (&raw mut (*known).datagrams, CIRCUIT_DATAGRAM_RATE)
+            }
+        };
+        let source = bucket(admission.secret, d.family, &d.source);
+        return take(circuit, now, rate)
+            && take_at(source, now, admission.source_rate)
+            && take_at(SOURCE_BUCKETS, now, admission.unbound_rate);
+    };
+    if !is_message {
+        return true;
+    }
+    // SAFETY: as above.
+    let bound = unsafe {
+        if side == 0 {
+            &raw mut (*known).bound[0]
+        } else {
+            &raw mut (*known).bound[1]
+        }
+    };
+    take(bound, now, BOUND_RATE)
+}
+
+/// The bucket of a source.
+#[inline(always)]
+fn bucket(secret: [u64; 2], family: u32, source: &Address) -> u32 {
     let address = if family == 4 {
         u64::from(source[3])
     } else {
@@ -63,40 +108,33 @@ pub fn bucket(secret: [u64; 2], family: u32, source: &Address, id: u64) -> u32 {
         u64::from(source[0]) << 32 | u64::from(source[1])
     };
     let mut hash = address ^ secret[0];
-    for add in [id, secret[1]] {
+    for add in [0, secret[1]] {
         hash = (hash ^ hash >> 32 ^ add).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
     (hash >> 40) as u32 & (SOURCE_BUCKETS - 1)
 }
 
-/// Whether a bound source may send another message.
+/// Takes a datagram from a bucket of `SOURCES`.
 #[inline(always)]
-pub fn admit_bound(slot: u32, now: u64) -> bool {
-    take(slot, now, BOUND_RATE) != 0
+fn take_at(slot: u32, now: u64, rate: u64) -> bool {
+    SOURCES
+        .get_ptr_mut(slot)
+        .is_some_and(|full_at| take(full_at, now, rate))
 }
 
-/// Whether a source that is not bound may send another datagram.
-#[inline(always)]
-pub fn admit_unbound(slot: u32, now: u64) -> bool {
-    take(slot, now, SOURCE_RATE) != 0 && take(SOURCE_BUCKETS, now, UNBOUND_RATE) != 0
-}
-
-/// Takes a datagram from a bucket of a second's depth; 0: it has none.
+/// Takes a datagram from a bucket of a second's depth. `full_at` is part of a map value.
 #[inline(never)]
-fn take(slot: u32, now: u64, rate: u64) -> u32 {
-    let Some(full_at) = SOURCES.get_ptr_mut(slot) else {
-        return 0;
-    };
+fn take(full_at: *mut u64, now: u64, rate: u64) -> bool {
     for _ in 0..TRIES {
-        // SAFETY: the helper returned a whole number, which is stored eight bytes at a time.
+        // SAFETY: a helper returned the value, whose numbers are stored eight bytes at a time.
         let seen = unsafe { core::ptr::read_volatile(full_at) };
         let Some(next) = Bucket::after(rate, SECOND, seen, now, 1) else {
-            return 0;
+            return false;
         };
         // SAFETY: as above.
         if unsafe { compare_exchange(full_at, seen, next) } == seen {
-            return 1;
+            return true;
         }
     }
-    0
+    false
 }

@@ -4,4 +4,5 @@
 pub mod admission;
 pub mod datagram;
 pub mod rate;
+pub mod reach;
 pub mod rewrite;

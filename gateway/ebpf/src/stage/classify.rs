@@ -7,7 +7,7 @@ use packet_rules::ethernet::{ETHERTYPE_8021Q, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use xdp_frame::{Window, ingress};
 
 use crate::{
-    helper::datagram,
+    helper::{datagram, reach},
     maps::PORTS,
     stage::forward::{admit, forward},
 };
@@ -25,9 +25,31 @@ pub fn process(ctx: &XdpContext) -> Result<u32, Outcome> {
     let m = port.mac;
     let is_ours = w.get::<u32, 0>() == u32::from_ne_bytes([m[0], m[1], m[2], m[3]])
         && w.get::<u16, 4>() == u16::from_ne_bytes([m[4], m[5]]);
-    if !is_ours {
+    // The kernel accepts a frame to a group for our address, and none to another MAC address.
+    let is_to_group = w.get::<u8, 0>() & 1 != 0;
+    if !is_ours && !is_to_group {
         return Err(Outcome::NotForUs);
     }
+    let result = if is_ours {
+        plain(ctx, w, ingress)
+    } else {
+        Err(Outcome::NotForUs)
+    };
+    match result {
+        Err(
+            Outcome::Other
+            | Outcome::NotForUs
+            | Outcome::Fragment
+            | Outcome::Options
+            | Outcome::Malformed,
+        ) if reach::is_to_listen_address(ctx) => Err(Outcome::BadDatagram),
+        result => result,
+    }
+}
+
+/// A frame to our MAC address.
+#[inline(always)]
+fn plain(ctx: &XdpContext, w: Window<14>, ingress: u32) -> Result<u32, Outcome> {
     match u16::from_be(w.get::<u16, 12>()) {
         ETHERTYPE_IPV4 => ipv4::<14>(ctx, ingress, 0),
         ETHERTYPE_IPV6 => ipv6::<14>(ctx, ingress, 0),

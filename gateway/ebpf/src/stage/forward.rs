@@ -138,41 +138,31 @@ pub fn admit<const L3: usize>(ctx: &XdpContext, d: &Datagram, why: Outcome) -> O
     let Some(admission) = ADMISSION.get(0) else {
         return why;
     };
-    if admission.complete == 0 || !admission::is_listened(admission, d) {
+    let port = u32::from(d.destination_port);
+    if admission.complete == 0 || !admission::is_listened(admission, d.family, &d.destination, port)
+    {
         return why;
     }
     let is_message = matches!(why, Outcome::Message);
     let id = if !is_message {
         d.id
-    } else if d.length() != MESSAGE_BYTES {
-        // Malformed: user space counts those that it gets.
-        0
+    } else if d.id != 0 || d.length() != MESSAGE_BYTES {
+        return Outcome::BadDatagram;
     } else if d.family == 4 {
         word(ctx, L3 + IPV4_LEN + UDP_LEN + MESSAGE_ID)
     } else {
         word(ctx, L3 + IPV6_LEN + UDP_LEN + MESSAGE_ID)
     };
-    // SAFETY: an entry may change meanwhile: then a datagram is taken for one of an unbound
-    // source, or not.
-    let known = unsafe { KNOWN.get(id) };
-    let is_bound = match known {
-        Some(known) => admission::is_bound(known, d),
-        None if id != 0 => return Outcome::NoCircuit,
-        None => false,
+    let Some(known) = KNOWN.get_ptr_mut(id) else {
+        return Outcome::NoCircuit;
     };
-    if is_bound && !is_message {
-        return why;
-    }
     // SAFETY: the helper takes nothing.
     let now = unsafe { bpf_ktime_get_ns() };
-    let of = if is_bound { id } else { 0 };
-    let slot = admission::bucket(admission.secret, d.family, &d.source, of);
-    let admitted = if is_bound {
-        admission::admit_bound(slot, now)
+    if admission::admit(admission, known, d, is_message, now) {
+        why
     } else {
-        admission::admit_unbound(slot, now)
-    };
-    if admitted { why } else { Outcome::UnboundRate }
+        Outcome::UnboundRate
+    }
 }
 
 /// Eight bytes of the frame; zero if it is shorter.

@@ -34,7 +34,8 @@ use aya::{
 };
 use gateway_common::maps::{
     Admission, BUCKET_REUSE_DELAY, Bucket, Circuit, Known, Listen, MAX_LISTEN, MIN_BUCKETS,
-    MIN_CIRCUITS, Outcome, Port, SLOT_REUSE_DELAY, SLOTS_PER_CIRCUIT, Stats,
+    MIN_CIRCUITS, Outcome, Port, SLOT_REUSE_DELAY, SLOTS_PER_CIRCUIT, Stats, source_rate,
+    unbound_rate,
 };
 
 pub use links::{Interface, wanted};
@@ -264,6 +265,8 @@ impl Fast {
         };
         let admission = Admission {
             secret: [half(0), half(8)],
+            source_rate: source_rate(size.circuits),
+            unbound_rate: unbound_rate(size.circuits),
             complete: 1,
             ..Admission::default()
         };

@@ -54,6 +54,7 @@ impl Publisher {
                     zero: 0,
                 })
             }),
+            ..Known::default()
         };
         if self.known.insert(bound.id, known) != Some(known) {
             self.fast.insert_known(key(bound.id), &known);
