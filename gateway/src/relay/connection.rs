@@ -45,14 +45,18 @@ pub(super) async fn serve(
         address: None,
     };
     // Boxed, so that the large state of opening is freed before the connection may become idle.
+    let evicted = counted.eviction();
     let opened = Box::pin(open::open(
         &client,
         &mut info,
         &mut counted,
         &plan,
         (counters, &shared.learned),
-    ))
-    .await;
+    ));
+    let opened = tokio::select! {
+        opened = opened => opened,
+        () = evicted.notified() => Err(limits::Full::Gateway.into()),
+    };
     let open::Opened {
         backend,
         limit,
@@ -79,10 +83,8 @@ pub(super) async fn serve(
     // Boxed, so that it is not kept where there is nothing to record.
     let info = shared.access().is_some().then(|| Box::new(info));
     let carried = carry(&client, &read, &backend, idle, &traffic, &shared.pipes);
-    let end = match limit {
-        Some(limit) => on_trial(carried, &mut counted, (trial, limit)).await,
-        None => carried.await,
-    };
+    let limit = limit.unwrap_or(u32::MAX);
+    let end = on_trial(carried, &mut counted, (trial, limit)).await;
     if end == End::Evicted {
         abort(&client, &backend);
     }
@@ -101,7 +103,7 @@ pub(super) async fn serve(
     drop((busy, counted));
 }
 
-/// Relays a connection of a tenant, which may be evicted for others while it is on trial.
+/// Relays a connection, which may be evicted for others while it is on trial.
 async fn on_trial(
     carried: impl Future<Output = End>,
     counted: &mut limits::Counted,

@@ -1,24 +1,30 @@
 //! Limits of connections: of the gateway, of a source, of a tenant.
 //!
 //! ```text
-//!   accepted ─▶ hello names a tenant ─▶ on trial ───────────── still there ─▶ the tenant's
-//!               (any client can)        a budget of its own                    limit
-//!                                       full: the oldest of the source with most is evicted
+//!   accepted ─▶ on trial ─▶ hello names a tenant ─▶ on trial there ──── still there ─▶ established:
+//!               all places  (any client can)        as many places as                  the tenant's
+//!                                                   its limit                          limit
+//!               full: the oldest connection on trial is evicted, of the site and source with most
 //! ```
 //!
 //! The gateway does not authenticate clients; backends do, and close connections of others at once.
 //! So a new connection does not count for the limit of its tenant: unknown clients that send one of
 //! its names use up only the budget of connections on trial, and one source cannot keep others out
-//! of that.
+//! of that. Nor does a client that sends nothing keep others out of the gateway.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     hash::Hash,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use tokio::sync::Notify;
+
+/// The source of connections of a proxy that has not named its client yet.
+const UNNAMED: Source = Source::V4(0);
+/// Connections beyond the limit of the gateway, while others leave that were evicted.
+const LEAVING: usize = 64;
 
 /// The limit that is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -35,7 +41,7 @@ pub enum Full {
 }
 
 /// A source: an IPv4 address, or an IPv6 /64, which belongs to one site (RFC 6177).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Source {
     V4(u32),
     V6(u64),
@@ -48,6 +54,135 @@ impl Source {
             IpAddr::V6(v6) => Self::V6((u128::from(v6) >> 64) as u64),
         }
     }
+
+    /// The site of the source: an IPv4 address, or an IPv6 /48, within which a client may choose
+    /// its /64 freely.
+    const fn site(self) -> Self {
+        match self {
+            Self::V4(_) => self,
+            Self::V6(prefix) => Self::V6(prefix >> 16),
+        }
+    }
+}
+
+/// Groups by size, so that the largest is found at once.
+#[derive(Debug)]
+struct Groups<G> {
+    groups: HashMap<Source, G>,
+    by_size: BTreeSet<(usize, Source)>,
+}
+
+impl<G> Default for Groups<G> {
+    fn default() -> Self {
+        Self {
+            groups: HashMap::new(),
+            by_size: BTreeSet::new(),
+        }
+    }
+}
+
+impl<G: Default> Groups<G> {
+    /// Changes a group, which exists only while its `size` is not 0.
+    fn change<T>(
+        &mut self,
+        of: Source,
+        size: impl Fn(&G) -> usize,
+        change: impl FnOnce(&mut G) -> T,
+    ) -> T {
+        let group = self.groups.entry(of).or_default();
+        let before = size(group);
+        let result = change(group);
+        let after = size(group);
+        if before != after {
+            self.by_size.remove(&(before, of));
+            if after > 0 {
+                self.by_size.insert((after, of));
+            }
+        }
+        if after == 0 {
+            self.groups.remove(&of);
+        }
+        result
+    }
+
+    /// Size and key of the largest group.
+    fn largest(&self) -> Option<(usize, Source)> {
+        self.by_size.last().copied()
+    }
+}
+
+/// The connections of a source by number, the oldest first. Notified, one is evicted.
+type OfSource = BTreeMap<u64, Arc<Notify>>;
+
+/// The sources of a site.
+#[derive(Debug, Default)]
+struct OfSite {
+    sources: Groups<OfSource>,
+    len: usize,
+}
+
+/// Connections on trial.
+#[derive(Debug, Default)]
+struct Trials {
+    sites: Groups<OfSite>,
+    len: usize,
+}
+
+impl Trials {
+    fn insert(&mut self, source: Source, number: u64, evicted: Arc<Notify>) {
+        self.change(source, |of_source| of_source.insert(number, evicted));
+    }
+
+    /// Removes a connection, if it is there.
+    fn remove(&mut self, source: Source, number: u64) -> Option<Arc<Notify>> {
+        self.change(source, |of_source| of_source.remove(&number))
+    }
+
+    fn change<T>(&mut self, source: Source, change: impl FnOnce(&mut OfSource) -> T) -> T {
+        let len = &mut self.len;
+        self.sites.change(
+            source.site(),
+            |of_site| of_site.len,
+            |of_site| {
+                let OfSite { sources, len: own } = of_site;
+                sources.change(source, BTreeMap::len, |of_source| {
+                    let before = of_source.len();
+                    let result = change(of_source);
+                    for len in [len, own] {
+                        *len = *len + of_source.len() - before;
+                    }
+                    result
+                })
+            },
+        )
+    }
+
+    #[cfg(test)]
+    fn has(&self, source: Source, number: u64) -> bool {
+        let of_site = self.sites.groups.get(&source.site());
+        let of_source = of_site.and_then(|site| site.sources.groups.get(&source));
+        of_source.is_some_and(|of_source| of_source.contains_key(&number))
+    }
+
+    /// The connection that is evicted for one of `newcomer`: the oldest one of the source with
+    /// most, of the site with most, if these have more than the newcomer's.
+    fn victim(&self, newcomer: Source) -> Option<(Source, u64)> {
+        let own_site = self.sites.groups.get(&newcomer.site());
+        let own = own_site.map_or(0, |site| site.len);
+        let (most, largest) = self.sites.largest()?;
+        let is_within = most <= own;
+        let site = if is_within {
+            own_site?
+        } else {
+            self.sites.groups.get(&largest)?
+        };
+        let (most, source) = site.sources.largest()?;
+        let of_newcomer = site.sources.groups.get(&newcomer).map_or(0, BTreeMap::len);
+        if is_within && most <= of_newcomer {
+            return None;
+        }
+        Some((source, *site.sources.groups.get(&source)?.keys().next()?))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +192,8 @@ struct Taken {
     listeners: usize,
     sources: HashMap<Source, u32>,
     tenants: HashMap<Arc<str>, Tenant>,
+    /// Those that are not established.
+    trials: Trials,
     /// The next number of a connection on trial.
     next: u64,
 }
@@ -66,32 +203,12 @@ struct Taken {
 struct Tenant {
     /// Those that were on trial long enough.
     established: u32,
-    /// By number, the oldest first. Notified, a connection is evicted.
-    trials: BTreeMap<u64, (Source, Arc<Notify>)>,
+    trials: Trials,
 }
 
 impl Tenant {
-    fn of_source(&self, source: Source) -> usize {
-        self.trials.values().filter(|(of, _)| *of == source).count()
-    }
-
-    /// The oldest connection of the source with most, if that has more than `than`.
-    fn excess(&self, than: usize) -> Option<u64> {
-        let mut counts: HashMap<Source, usize> = HashMap::new();
-        for (source, _) in self.trials.values() {
-            *counts.entry(*source).or_default() += 1;
-        }
-        let most = *counts.values().max()?;
-        let mut oldest = self
-            .trials
-            .iter()
-            .filter(|(_, (source, _))| counts[source] == most);
-        let number = *oldest.next()?.0;
-        (most > than).then_some(number)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.established == 0 && self.trials.is_empty()
+    const fn is_empty(&self) -> bool {
+        self.established == 0 && self.trials.len == 0
     }
 }
 
@@ -106,17 +223,15 @@ pub struct Connections {
 #[derive(Debug)]
 pub struct Counted {
     connections: Arc<Connections>,
+    /// Its number among all.
+    number: u64,
     /// `None`: a proxy that has not named its client yet.
     source: Option<Source>,
-    tenant: Option<Counting>,
-}
-
-/// How a connection counts for its tenant.
-#[derive(Debug)]
-struct Counting {
-    name: Arc<str>,
-    /// Its number on trial, and the notification of its eviction; `None`: it is established.
-    trial: Option<(u64, Arc<Notify>)>,
+    /// Notified when it is evicted.
+    evicted: Arc<Notify>,
+    tenant: Option<Arc<str>>,
+    /// It is no longer evicted, and counts for the limit of its tenant.
+    is_established: bool,
 }
 
 /// A listener that may add connections: [`Connections::empty`] waits for its drop.
@@ -135,7 +250,8 @@ impl Connections {
         }
     }
 
-    /// Counts a connection from `source`, within `all` connections and `per_source` of its source.
+    /// Counts a connection from `source`, within `per_source` of its source. If there are `all`
+    /// connections, another one on trial is evicted: one of a site or source with more of them.
     ///
     /// # Errors
     /// [`Full`]; the connection is not counted.
@@ -145,8 +261,13 @@ impl Connections {
         all: usize,
         per_source: u32,
     ) -> Result<Counted, Full> {
-        let mut counted = self.take_of_proxy(all)?;
-        counted.name_source(source, per_source)?;
+        let mut taken = self.lock();
+        let source = Source::of(source);
+        if taken.sources.get(&source).copied().unwrap_or(0) >= per_source {
+            return Err(Full::Source);
+        }
+        let counted = self.begin(&mut taken, Some(source), all)?;
+        take(&mut taken.sources, &source, per_source);
         Ok(counted)
     }
 
@@ -157,15 +278,38 @@ impl Connections {
     /// [`Full::Gateway`]; the connection is not counted.
     pub fn take_of_proxy(self: &Arc<Self>, all: usize) -> Result<Counted, Full> {
         let mut taken = self.lock();
+        self.begin(&mut taken, None, all)
+    }
+
+    /// Counts a connection; if there are `all`, another one on trial is evicted.
+    fn begin(
+        self: &Arc<Self>,
+        taken: &mut Taken,
+        source: Option<Source>,
+        all: usize,
+    ) -> Result<Counted, Full> {
+        let of = source.unwrap_or(UNNAMED);
         if taken.all >= all {
-            return Err(Full::Gateway);
+            let victim = taken.trials.victim(of).ok_or(Full::Gateway)?;
+            if taken.all >= all.saturating_add(LEAVING) {
+                return Err(Full::Gateway);
+            }
+            if let Some(evicted) = taken.trials.remove(victim.0, victim.1) {
+                evicted.notify_one();
+            }
         }
         taken.all += 1;
-        drop(taken);
+        let number = taken.next;
+        taken.next += 1;
+        let evicted = Arc::new(Notify::new());
+        taken.trials.insert(of, number, Arc::clone(&evicted));
         Ok(Counted {
             connections: Arc::clone(self),
-            source: None,
+            number,
+            source,
+            evicted,
             tenant: None,
+            is_established: false,
         })
     }
 
@@ -180,7 +324,7 @@ impl Connections {
     pub fn of(&self, tenant: &str) -> u32 {
         let taken = self.lock();
         let tenant = taken.tenants.get(tenant);
-        tenant.map_or(0, |tenant| tenant.established + tenant.trials.len() as u32)
+        tenant.map_or(0, |tenant| tenant.established + tenant.trials.len as u32)
     }
 
     /// Waits until no connection and no listener is left.
@@ -211,14 +355,20 @@ impl Counted {
         if !take(&mut taken.sources, &source, per_source) {
             return Err(Full::Source);
         }
-        if let Some(old) = self.source.replace(source) {
+        let old = self.source.replace(source);
+        // It is not there if it is evicted.
+        let evicted = taken.trials.remove(old.unwrap_or(UNNAMED), self.number);
+        if let Some(evicted) = evicted {
+            taken.trials.insert(source, self.number, evicted);
+        }
+        if let Some(old) = old {
             release(&mut taken.sources, &old);
         }
         Ok(())
     }
 
     /// Puts the connection on trial for `tenant`, which may have `limit` connections, and as many
-    /// on trial. If these are used up, one of a source with more of them is evicted.
+    /// on trial. If these are used up, another one is evicted.
     ///
     /// # Errors
     /// [`Full::Tenant`].
@@ -227,18 +377,16 @@ impl Counted {
         let mut taken = connections.lock();
         let taken = &mut *taken;
         self.release_tenant(taken);
-        // A proxy that names no client is a source like any other.
-        let source = self.source.unwrap_or(Source::V4(0));
-        let number = taken.next;
-        taken.next += 1;
+        let source = self.source.unwrap_or(UNNAMED);
         let entry = taken.tenants.entry(Arc::clone(tenant)).or_default();
         let mut admitted = entry.established < limit && limit > 0;
-        if admitted && entry.trials.len() >= limit as usize {
-            match entry.excess(entry.of_source(source)) {
-                Some(number) => {
-                    if let Some((_, evicted)) = entry.trials.remove(&number) {
+        if admitted && entry.trials.len >= limit as usize {
+            match entry.trials.victim(source) {
+                Some((of, number)) => {
+                    if let Some(evicted) = entry.trials.remove(of, number) {
                         evicted.notify_one();
                     }
+                    taken.trials.remove(of, number);
                 }
                 None => admitted = false,
             }
@@ -249,59 +397,60 @@ impl Counted {
             }
             return Err(Full::Tenant);
         }
-        let evicted = Arc::new(Notify::new());
-        entry.trials.insert(number, (source, Arc::clone(&evicted)));
-        self.tenant = Some(Counting {
-            name: Arc::clone(tenant),
-            trial: Some((number, evicted)),
-        });
+        let evicted = Arc::clone(&self.evicted);
+        entry.trials.insert(source, self.number, evicted);
+        self.tenant = Some(Arc::clone(tenant));
         Ok(())
     }
 
-    /// Waits until the connection is evicted for others on trial.
+    /// Waits until the connection is evicted for others.
     pub async fn evicted(&self) {
-        match &self.tenant {
-            Some(Counting {
-                trial: Some((_, evicted)),
-                ..
-            }) => evicted.notified().await,
-            Some(_) | None => std::future::pending().await,
+        if self.is_established {
+            std::future::pending().await
+        } else {
+            self.evicted.notified().await;
         }
     }
 
-    /// The trial is over: the connection counts for the limit of its tenant.
+    /// Notified once, when the connection is evicted for others.
+    #[must_use]
+    pub fn eviction(&self) -> Arc<Notify> {
+        Arc::clone(&self.evicted)
+    }
+
+    /// The trial is over: the connection counts for the limit of its tenant, if it has one.
     ///
     /// # Errors
     /// [`Full::Tenant`]: the tenant has `limit` others. The connection stays on trial.
     pub fn establish(&mut self, limit: u32) -> Result<(), Full> {
-        let Some(counting) = &mut self.tenant else {
-            return Ok(());
-        };
-        let Some((number, _)) = &counting.trial else {
-            return Ok(());
-        };
         let mut taken = self.connections.lock();
-        let entry = taken.tenants.entry(Arc::clone(&counting.name)).or_default();
-        if entry.established >= limit {
-            return Err(Full::Tenant);
+        let source = self.source.unwrap_or(UNNAMED);
+        if let Some(name) = &self.tenant {
+            let entry = taken.tenants.entry(Arc::clone(name)).or_default();
+            if entry.established >= limit {
+                return Err(Full::Tenant);
+            }
+            entry.trials.remove(source, self.number);
+            entry.established += 1;
         }
-        entry.trials.remove(number);
-        entry.established += 1;
-        counting.trial = None;
+        taken.trials.remove(source, self.number);
+        self.is_established = true;
         Ok(())
     }
 
     fn release_tenant(&mut self, taken: &mut Taken) {
-        let Some(Counting { name, trial }) = self.tenant.take() else {
+        let Some(name) = self.tenant.take() else {
             return;
         };
         let Some(entry) = taken.tenants.get_mut(&name) else {
             return;
         };
-        match trial {
-            // It is absent if it was evicted.
-            Some((number, _)) => drop(entry.trials.remove(&number)),
-            None => entry.established -= 1,
+        if self.is_established {
+            entry.established -= 1;
+        } else {
+            // It is no longer there if it was evicted.
+            let source = self.source.unwrap_or(UNNAMED);
+            entry.trials.remove(source, self.number);
         }
         if entry.is_empty() {
             taken.tenants.remove(&name);
@@ -318,6 +467,8 @@ impl Drop for Counted {
             release(&mut taken.sources, source);
         }
         self.release_tenant(&mut taken);
+        let source = self.source.unwrap_or(UNNAMED);
+        taken.trials.remove(source, self.number);
         if taken.are_empty() {
             connections.empty.notify_waiters();
         }
@@ -381,6 +532,51 @@ mod tests {
         ];
         assert_eq!(take("::ffff:192.0.2.1").err(), Some(Full::Source));
         assert_eq!(take("2001:db8:0:1:ffff::1").err(), Some(Full::Source));
+    }
+
+    impl Counted {
+        /// Whether it was evicted, if it is on trial.
+        fn has_to_go(&self) -> bool {
+            let source = self.source.expect("known");
+            !self.connections.lock().trials.has(source, self.number)
+        }
+    }
+
+    /// Clients that send nothing, from many sources, keep no other client out of the gateway.
+    #[test]
+    fn connections_on_trial_are_evicted_at_a_full_gateway() {
+        const ALL: usize = 7401;
+        type OfFlood = fn(usize) -> String;
+        let floods: [(OfFlood, &str); 3] = [
+            // 36 addresses; a /48, each /64 with one; a site against another of its own /64.
+            (|n| format!("198.51.100.{}", n % 36), "192.0.2.1"),
+            (|n| format!("2001:db8:1:{n:x}::1"), "2001:db8:2::1"),
+            (
+                |n| format!("2001:db8:1:{:x}::1", n % 2 + 1),
+                "2001:db8:1:9::1",
+            ),
+        ];
+        for (source, honest) in floods {
+            let connections = Arc::new(Connections::default());
+            let open = |source: &str| connections.take(ip(source), ALL, 10_000);
+            let mut old = open("192.0.2.9").expect("room");
+            old.establish(1).expect("it has no tenant");
+            let flood: Vec<_> = (1..ALL).map(|n| open(&source(n)).expect("room")).collect();
+            let new: Vec<_> = (0..10).map(|_| open(honest)).collect();
+            assert!(new.iter().all(Result::is_ok), "{honest}: {new:?}");
+            assert_eq!(flood.iter().filter(|c| c.has_to_go()).count(), 10);
+            assert!(!new.iter().flatten().any(Counted::has_to_go));
+            // Whatever the flood does, it gets no place of others.
+            let more: Vec<_> = (0..50).map(|n| open(&source(n))).collect();
+            assert!(!new.iter().flatten().any(Counted::has_to_go));
+            assert!(connections.all() <= ALL + LEAVING);
+            drop((flood, new, more));
+            assert_eq!(connections.all(), 1);
+            drop(old);
+            let taken = connections.lock();
+            assert!(taken.trials.len == 0 && taken.trials.sites.by_size.is_empty());
+            assert!(taken.trials.sites.groups.is_empty() && taken.sources.is_empty());
+        }
     }
 
     #[test]
@@ -483,16 +679,20 @@ mod tests {
                 let of_source = held.iter().filter(|h| h.1 == which).count();
                 match act {
                     0 | 1 => {
-                        let wanted = if held.len() >= all {
-                            Err(Full::Gateway)
-                        } else if of_source >= per_source as usize {
+                        let most = (0..3).map(|s| held.iter().filter(|h| h.1 == s).count()).max();
+                        let wanted = if of_source >= per_source as usize {
                             Err(Full::Source)
+                        } else if held.len() >= all && most <= Some(of_source) {
+                            Err(Full::Gateway)
                         } else {
                             Ok(())
                         };
                         let counted = connections.take(sources[which], all, per_source);
                         prop_assert_eq!(counted.as_ref().map(|_| ()).map_err(|e| *e), wanted);
                         held.extend(counted.ok().map(|counted| (counted, which, None)));
+                        let before = held.len();
+                        held.retain(|h| !h.0.has_to_go());
+                        prop_assert_eq!(held.len(), before.min(before.saturating_sub(1).max(all)));
                     }
                     2 if at < held.len() => {
                         held[at].2 = None;
@@ -509,21 +709,10 @@ mod tests {
                         prop_assert_eq!(given.is_ok(), per_tenant > 0 && (fits || most > of_own));
                         if given.is_ok() {
                             held[at].2 = Some(which);
-                            if !fits {
-                                // Which one gave way: the oldest of a source with most.
-                                let gone = |h: &(Counted, usize, Option<usize>)| {
-                                    let trial = h.0.tenant.as_ref().and_then(|t| t.trial.as_ref());
-                                    let taken = connections.lock();
-                                    let entry = taken.tenants.get(&tenants[which]);
-                                    h.2 == Some(which) && !trial.is_some_and(|(number, _)| {
-                                        entry.is_some_and(|e| e.trials.contains_key(number))
-                                    })
-                                };
-                                let gone: Vec<usize> =
-                                    (0..held.len()).filter(|n| gone(&held[*n])).collect();
-                                prop_assert_eq!(gone.len(), 1);
-                                held[gone[0]].2 = None;
-                            }
+                            // One of a source with most was evicted, and leaves.
+                            let before = held.len();
+                            held.retain(|h| !h.0.has_to_go());
+                            prop_assert_eq!(before - held.len(), usize::from(!fits));
                         }
                     }
                     3 if at < held.len() => drop(held.swap_remove(at)),
