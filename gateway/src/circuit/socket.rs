@@ -32,7 +32,7 @@ pub use super::observe::{Observer, Query, State, Summary};
 use super::{
     clock,
     fast::{Fast, Publisher},
-    observe::{PagePart, SummaryPart},
+    observe::{Asked, PagePart, Reported, SummaryPart},
     rate::Bucket,
     sys::{BATCH, Batch, Outbox, Poll, Sent, Socket},
     table::{Action, Change, CircuitPlan, Path, Table, Tenant},
@@ -111,6 +111,8 @@ impl std::fmt::Debug for Command {
 struct Worker {
     commands: Sender<Command>,
     waker: Arc<EventFd>,
+    /// For all observers.
+    reported: Arc<Reported>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -211,6 +213,7 @@ impl Circuits {
             circuits.workers.push(Worker {
                 commands,
                 waker,
+                reported: Arc::default(),
                 thread: Some(thread),
             });
         }
@@ -396,7 +399,11 @@ impl Circuits {
         let workers = self.workers.iter();
         Observer {
             workers: workers
-                .map(|w| (w.commands.clone(), Arc::clone(&w.waker)))
+                .map(|worker| Asked {
+                    commands: worker.commands.clone(),
+                    waker: Arc::clone(&worker.waker),
+                    reported: Arc::clone(&worker.reported),
+                })
                 .collect(),
             fast: self.fast.clone(),
         }
