@@ -10,7 +10,7 @@
 use std::{
     path::PathBuf,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use prometheus_client::{
@@ -40,6 +40,32 @@ use crate::{
 
 /// The XDP program where none is configured.
 const BPF_OBJECT: &str = "/usr/lib/causeway/gateway.bpf.o";
+
+/// Pause before an interface that refused the XDP program is tried again: the least, and the most.
+const ATTACH_PAUSE: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(60)];
+
+/// When the XDP program is attached again to interfaces that refused it.
+#[derive(Debug)]
+struct Retry {
+    at: Instant,
+    pause: Duration,
+}
+
+impl Retry {
+    fn new(now: Instant) -> Self {
+        let [pause, _] = ATTACH_PAUSE;
+        Self {
+            at: now + pause,
+            pause,
+        }
+    }
+
+    /// The next pause is twice as long.
+    fn failed(&mut self, now: Instant) {
+        self.at = now + self.pause;
+        self.pause = (self.pause * 2).min(ATTACH_PAUSE[1]);
+    }
+}
 
 /// Label `result`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -112,6 +138,7 @@ pub(super) struct Controller {
     pub fast: Option<Arc<Fast>>,
     /// Why circuits are not in XDP, though they were to be.
     pub refused: Option<String>,
+    retry: Retry,
     pub http: Option<http::Server>,
     pub limits: Shares,
     files: files::Limits,
@@ -191,6 +218,7 @@ impl Controller {
             circuits,
             fast,
             refused,
+            retry: Retry::new(Instant::now()),
             limits,
             files,
             registry: Arc::new(registry),
@@ -334,6 +362,38 @@ impl Controller {
                 user space until a reload");
         }
         Err(error.into())
+    }
+
+    /// Attaches the XDP program to interfaces that were not there, were replaced or have another
+    /// address since it was attached, and again to those that refused it. To be called every few
+    /// seconds.
+    pub fn follow_interfaces(&mut self, now: Instant) {
+        let (Some(fast), true) = (&self.fast, self.model.counts().circuits > 0) else {
+            return;
+        };
+        let circuits = &self.config.circuits;
+        let wanted = fast::wanted(circuits.interfaces.as_deref(), &self.config.listen);
+        let state = wanted.and_then(|wanted| {
+            let differs = fast.differs(&wanted)?;
+            Ok((differs, fast.is_attached(&wanted)))
+        });
+        let attached = match state {
+            Ok((false, true)) => {
+                self.retry = Retry::new(now);
+                return;
+            }
+            Ok((false, false)) | Err(_) if now < self.retry.at => return,
+            Ok(_) => attach(fast, &self.config, true),
+            Err(error) => Err(error),
+        };
+        self.retry.failed(now);
+        if let Err(error) = attached {
+            tracing::warn!(
+                %error,
+                "cannot attach the XDP program to all interfaces; circuits use user space there, \
+                 and sources that are not bound have no limit"
+            );
+        }
     }
 
     pub fn count_reload(&self, applied: bool) {

@@ -188,6 +188,7 @@ impl service::Daemon for Gateway {
         }
         self.next_load = Instant::now() + LOAD_INTERVAL;
         self.load = self.controller.report_load(self.load);
+        self.controller.follow_interfaces(std::time::Instant::now());
         Ok(ControlFlow::Continue(()))
     }
 

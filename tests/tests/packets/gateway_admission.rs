@@ -352,3 +352,39 @@ fn unbound_sources_reach_user_space_within_a_budget_and_bound_ends_always() {
     let (action, _, outcome) = harness.run(IN, &a.frame(&message(1)));
     assert_eq!((action, outcome), (Action::Drop, Outcome::NoCircuit));
 }
+
+/// An interface that comes after the start, or is recreated, gets the program.
+#[test]
+fn the_program_follows_interfaces() {
+    use causeway_tests::iproute;
+    use gateway::circuit::fast::{self, Setting};
+
+    const ADD: &str = "link add name late0 type veth peer name late1\nlink set late0 up\n\
+                       link set late1 up\naddr add 192.0.9.1/24 dev late0\n";
+    let Some(harness) = GatewayHarness::new(1, LONG, None, None) else {
+        return;
+    };
+    let listen = [SocketAddr::from(([192, 0, 9, 1], PORT))];
+    let wanted = || fast::wanted(None, &listen).expect("interfaces");
+    let fast = &harness.fast;
+    fast.attach(&wanted(), Setting::Auto).expect("none");
+    assert!(!fast.differs(&wanted()).expect("interfaces"));
+    for _ in 0..2 {
+        iproute::batch(ADD).expect("a pair");
+        assert_eq!(wanted(), ["late0"]);
+        assert!(fast.differs(&wanted()).expect("interfaces"));
+        assert!(!fast.is_attached(&["other".to_owned()]));
+        fast.attach(&wanted(), Setting::Auto).expect("attached");
+        let interfaces = fast.interfaces();
+        let mode = interfaces[0].mode.as_ref().map(|mode| mode.name());
+        assert_eq!(mode, Ok("native"));
+        assert!(fast.is_attached(&wanted()) && !fast.differs(&wanted()).expect("interfaces"));
+        iproute::batch("link set late0 address 02:00:00:00:aa:01\n").expect("an address");
+        assert!(
+            fast.differs(&wanted()).expect("interfaces"),
+            "another MAC address"
+        );
+        iproute::batch("link del late0\n").expect("removed");
+    }
+    assert_eq!(wanted(), [""; 0]);
+}

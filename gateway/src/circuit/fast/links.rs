@@ -53,6 +53,32 @@ pub(super) struct Attached {
     link: Option<XdpLink>,
 }
 
+/// The interfaces as they were when the program was attached the last time.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Seen {
+    wanted: Vec<String>,
+    devices: BTreeMap<String, Device>,
+    vlans: BTreeMap<String, (String, u16)>,
+}
+
+impl Seen {
+    /// The wanted interfaces and their VLANs, without addresses.
+    fn now(wanted: &[String]) -> Result<Self, Error> {
+        let mut vlans = vlans();
+        vlans.retain(|_, (below, _)| wanted.contains(below));
+        let mut devices = devices()?;
+        devices.retain(|name, _| wanted.contains(name) || vlans.contains_key(name));
+        for device in devices.values_mut() {
+            device.addresses.clear();
+        }
+        Ok(Self {
+            wanted: wanted.to_vec(),
+            devices,
+            vlans,
+        })
+    }
+}
+
 /// An interface of this machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Device {
@@ -175,8 +201,9 @@ impl Fast {
             Setting::Auto => Mode::Native,
             Setting::Only(mode) => mode,
         };
-        let devices = devices()?;
-        let vlans = vlans();
+        let seen = Seen::now(interfaces)?;
+        let (devices, vlans) = (seen.devices.clone(), seen.vlans.clone());
+        *lock(&self.seen) = seen;
         let mut links = lock(&self.links);
         let mut new = Vec::new();
         for name in interfaces {
@@ -241,6 +268,26 @@ impl Fast {
             }
         }
         self.write_ports(&links, &devices, &vlans)
+    }
+
+    /// Whether the interfaces of this machine differ from those at the last [`Fast::attach`], or
+    /// others are wanted now.
+    ///
+    /// # Errors
+    /// When the interfaces cannot be listed.
+    pub fn differs(&self, interfaces: &[String]) -> Result<bool, Error> {
+        Ok(Seen::now(interfaces)? != *lock(&self.seen))
+    }
+
+    /// Whether the program is attached to all of these interfaces.
+    #[must_use]
+    pub fn is_attached(&self, interfaces: &[String]) -> bool {
+        let links = lock(&self.links);
+        let is_attached = |name| {
+            let mut links = links.iter();
+            links.any(|link| link.name == *name && link.link.is_some())
+        };
+        interfaces.iter().all(is_attached)
     }
 
     /// Detaches the program from all interfaces.

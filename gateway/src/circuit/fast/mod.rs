@@ -40,6 +40,7 @@ use gateway_common::maps::{
 
 pub use links::{Interface, wanted};
 use service::forwarding;
+pub use service::xdp::Setting;
 
 use memory::Memory;
 pub use publish::Publisher;
@@ -203,6 +204,7 @@ pub struct Fast {
     known: Mutex<HashMap<MapData, u64, Known>>,
     admission: Mutex<(Array<MapData, Admission>, Admission)>,
     links: Mutex<Vec<links::Attached>>,
+    seen: Mutex<links::Seen>,
 }
 
 impl std::fmt::Debug for Fast {
@@ -288,6 +290,7 @@ impl Fast {
             known: Mutex::new(typed(&mut ebpf, "KNOWN")?),
             admission: Mutex::new((typed(&mut ebpf, "ADMISSION")?, admission)),
             links: Mutex::new(Vec::new()),
+            seen: Mutex::default(),
             object: Mutex::new(ebpf),
         };
         Ok(fast)
