@@ -21,6 +21,43 @@ pub(super) struct PendingTimestamps {
     pub circuits: u64,
 }
 
+/// Removed peers whose timestamps are kept at most.
+const MAX_REMOVED: usize = 4096;
+/// How long timestamps of removed peers are kept, seconds of the handshakes' clock.
+const KEPT: u64 = 24 * 3600;
+
+impl PendingTimestamps {
+    /// Adds the timestamps of the present peers; returns whether any is new. Those of peers that
+    /// are gone are kept for a day, as they may come back: the newest 4096.
+    pub fn add_handshakes(&mut self, present: Timestamps) -> bool {
+        /// Seconds of a TAI64N timestamp.
+        fn seconds(timestamp: &[u8; 12]) -> u64 {
+            timestamp[..8]
+                .iter()
+                .fold(0, |n, byte| n << 8 | u64::from(*byte))
+        }
+        let is_new = |(key, timestamp)| self.handshakes.get(key) != Some(timestamp);
+        if !present.iter().any(is_new) {
+            return false;
+        }
+        let newest = present.values().map(seconds).max().unwrap_or(0);
+        let mut removed = std::mem::replace(&mut self.handshakes, present);
+        removed.retain(|key, timestamp| {
+            !self.handshakes.contains_key(key) && seconds(timestamp).saturating_add(KEPT) >= newest
+        });
+        let excess = removed.len().saturating_sub(MAX_REMOVED);
+        if excess > 0 {
+            let mut oldest: Vec<_> = removed.iter().map(|(key, at)| (*at, key.clone())).collect();
+            oldest.sort_unstable();
+            for (_, key) in &oldest[..excess] {
+                removed.remove(key);
+            }
+        }
+        self.handshakes.extend(removed);
+        true
+    }
+}
+
 /// The thread. Dropping it waits until everything is written.
 pub(super) struct TimestampWriter {
     sender: Option<mpsc::Sender<PendingTimestamps>>,
@@ -99,6 +136,35 @@ mod tests {
         drop(writer);
         assert_eq!(store().timestamps()["peer"], [100; 12]);
         assert_eq!(store().circuit_clock(), 100);
+    }
+
+    #[test]
+    fn timestamps_of_removed_peers_are_few_and_end_after_a_day() {
+        let at = |seconds: u64| {
+            let mut timestamp = [0; 12];
+            timestamp[..8].copy_from_slice(&((1 << 62) + seconds).to_be_bytes());
+            timestamp
+        };
+        let one = |key: &str, seconds| Timestamps::from([(key.to_owned(), at(seconds))]);
+        let mut pending = PendingTimestamps::default();
+        // A director that replaces a peer each second.
+        for n in 0..10_000 {
+            assert!(pending.add_handshakes(one(&format!("p{n:05}"), n)));
+            assert!(
+                !pending.add_handshakes(one(&format!("p{n:05}"), n)),
+                "the same again"
+            );
+            assert!(pending.handshakes.len() <= MAX_REMOVED + 1);
+        }
+        assert!(pending.handshakes.contains_key("p05903"), "the newest stay");
+        assert!(!pending.handshakes.contains_key("p05902"));
+        assert!(pending.add_handshakes(one("present", 10_000)));
+        // It comes back within the day, and is still known.
+        assert!(pending.add_handshakes(one("other", KEPT + 9_999)));
+        assert!(pending.handshakes.contains_key("p09999"));
+        assert_eq!(pending.handshakes["present"], at(10_000));
+        assert!(pending.add_handshakes(one("other", KEPT + 10_001)));
+        assert_eq!(pending.handshakes.len(), 1);
     }
 
     #[test]

@@ -137,10 +137,7 @@ impl Tunnels {
             .map(|(key, timestamp)| (key.to_string(), *timestamp.as_bytes()))
             .collect();
         let saved = &mut self.timestamps;
-        let is_new = |(key, timestamp)| saved.handshakes.get(key) != Some(timestamp);
-        let mut is_changed = timestamps.iter().any(is_new);
-        // Those of peers that are gone for now are kept.
-        saved.handshakes.extend(timestamps);
+        let mut is_changed = saved.add_handshakes(timestamps);
         if let Some(circuits) = self.reservation.renew(clock::CIRCUIT_CLOCK.last()) {
             saved.circuits = circuits;
             is_changed = true;
