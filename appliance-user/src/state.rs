@@ -249,6 +249,35 @@ pub struct Store {
     path: PathBuf,
 }
 
+/// A state that is on the disk beside that in force. Dropped, it changes nothing.
+#[derive(Debug)]
+#[must_use]
+pub struct PreparedState {
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl PreparedState {
+    /// Replaces the state in force.
+    ///
+    /// # Errors
+    /// When that failed; the old state is still in place.
+    pub fn commit(self) -> Result<(), Error> {
+        let error = |source| Error::Io {
+            operation: "replace",
+            path: self.path.clone(),
+            source,
+        };
+        fs::rename(&self.temporary, &self.path).map_err(error)?;
+        // The new state is in place; only a loss of power could bring the old one back.
+        let dir = self.path.parent().unwrap_or(Path::new("/"));
+        if let Err(error) = File::open(dir).and_then(|dir| dir.sync_all()) {
+            tracing::warn!(%error, dir = %dir.display(), "cannot synchronize the state directory");
+        }
+        Ok(())
+    }
+}
+
 impl Store {
     /// The store in a directory.
     #[must_use]
@@ -288,6 +317,15 @@ impl Store {
     /// # Errors
     /// When it could not be written; the old file is then still in place.
     pub fn save(&self, state: &State) -> Result<(), Error> {
+        self.prepare(state)?.commit()
+    }
+
+    /// Writes the state beside the file, and returns once it is on the disk. The old state stays
+    /// until [`PreparedState::commit`].
+    ///
+    /// # Errors
+    /// When it could not be written.
+    pub fn prepare(&self, state: &State) -> Result<PreparedState, Error> {
         let dir = self.path.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(dir).map_err(|e| self.io("create the directory of", e))?;
         let temporary = self.path.with_extension("json.new");
@@ -296,11 +334,13 @@ impl Store {
         let write = || -> io::Result<()> {
             let mut file = File::create(&temporary)?;
             file.write_all(&text)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &self.path)?;
-            File::open(dir)?.sync_all()
+            file.sync_all()
         };
-        write().map_err(|e| self.io("write", e))
+        write().map_err(|e| self.io("write", e))?;
+        Ok(PreparedState {
+            temporary,
+            path: self.path.clone(),
+        })
     }
 
     /// The newest handshake timestamps sent, by peer; none where the file is missing or damaged:
@@ -410,6 +450,31 @@ mod tests {
             .insert("10.1.0.10".parse().expect("address"));
         store.save(&state).expect("saved");
         assert_eq!(store.load().expect("read"), state);
+    }
+
+    /// A change that could not be applied is not in force after a restart, whatever the disk does
+    /// by then.
+    #[test]
+    fn a_prepared_state_is_in_force_only_when_it_is_committed() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let store = Store::new(dir.path());
+        let mut state = State::default();
+        store.save(&state).expect("saved");
+        state.maintenance = true;
+        drop(store.prepare(&state).expect("written"));
+        assert!(!store.load().expect("read").maintenance);
+        store
+            .prepare(&state)
+            .expect("written")
+            .commit()
+            .expect("in place");
+        assert!(store.load().expect("read").maintenance);
+        // The temporary file is gone: the old state stays.
+        state.maintenance = false;
+        let prepared = store.prepare(&state).expect("written");
+        fs::remove_file(dir.path().join("state.json.new")).expect("removed");
+        assert!(prepared.commit().is_err());
+        assert!(store.load().expect("read").maintenance);
     }
 
     #[test]

@@ -3,9 +3,9 @@
 //! ```text
 //!   request ─▶ checks (requests/) ─▶ Proposal
 //!                                      │ refused: nothing was touched
-//!   change: prepare tables ─▶ write state.json ─▶ apply to NICs, maps, workers ─▶ announce
-//!               │                 │                    │ fails: all are put back
-//!               └─ refused        └─ refused           └─ refused
+//!   change: tables ─▶ write state.json.new ─▶ apply to NICs, maps, workers ─▶ rename ─▶ announce
+//!               │                 │                    └───── fails ─────────────┤
+//!               └─ refused        └─ refused            refused, all are put back┘
 //! ```
 //!
 //! A refused request changes nothing: neither files nor maps, and nothing is announced to hosts.
@@ -32,7 +32,7 @@ use crate::{
     datapath::reconcile::{self, MapContents, host_key, mode_of},
     engine::neighbour::Senders,
     kernel::underlay::Snapshot,
-    state::{self, State, Store, assign},
+    state::{State, Store, assign},
 };
 
 /// The configuration in force with its keys, and the operator's decisions.
@@ -179,8 +179,13 @@ impl Daemon {
             .map_err(|message| Refusal::new("conflict", message))?;
         let internal = |error: anyhow::Error| Refusal::new("internal", format!("{error:#}"));
 
-        // Write the state: what takes effect must survive the process.
-        self.save(&proposal.state).map_err(internal)?;
+        // Write the state beside the old one: a change that fails needs no disk to be undone.
+        let prepared = self
+            .files
+            .store
+            .prepare(&proposal.state)
+            .context("the state could not be saved; nothing was changed")
+            .map_err(internal)?;
 
         // Apply.
         let before = Announced::of(&self.in_force);
@@ -192,6 +197,8 @@ impl Daemon {
         } else {
             self.write_tables(wanted).map_err(Into::into)
         };
+        // What takes effect must survive the process.
+        let applied = applied.and_then(|()| prepared.commit().map_err(Into::into));
         if let Err(error) = applied {
             self.in_force.swap(undo);
             self.roll_back(now, reload);
@@ -211,20 +218,8 @@ impl Daemon {
         Ok(())
     }
 
-    fn save(&self, state: &State) -> anyhow::Result<()> {
-        self.files
-            .store
-            .save(state)
-            .map_err(|error: state::Error| error)
-            .context("the state could not be saved; nothing was changed")
-    }
-
-    /// Restores files, maps and workers after a failed change. A failure is tried again each
-    /// second.
+    /// Restores maps and workers after a failed change. A failure is tried again each second.
     fn roll_back(&mut self, now: Instant, reload: bool) {
-        if let Err(error) = self.save(&self.in_force.state) {
-            tracing::error!(error = format!("{error:#}"), "cannot save the state again");
-        }
         let applied = if reload {
             self.apply_configuration(now)
         } else {
