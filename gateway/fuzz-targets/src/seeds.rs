@@ -138,7 +138,7 @@ fn streams() -> Vec<Seed> {
     let hello = stream::hello(circuit, &key, 0x0102, Tag([9; 16]));
     let opened = stream::read_hello(&hello[stream::LENGTH_BYTES..])
         .ok()
-        .and_then(|sealed| stream::open_hello(&sealed, &key, Tag([9; 16]), 0).ok());
+        .and_then(|sealed| stream::open_hello(&sealed, &key, Tag([9; 16]), None).ok());
     let answer = stream::answer(&opened.expect("a hello"), &key);
     let question = LivenessFrame::Question.frame();
     let frames = [

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   tenant's end                                        provider's end
-//!     hello ───── one frame, a bind of side a ─────────▶ open_hello: this key, this connection, newer than the last
+//!     hello ───── one frame, a bind of side a ─────────▶ open_hello: this key, this connection, not overtaken
 //!     is_answer ◀──────── one frame, bound ───────────── answer
 //!     Encoder ──── frames: length u16, datagram ───────▶ Decoder
 //!     Decoder ◀───────────────────────────────────────── Encoder
@@ -31,6 +31,10 @@ pub const MIN_DATAGRAM: usize = 2;
 pub const MAX_DATAGRAM: usize = u16::MAX as usize;
 /// Length of the frame of a hello or answer.
 pub const HELLO_BYTES: usize = LENGTH_BYTES + MESSAGE_BYTES;
+
+/// Nanoseconds by which a hello is older than another one of its end if that overtook it; a larger
+/// difference is that of two clocks.
+pub const OVERTAKEN: u64 = 5_000_000_000;
 
 /// Space of a decoder beyond its longest frame, so that it seldom moves bytes.
 const ROOM: usize = 16 << 10;
@@ -227,8 +231,8 @@ pub enum BadHello {
     /// The cookie is that of another connection.
     #[error("the hello was made for another connection")]
     OtherConnection,
-    /// The timestamp is not newer than the last one.
-    #[error("the hello is not newer than the last one of its circuit")]
+    /// A newer hello overtook it.
+    #[error("a newer hello of its circuit came first")]
     Replayed,
 }
 
@@ -254,7 +258,10 @@ pub fn read_hello(frame: &[u8]) -> Result<Sealed<'_>, BadHello> {
     }
 }
 
-/// Authenticates a hello: its tag, its connection, and that it is newer than `newest`.
+/// Authenticates a hello: its tag and its connection. The tag of a connection cannot be repeated on
+/// another one, so the timestamp decides only between connections that an end opened shortly after
+/// one another: the hello is refused if it is older than `newest`, that of the present connection,
+/// by less than [`OVERTAKEN`] nanoseconds. A clock that was wrong before locks no end out.
 ///
 /// # Errors
 /// [`BadHello`].
@@ -262,13 +269,14 @@ pub fn open_hello(
     sealed: &Sealed<'_>,
     key: &Key,
     connection: Tag,
-    newest: u64,
+    newest: Option<u64>,
 ) -> Result<Message, BadHello> {
     let message = sealed.open(key).ok_or(BadHello::Forged)?;
     if message.cookie != connection {
         return Err(BadHello::OtherConnection);
     }
-    if message.timestamp <= newest {
+    let age = newest.and_then(|newest| newest.checked_sub(message.timestamp));
+    if age.is_some_and(|age| age < OVERTAKEN) {
         return Err(BadHello::Replayed);
     }
     Ok(message)
@@ -358,7 +366,7 @@ pub fn fuzz(data: &[u8]) {
                 if let Ok(sealed) = read_hello(bytes) {
                     let key = Key::new([cut; 32]);
                     assert_eq!(
-                        open_hello(&sealed, &key, Tag([most; 16]), 0),
+                        open_hello(&sealed, &key, Tag([most; 16]), None),
                         Err(BadHello::Forged)
                     );
                 }

@@ -139,18 +139,25 @@ fn a_hello_is_valid_once_with_its_key_on_its_connection() {
     let hello = hello(circuit(), &key(), 10, HERE);
     let sealed = read_hello(&hello[2..]).expect("a hello");
     assert_eq!(sealed.circuit(), circuit());
-    let message = open_hello(&sealed, &key(), HERE, 9).expect("let in");
+    let message = open_hello(&sealed, &key(), HERE, Some(9)).expect("let in");
     assert_eq!(message.timestamp, 10);
     let other = Key::new([8; 32]);
-    assert_eq!(open_hello(&sealed, &other, HERE, 9), Err(BadHello::Forged));
+    let forged = open_hello(&sealed, &other, HERE, None);
+    assert_eq!(forged, Err(BadHello::Forged));
     assert_eq!(
-        open_hello(&sealed, &key(), Tag([8; 16]), 9),
+        open_hello(&sealed, &key(), Tag([8; 16]), None),
         Err(BadHello::OtherConnection)
     );
-    assert_eq!(
-        open_hello(&sealed, &key(), HERE, 10),
-        Err(BadHello::Replayed)
-    );
+    for newest in [10, 11, 9 + OVERTAKEN] {
+        assert_eq!(
+            open_hello(&sealed, &key(), HERE, Some(newest)),
+            Err(BadHello::Replayed)
+        );
+    }
+    // The present connection is that of a clock in the year 2099.
+    for newest in [10 + OVERTAKEN, 4_070_908_800_000_000_000] {
+        assert!(open_hello(&sealed, &key(), HERE, Some(newest)).is_ok());
+    }
 
     let answer = answer(&message, &key());
     let is_answer = |key: &Key, at, tag| super::is_answer(&answer[2..], circuit(), key, at, tag);
@@ -168,7 +175,7 @@ fn messages_of_udp_circuits_are_no_hellos() {
     let bind = end.bind(10);
     let sealed = read_hello(&bind).expect("the same form");
     assert_eq!(
-        open_hello(&sealed, &key(), HERE, 0),
+        open_hello(&sealed, &key(), HERE, None),
         Err(BadHello::OtherConnection)
     );
     let unbind = end.unbind(11);
@@ -218,7 +225,7 @@ proptest! {
         let mut hello = hello(circuit(), &key(), 10, HERE);
         hello[2 + at] ^= 1 << bit;
         if let Ok(sealed) = read_hello(&hello[2..]) {
-            prop_assert_eq!(open_hello(&sealed, &key(), HERE, 0), Err(BadHello::Forged));
+            prop_assert_eq!(open_hello(&sealed, &key(), HERE, None), Err(BadHello::Forged));
         }
     }
 }

@@ -242,7 +242,7 @@ struct Counts {
 
 struct CircuitEntry {
     key: Key,
-    /// Timestamp of the newest hello.
+    /// Timestamp of the hello of the current connection.
     newest: u64,
     current: Option<(ConnectionId, Arc<ThreadControl>)>,
 }
@@ -574,7 +574,8 @@ impl Thread {
         let sealed = read_hello(&first)?;
         let circuit = sealed.circuit();
         let admitted = self.admit(circuit, |entry| {
-            open_hello(&sealed, &entry.key, connection, entry.newest)
+            let newest = entry.current.as_ref().map(|_| entry.newest);
+            open_hello(&sealed, &entry.key, connection, newest)
         });
         let answer = admitted.inspect_err(|_| link.send_close_notify())?;
         let written = link.tls.writer().write_all(&answer);

@@ -133,6 +133,41 @@ fn replayed_and_relayed_hellos_are_refused() {
     assert_eq!(came, b"abc");
 }
 
+/// A tenant that was connected with a clock in 2099 connects with the right time, while the old
+/// connection is still there and after it has ended.
+#[test]
+fn a_clock_of_2099_locks_no_tenant_out() {
+    const YEAR_2099: u64 = 4_070_908_800_000_000_000;
+    let provider = Owner::new();
+    let (listener, fingerprint) = provider.listen(Limits::default(), false);
+    let at = listener.addresses()[0];
+    let mut open = Vec::new();
+    for timestamp in [YEAR_2099, 1_700_000_000_000_000_000, YEAR_2099] {
+        let (mut stream, tag) = raw(at, fingerprint);
+        let hello = stream::hello(circuit(1), &key(1), timestamp, tag);
+        stream.write_all(&hello).expect("send");
+        let mut answer = [0; stream::HELLO_BYTES];
+        stream.read_exact(&mut answer).expect("an answer");
+        let answer = &answer[2..];
+        assert!(stream::is_answer(
+            answer,
+            circuit(1),
+            &key(1),
+            timestamp,
+            tag
+        ));
+        open.push(stream);
+    }
+    open.clear();
+    until("closed", || listener.connections() == (0, 0));
+    let (mut stream, tag) = raw(at, fingerprint);
+    let hello = stream::hello(circuit(1), &key(1), 1_700_000_000_000_000_000, tag);
+    stream.write_all(&hello).expect("send");
+    let mut answer = [0; stream::HELLO_BYTES];
+    stream.read_exact(&mut answer).expect("an answer");
+    assert_eq!(listener.stats().refused(RefusalReason::Replayed), 0);
+}
+
 #[test]
 fn garbage_and_silence_are_closed_in_time_and_counted() {
     let provider = Owner::new();
