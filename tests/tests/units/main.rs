@@ -496,6 +496,30 @@ fn shipped_units_stay_up_reload_stop_and_restart() {
     }
 
     for unit in UNITS {
+        let names = "NoNewPrivileges,PrivateDevices,PrivateIPC,PrivateTmp,ProtectClock,\
+                     ProtectHome,ProtectKernelLogs,ProtectKernelModules,ProtectControlGroups,\
+                     RestrictNamespaces,RestrictSUIDSGID,LockPersonality,MemoryDenyWriteExecute";
+        let shown = machine.systemctl(&["show", unit, "--property", names]);
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        assert_eq!(
+            shown.lines().count(),
+            names.split(',').count(),
+            "{unit}: {shown}"
+        );
+        assert!(
+            shown.lines().all(|line| line.ends_with("=yes")),
+            "{unit}: {shown}"
+        );
+        let names = "ProtectProc,ProtectSystem,SystemCallFilter";
+        let shown = machine.systemctl(&["show", unit, "--property", names]);
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        assert!(shown.contains("ProtectProc=invisible"), "{unit}: {shown}");
+        assert!(shown.contains("ProtectSystem=strict"), "{unit}: {shown}");
+        assert!(shown.contains(" accept4 "), "{unit}: {shown}");
+        for call in ["keyctl", "kexec_load", "ptrace"] {
+            let mut words = shown.split_whitespace();
+            assert!(!words.any(|word| word == call), "{unit}: {shown}");
+        }
         let names = "LimitCORE,CapabilityBoundingSet";
         let shown = machine.systemctl(&["show", unit, "--property", names]);
         let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
