@@ -11,9 +11,6 @@ pub const MAX_PORTS: u32 = 256;
 /// How long a released map slot is not reused, nanoseconds. A program ends within microseconds, and
 /// until then may use what it found.
 pub const SLOT_REUSE_DELAY: u64 = 1_000_000_000;
-/// The same for a bucket: a thread of user space may take a while to adopt a new plan, and until
-/// then publishes circuits with the old bucket.
-pub const BUCKET_REUSE_DELAY: u64 = 60 * 1_000_000_000;
 
 /// An address in network byte order; an IPv4 address is in the last word, the others are zero.
 pub type Address = [u32; 4];

@@ -290,8 +290,8 @@ impl Circuits {
         fast.bucket(rate, BURST).unwrap_or_else(|| {
             tracing::warn!(
                 tenant,
-                "XDP map BUCKETS is full (entries of removed tenants are reused after a minute): \
-                 circuits of this tenant use user space until the gateway restarts"
+                "XDP map BUCKETS is full (entries of removed tenants are reused after a second): \
+                 circuits of this tenant use user space until it is removed and added again"
             );
             Bucket::new(rate, BURST)
         })

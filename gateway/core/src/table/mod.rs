@@ -229,6 +229,8 @@ pub struct Table {
     drops: Drops,
     /// Circuits whose bindings changed or were renewed since the last report.
     changed: Vec<usize>,
+    /// Tenants that circuits have left since the last report: until then XDP has their buckets.
+    replaced: Vec<Arc<Tenant>>,
     /// The last used [`End::epoch`].
     epoch: u64,
 }
@@ -246,6 +248,7 @@ impl Table {
             load: Load::UNKNOWN,
             drops: Drops::default(),
             changed: Vec::new(),
+            replaced: Vec::new(),
             epoch: 0,
         }
     }
@@ -317,6 +320,9 @@ impl Table {
                 let present = &mut self.circuits[position];
                 std::mem::swap(present, &mut new);
                 let old = new;
+                if !Arc::ptr_eq(&old.tenant, &present.tenant) {
+                    self.replaced.push(Arc::clone(&old.tenant));
+                }
                 if old.tenant.name == present.tenant.name {
                     present.counts = old.counts;
                     for (new, old) in present.ends.iter_mut().zip(old.ends) {
@@ -573,6 +579,7 @@ impl Table {
                 }),
             });
         }
+        self.replaced.clear();
     }
 
     /// Whether a circuit has the ID.

@@ -994,6 +994,24 @@ fn pages_and_sums_have_every_circuit_once() {
     bind(&mut table, now, &mut client(2, Side::B), 5);
 }
 
+/// The buckets of a tenant are released when no circuit in XDP has them any more.
+#[test]
+fn a_tenant_is_released_when_its_circuits_were_reported() {
+    let mut table = table();
+    let [old, new] = ["old", "new"].map(|name| Arc::new(Tenant::unlimited(name)));
+    let put = |tenant: &Arc<Tenant>| Change {
+        put: vec![circuit(1, tenant)],
+        ..Change::default()
+    };
+    table.change(put(&old));
+    table.report_changes(|_| {});
+    assert_eq!(Arc::strong_count(&old), 2);
+    table.change(put(&new));
+    assert_eq!(Arc::strong_count(&old), 2, "XDP may still use it");
+    table.report_changes(|bound| assert_eq!(&*bound.tenant.name, "new"));
+    assert_eq!(Arc::strong_count(&old), 1);
+}
+
 /// One more circuit touches no other: positions, bindings and reports of others stay.
 #[test]
 fn a_change_of_one_circuit_reports_that_one_alone() {

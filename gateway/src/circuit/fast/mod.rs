@@ -33,9 +33,8 @@ use aya::{
     programs::{ProgramError, Xdp},
 };
 use gateway_common::maps::{
-    Admission, BUCKET_REUSE_DELAY, Bucket, Circuit, Known, Listen, MAX_LISTEN, MIN_BUCKETS,
-    MIN_CIRCUITS, Outcome, Port, SLOT_REUSE_DELAY, SLOTS_PER_CIRCUIT, Stats, source_rate,
-    unbound_rate,
+    Admission, Bucket, Circuit, Known, Listen, MAX_LISTEN, MIN_BUCKETS, MIN_CIRCUITS, Outcome,
+    Port, SLOT_REUSE_DELAY, SLOTS_PER_CIRCUIT, Stats, source_rate, unbound_rate,
 };
 
 pub use links::{Interface, wanted};
@@ -281,7 +280,7 @@ impl Fast {
             slots: Mutex::new(Slots::new(circuits * SLOTS_PER_CIRCUIT, SLOT_REUSE_DELAY)),
             buckets: Arc::new(Buckets {
                 memory: mapped(&mut ebpf, "BUCKETS", buckets)?,
-                slots: Mutex::new(Slots::new(buckets, BUCKET_REUSE_DELAY)),
+                slots: Mutex::new(Slots::new(buckets, SLOT_REUSE_DELAY)),
             }),
             stats: Mutex::new(typed(&mut ebpf, "STATS")?),
             stats_slots: Mutex::new(Slots::new(circuits, SLOT_REUSE_DELAY)),
