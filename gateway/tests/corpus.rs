@@ -26,6 +26,11 @@ fn streams_give_the_same_frames_in_any_pieces() {
 }
 
 #[test]
+fn proxy_headers_read_as_a_simple_parser_reads_them() {
+    corpus("proxy", 2_000);
+}
+
+#[test]
 fn circuits_forward_only_their_datagrams_and_answer_no_attacker() {
     corpus("circuit", 1_000);
 }

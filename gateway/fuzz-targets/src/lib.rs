@@ -11,7 +11,7 @@
 //!   tests/corpus.rs                   fuzz_targets/*.rs (cargo xtask fuzz)
 //!       └───────────────┬──────────────────────┘
 //!                       ▼
-//!       hello  stream  circuit  bind ─▶ world: table and ends, against a model of docs/gateway.md
+//!       hello  stream  proxy  circuit  bind ─▶ world: table and ends, against a model of docs/gateway.md
 //! ```
 //!
 //! The last two read their input as a program: a byte selects an event, and its arguments follow.
@@ -20,6 +20,7 @@
 mod bind;
 mod circuit;
 mod hello;
+mod proxy;
 pub mod seeds;
 mod stream;
 mod world;
@@ -27,12 +28,13 @@ mod world;
 pub use bind::bind;
 pub use circuit::circuit;
 pub use hello::hello;
+pub use proxy::proxy;
 pub use stream::stream;
 
 use fuzzing::Target;
 
 /// Every target.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 5] = [
     Target {
         name: "hello",
         run: hello,
@@ -40,6 +42,10 @@ pub const TARGETS: [Target; 4] = [
     Target {
         name: "stream",
         run: stream,
+    },
+    Target {
+        name: "proxy",
+        run: proxy,
     },
     Target {
         name: "circuit",

@@ -2,6 +2,7 @@
 //!
 //! `gateway/tests/corpus.rs` writes them to `seeds/` and sees that they stay what this makes.
 
+use gateway_client::proxy_header;
 use gateway_client::stream::{self, LivenessFrame};
 use gateway_client::wire::{CircuitId, Key, Tag};
 
@@ -15,6 +16,7 @@ pub type Seed = (&'static str, &'static str, Vec<u8>);
 pub fn all() -> Vec<Seed> {
     let mut all = hellos();
     all.extend(streams());
+    all.extend(proxies());
     all.extend(circuits());
     all.extend(binds());
     all
@@ -115,6 +117,36 @@ fn hellos() -> Vec<Seed> {
             "a-byte-changed",
             written(b"\x01\x00\x09a.example\x02\x00\x02\x00\x40\xff\x00\x02\x01\x00\x00"),
         ),
+    ]
+}
+
+fn proxies() -> Vec<Seed> {
+    let at = |text: &str| text.parse().expect("an address and a port");
+    let raw = |client: &str, local: &str| {
+        let name = "acme.gateway.example.net";
+        [vec![0], proxy_header::header(at(client), at(local), name)].concat()
+    };
+    let v4 = raw("192.0.2.1:1000", "192.0.2.2:6180");
+    let mut local = v4.clone();
+    local[13] = 0x20;
+    let mut long = v4.clone();
+    long[15] = 5;
+    vec![
+        ("proxy", "v4", v4.clone()),
+        (
+            "proxy",
+            "v6",
+            raw("[2001:db8::1]:1000", "[2001:db8::2]:6180"),
+        ),
+        (
+            "proxy",
+            "mixed",
+            raw("192.0.2.1:1000", "[2001:db8::2]:6180"),
+        ),
+        ("proxy", "local", local),
+        ("proxy", "too-long", long),
+        ("proxy", "cut", v4[..30].to_vec()),
+        ("proxy", "made", [1; 60].to_vec()),
     ]
 }
 
