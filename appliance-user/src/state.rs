@@ -4,9 +4,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File},
+    fs::{self, File, OpenOptions, Permissions},
     io::{self, Write as _},
     net::IpAddr,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -332,7 +333,14 @@ impl Store {
         let text =
             serde_json::to_vec_pretty(state).map_err(|e| self.io("encode", io::Error::other(e)))?;
         let write = || -> io::Result<()> {
-            let mut file = File::create(&temporary)?;
+            // The state may have keys.
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&temporary)?;
+            file.set_permissions(Permissions::from_mode(0o600))?;
             file.write_all(&text)?;
             file.sync_all()
         };
@@ -448,8 +456,16 @@ mod tests {
             .entry("net1".to_owned())
             .or_default()
             .insert("10.1.0.10".parse().expect("address"));
+        // An earlier version left it readable for all; it may have keys now.
+        for name in ["state.json", "state.json.new"] {
+            let path = dir.path().join(name);
+            fs::write(&path, "").expect("written");
+            fs::set_permissions(&path, Permissions::from_mode(0o644)).expect("a mode");
+        }
         store.save(&state).expect("saved");
         assert_eq!(store.load().expect("read"), state);
+        let saved = fs::metadata(dir.path().join("state.json")).expect("a file");
+        assert_eq!(saved.permissions().mode() & 0o777, 0o600);
     }
 
     /// A change that could not be applied is not in force after a restart, whatever the disk does

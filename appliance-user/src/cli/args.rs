@@ -97,8 +97,12 @@ pub enum Command {
         /// File with the update, JSON.
         file: PathBuf,
     },
-    /// Print the desired state in force as a snapshot, which `apply` accepts.
-    Desired,
+    /// Print the desired state in force as a snapshot, which `apply` accepts if it has the keys.
+    Desired {
+        /// Print the keys that updates brought, too: they are secrets.
+        #[arg(long)]
+        keys: bool,
+    },
     /// Reload the configuration file. If it is refused, the running configuration stays in force.
     Reload,
     /// Remove the XDP programs and maps: forwarding ends. The daemon must not be running.

@@ -80,10 +80,10 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Endpoint { command } => endpoint(&client, command)?,
         Command::Trace(args) => trace::run(&client, args)?,
         Command::Apply { file } => apply(&client, &file)?,
-        Command::Desired => {
+        Command::Desired { keys } => {
             let Desired {
                 revision, objects, ..
-            } = client.ask(&Request::Desired)?;
+            } = client.ask(&Request::Desired { keys })?;
             let snapshot = Update::Snapshot(Snapshot {
                 revision,
                 objects,

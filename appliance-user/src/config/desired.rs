@@ -20,7 +20,7 @@ use service::{
     desired::{Position, Refusal, Source, unique},
 };
 
-use super::{Config, check, file};
+use super::{Config, KeyText, check, file};
 
 /// The objects, by ID.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -234,6 +234,15 @@ impl Objects {
         (counts(|(put, _)| put), counts(|(_, removed)| removed))
     }
 
+    /// Hides the keys that updates brought.
+    pub fn hide_keys(&mut self) {
+        for peer in self.peers.values_mut() {
+            let circuit = peer.circuit.as_mut().and_then(|c| c.key.as_mut());
+            let keys = [peer.preshared_key.as_mut(), circuit];
+            keys.into_iter().flatten().for_each(KeyText::hide);
+        }
+    }
+
     /// Whether the objects are as after the delta, as far as that tells.
     fn is_applied(&self, delta: &Delta) -> bool {
         let mut c = Checker::new();
@@ -295,6 +304,7 @@ impl Desired {
         let present = self.objects.counts();
         let kinds = [
             ("tenants", removed.tenants, present.tenants),
+            ("gateways", removed.gateways, present.gateways),
             ("peers", removed.peers, present.peers),
             ("networks", removed.networks, present.networks),
         ];
@@ -498,6 +508,99 @@ prefixes = ["10.1.0.0/24"]
             error.to_string().contains("unknown field `publik`"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn most_gateways_go_only_on_purpose() {
+        let mut old = seventh();
+        for n in 1..=10 {
+            let gateway = file::Gateway {
+                name: String::new(),
+                addresses: vec![format!("192.0.2.{n}:6180")],
+                ..file::Gateway::default()
+            };
+            old.objects.gateways.insert(format!("gw{n}"), gateway);
+        }
+        let mut snapshot = Snapshot {
+            revision: 8,
+            objects: old.objects.clone(),
+            ..Snapshot::default()
+        };
+        snapshot.objects.gateways.retain(|name, _| name == "gw1");
+        let error = old.prepare(&Update::Snapshot(snapshot.clone()));
+        let error = error.expect_err("a mistake").to_string();
+        assert!(error.starts_with("it removes 9 of 10 gateways"), "{error}");
+        snapshot.withdrawal = service::desired::Withdrawal::Intended;
+        old.prepare(&Update::Snapshot(snapshot)).expect("intended");
+    }
+
+    #[test]
+    fn keys_of_an_update_are_shown_in_no_message() {
+        const KEY: &str = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=";
+        let local = parse(LOCAL);
+        let put = |circuit: &str, psk: &str| {
+            let text = format!(
+                "{{\"delta\":{{\"base\":7,\"revision\":8,\"put\":{{\"peers\":{{\"provider\":{{\
+                 \"public_key\":\"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\",\
+                 \"circuit\":{{\"id\":\"3f9a1c0277d1e05b\",{circuit}}}{psk}}}}},\
+                 \"gateways\":{{\"gw1\":{{\"addresses\":[\"192.0.2.1:6180\"]}}}}}}}}}}"
+            );
+            update(&text)
+        };
+        let good = put(
+            &format!("\"key\":\"{KEY}\""),
+            &format!(",\"preshared_key\":\"{KEY}\""),
+        );
+        assert!(!format!("{good:?}").contains("AQIDBAUG"));
+        let new = seventh().prepare(&good).expect("good");
+        let config = local.with_objects(&new.objects).expect("good");
+        assert!(!format!("{config:?}{new:?}").contains("AQIDBAUG"));
+        let stored = serde_json::to_string(&new).expect("JSON");
+        assert_eq!(stored.matches(KEY).count(), 2, "the state has them");
+        let mut shown = new.clone();
+        shown.objects.hide_keys();
+        let text = serde_json::to_string(&shown).expect("JSON");
+        assert!(!text.contains("AQIDBAUG"), "{text}");
+        let refused = |update: &Update| {
+            let new = seventh().prepare(update).expect("good so far");
+            let problems = local.with_objects(&new.objects).expect_err("refused");
+            let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
+            lines.join("\n")
+        };
+        // What is shown cannot be applied by mistake.
+        let hidden = local.with_objects(&shown.objects).expect_err("no keys");
+        assert!(
+            hidden[0].to_string().contains("desired --keys"),
+            "{hidden:?}"
+        );
+        for (update, problem) in [
+            (
+                put("\"key\":\"AQIDBAUG\"", ""),
+                "circuit: key: is not 32 bytes in base64",
+            ),
+            (put("\"key_file\":\"relative\"", ""), "circuit: key_file"),
+            (
+                put(&format!("\"key\":\"{KEY}\",\"key_file\":\"/k\""), ""),
+                "circuit: key: write it or key_file, not both",
+            ),
+        ] {
+            let error = refused(&update);
+            assert!(error.contains(problem), "{error}");
+            assert!(!error.contains("AQIDBAUG"), "{error}");
+        }
+        // The file of the machine names files.
+        let file = format!("{LOCAL}{OBJECTS}").replace(
+            "address = \"203.0.113.5:6180\"",
+            &format!("address = \"203.0.113.5:6180\"\npreshared_key = \"{KEY}\""),
+        );
+        let error = Config::parse(&file, Path::new("t"))
+            .expect_err("a key")
+            .to_string();
+        assert!(
+            error.contains("preshared_key: belongs to updates"),
+            "{error}"
+        );
+        assert!(!error.contains("AQIDBAUG"), "{error}");
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::KeyText;
+
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct File {
@@ -72,7 +74,7 @@ pub(super) struct Gateways {
 }
 
 /// A gateway, as it is written.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Gateway {
     /// Empty where the object has an ID.
@@ -101,7 +103,11 @@ pub(super) struct Tls {
 #[serde(deny_unknown_fields)]
 pub struct Circuit {
     pub id: String,
-    pub key_file: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    /// In an update only: the file of the machine names files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<KeyText>,
 }
 
 /// The tunnel over TLS of a peer, as it is written.
@@ -183,6 +189,9 @@ pub struct Peer {
     pub public_key: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preshared_key_file: Option<PathBuf>,
+    /// In an update only: the file of the machine names files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preshared_key: Option<KeyText>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

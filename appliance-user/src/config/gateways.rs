@@ -1,6 +1,6 @@
 //! Gateways, and the circuits by which peers are reached through them.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::net::SocketAddr;
 
 use gateway_client::{
     dial::Endpoint,
@@ -9,7 +9,7 @@ use gateway_client::{
 };
 use tunnel_worker::tls::Fingerprint;
 
-use super::IpPrefix;
+use super::{IpPrefix, KeySource};
 
 /// A gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,8 +51,8 @@ impl Gateways {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Circuit {
     pub id: CircuitId,
-    /// The file that holds our side's key.
-    pub key_file: PathBuf,
+    /// Our side's key.
+    pub key: KeySource,
     /// The tunnel over TLS where UDP is blocked; `None`: there is none.
     pub tls: Option<Tls>,
 }

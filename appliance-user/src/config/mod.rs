@@ -13,6 +13,7 @@ mod check;
 pub mod desired;
 mod file;
 mod gateways;
+mod key_text;
 mod nat;
 
 use std::{
@@ -32,6 +33,7 @@ use tunnel_worker::WaitMode;
 pub use desired::{Local, Objects};
 pub use failover::IpPrefix;
 pub use gateways::{Circuit, Gateway, Gateways, Tls, TlsListen};
+pub use key_text::{KeySource, KeyText};
 pub use nat::{LogTarget, Nat, PortsInUse};
 pub use service::config::{Error, Problem};
 
@@ -179,8 +181,8 @@ pub enum PeerKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     pub public_key: PublicKey,
-    /// The file of an additional secret that both ends share.
-    pub preshared_key_file: Option<PathBuf>,
+    /// An additional secret that both ends share.
+    pub preshared_key: Option<KeySource>,
     /// Addresses to dial, in order; empty: the peer dials, or there is a circuit.
     pub addresses: Vec<SocketAddr>,
     /// The circuit by which it is reached through gateways instead.

@@ -124,7 +124,11 @@ pub enum Request {
     /// Put a snapshot or delta of the desired state in force, whole or not at all.
     Apply { update: Box<Update> },
     /// Get the desired state in force.
-    Desired,
+    Desired {
+        /// Whether it has the keys that updates brought.
+        #[serde(default)]
+        keys: bool,
+    },
     /// Start a packet trace.
     TraceStart(crate::trace::PacketFilter),
     /// Read the steps since the last request; a trace ends 5 s after the last request.

@@ -1,12 +1,12 @@
-//! The key files that a configuration names, read.
+//! The keys that a configuration names or has, read.
 
 use std::collections::BTreeMap;
 
 use gateway_client::wire::Key;
-use tunnel::{PresharedKey, SecretKey};
+use tunnel::{InvalidKey, PresharedKey, SecretKey};
 use tunnel_worker::keys;
 
-use crate::config::Config;
+use crate::config::{Config, KeySource};
 
 /// The keys that a configuration names.
 #[derive(Default)]
@@ -24,6 +24,9 @@ pub(super) enum Error {
     /// A file is missing, readable by others, or holds no key.
     #[error(transparent)]
     File(#[from] keys::Error),
+    /// An update has no key where one belongs.
+    #[error("a key is not 32 bytes in base64")]
+    Given(#[from] InvalidKey),
     /// A peer has our own public key.
     #[error("peer {peer:?}: public_key is this appliance's own; write the other end's")]
     OwnPublicKey {
@@ -32,8 +35,15 @@ pub(super) enum Error {
     },
 }
 
+fn read(source: &KeySource) -> Result<PresharedKey, Error> {
+    match source {
+        KeySource::File(path) => Ok(keys::preshared(path)?),
+        KeySource::Given(text) => Ok(text.expose().parse()?),
+    }
+}
+
 impl Keys {
-    /// Reads every key file.
+    /// Reads every key.
     ///
     /// # Errors
     /// The first that cannot be used, or the first peer that has our own public key.
@@ -47,11 +57,12 @@ impl Keys {
             let Some(identity) = peer.identity() else {
                 continue;
             };
-            if let Some(path) = &identity.preshared_key_file {
-                preshared.insert(peer.name.clone(), keys::preshared(path)?);
+            if let Some(source) = &identity.preshared_key {
+                preshared.insert(peer.name.clone(), read(source)?);
             }
             if let Some(circuit) = &identity.circuit {
-                circuits.insert(peer.name.clone(), keys::circuit(&circuit.key_file)?);
+                let key = read(&circuit.key)?;
+                circuits.insert(peer.name.clone(), Key::new(*key.expose()));
             }
         }
         if let Some(own) = private.as_ref().map(SecretKey::public) {

@@ -1,6 +1,6 @@
 //! A desired state without a file: taken over from the file, changed by deltas, kept by a restart.
 
-use causeway_tests::site::{Conversation, SHORT, Site, text};
+use causeway_tests::site::{Conversation, ENCRYPTED, SHORT, Site, text};
 use serde_json::{Value, json};
 
 const A: &str = "10.1.0.10";
@@ -136,4 +136,67 @@ fn an_appliance_runs_by_an_applied_state() {
     site.reach("prod-b", A);
     let (numbers, longest) = talk.finish().unwrap_or_else(|e| panic!("{e}"));
     assert!(numbers > 10 && longest < SHORT, "{numbers}, {longest:?}");
+}
+
+#[test]
+fn a_key_that_an_update_brings_is_shown_nowhere() {
+    let Some(site) = Site::raise(lab::sites::partial_by_gateways, ENCRYPTED) else {
+        return;
+    };
+    site.over("prod-a");
+    site.reach("prod-b", A);
+    let handle = site.appliance(APPLIANCE).unwrap_or_else(|e| panic!("{e}"));
+    let json = |words: &[&str]| handle.json(words).unwrap_or_else(|e| panic!("{e}"));
+    let mut objects = json(&["desired"])["snapshot"]["objects"].clone();
+    let peers = objects["peers"].as_object_mut().expect("peers");
+    let circuit = &mut peers.values_mut().next().expect("the provider")["circuit"];
+    let file = circuit["key_file"].take();
+    let key = text(file.as_str().expect("a path").as_ref())
+        .trim()
+        .to_owned();
+    *circuit = json!({"id": circuit["id"], "key": key});
+    let state = local(&text(&handle.config_path()));
+    std::fs::write(handle.config_path(), &state).expect("the lab's own file");
+    let output = handle.cli(&["reload"]).unwrap_or_else(|e| panic!("{e}"));
+    assert!(output.ok(), "{}", output.stderr);
+    let snapshot = json!({"snapshot": {"revision": 1, "objects": objects}});
+    apply(&site, &snapshot).unwrap_or_else(|e| panic!("{e}"));
+    site.reach("prod-b", A);
+    // A key that is none, and one beside a file.
+    let mut wrong = snapshot.clone();
+    wrong["snapshot"]["revision"] = json!(2);
+    for peer in wrong["snapshot"]["objects"]["peers"]
+        .as_object_mut()
+        .expect("peers")
+        .values_mut()
+    {
+        peer["circuit"]["key_file"] = json!("/etc/causeway/circuit.key");
+        peer["preshared_key"] = json!(&key[1..]);
+    }
+    let refused = apply(&site, &wrong).expect_err("wrong keys");
+    assert!(refused.contains("not 32 bytes in base64"), "{refused}");
+    handle.kill().unwrap_or_else(|e| panic!("{e}"));
+    handle.start().unwrap_or_else(|e| panic!("{e}"));
+    site.reach("prod-b", A);
+
+    let whole = json(&["desired", "--keys"]).to_string();
+    assert!(whole.contains(&key), "it is there on request");
+    let log = text(&handle.log_path());
+    assert!(log.contains("update applied"), "the log of the process");
+    let shown = [
+        json(&["desired"]).to_string(),
+        json(&["status"]).to_string(),
+        refused,
+        log,
+    ];
+    let middle = &key[8..32];
+    for text in shown {
+        assert!(!text.contains(middle), "{text}");
+    }
+    let again = apply(&site, &json!({"snapshot": json(&["desired"])["snapshot"]}));
+    let error = again.expect_err("the keys are missing");
+    assert!(
+        error.contains("other contents") || error.contains("desired --keys"),
+        "{error}"
+    );
 }

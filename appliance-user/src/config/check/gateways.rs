@@ -1,6 +1,6 @@
 //! The sections `[gateways]`, `[[gateway]]` and `[tls]`, and the circuits of peers.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use gateway_client::{
     dial::{BadEndpoint, Endpoint},
@@ -12,7 +12,8 @@ use tunnel_worker::tls::{BadFingerprint, Fingerprint};
 
 use super::{absolute, is_host};
 use crate::config::{
-    Circuit, Gateway, Gateways, IpPrefix, Peer, PeerKind, Role, Tls, TlsListen, Uplink, file,
+    Circuit, Gateway, Gateways, IpPrefix, KeySource, KeyText, Peer, PeerKind, Role, Tls, TlsListen,
+    Uplink, file,
 };
 
 /// Addresses and names of a gateway at most.
@@ -168,7 +169,18 @@ pub(super) fn circuit(
             "a peer has addresses or a circuit, not both: remove one of the two",
         );
     }
-    absolute(c, &at("circuit: key_file"), &circuit.key_file);
+    let key = key_source(
+        c,
+        &|key| at(&format!("circuit: {key}")),
+        ("key_file", circuit.key_file.as_ref()),
+        ("key", circuit.key.as_ref()),
+    );
+    if circuit.key_file.is_none() && circuit.key.is_none() {
+        c.problem(
+            at("circuit: key_file"),
+            "is missing: write the file that holds our side's key",
+        );
+    }
     let id = Some(&circuit.id)
         .filter(|id| id.len() == 16 && id.bytes().all(|b| b.is_ascii_hexdigit()))
         .and_then(|id| u64::from_str_radix(id, 16).ok())
@@ -199,12 +211,36 @@ pub(super) fn circuit(
     }
     Some(Circuit {
         id,
-        key_file: circuit.key_file.clone(),
+        key: key?,
         tls: peer
             .tls
             .as_ref()
             .and_then(|tls| peer_tls(c, &at, tls, role)),
     })
+}
+
+/// The key of a file or of the update itself, if it has one of both.
+pub(super) fn key_source(
+    c: &mut Checker,
+    at: &dyn Fn(&str) -> String,
+    (file_key, file): (&str, Option<&PathBuf>),
+    (given_key, given): (&str, Option<&KeyText>),
+) -> Option<KeySource> {
+    if let Some(path) = file {
+        absolute(c, &at(file_key), path);
+    }
+    if let Some(problem) = given.and_then(KeyText::problem) {
+        c.problem(at(given_key), problem);
+    }
+    match (file, given) {
+        (Some(_), Some(_)) => {
+            c.problem(at(given_key), format!("write it or {file_key}, not both"));
+            None
+        }
+        (Some(path), None) => Some(KeySource::File(path.clone())),
+        (None, Some(text)) => Some(KeySource::Given(text.clone())),
+        (None, None) => None,
+    }
 }
 
 fn peer_tls(

@@ -57,6 +57,26 @@ pub(super) fn check_as(file: file::File, source: Source) -> Result<Config, Vec<P
     let mut c = Checker::new();
     let (local, objects) = (Local::of(file.clone()), Objects::of(&file));
     let is_whole = source == Source::File;
+    if is_whole {
+        for peer in &file.peer {
+            let circuit = peer
+                .circuit
+                .as_ref()
+                .and_then(|circuit| circuit.key.as_ref());
+            for (key, text) in [
+                ("preshared_key", peer.preshared_key.as_ref()),
+                ("circuit: key", circuit),
+            ] {
+                if text.is_some() {
+                    c.problem(
+                        format!("peer {:?}: {key}", peer.name),
+                        "belongs to updates: write the key into a file of mode 0600, and name \
+                         the file",
+                    );
+                }
+            }
+        }
+    }
     let a = file.appliance;
     c.name("appliance: name", &a.name);
     let roles = [("tenant", Role::Tenant), ("provider", Role::Provider)];

@@ -8,7 +8,7 @@ use std::{
 use appliance_common::wire::SECURE_PORT;
 use service::config::Checker;
 
-use super::{absolute, address, gateways, is_host, is_link_local, networks::prefixes};
+use super::{address, gateways, is_host, is_link_local, networks::prefixes};
 use crate::config::{Identity, IpPrefix, Network, Peer, PeerKind, Role, Tunnel, Uplink, file};
 
 pub(super) fn check(
@@ -65,6 +65,7 @@ fn refuse_keys(c: &mut Checker, peer: &file::Peer, keys: &[&str]) {
         ("addresses", !peer.addresses.is_empty()),
         ("public_key", peer.public_key.is_some()),
         ("preshared_key_file", peer.preshared_key_file.is_some()),
+        ("preshared_key", peer.preshared_key.is_some()),
         ("network", peer.network.is_some()),
         ("allowed", !peer.allowed.is_empty()),
         ("keepalive", peer.keepalive.is_some()),
@@ -113,6 +114,7 @@ fn vxlan(c: &mut Checker, peer: &file::Peer, uplink: &Uplink, others: &[Peer]) -
             "addresses",
             "public_key",
             "preshared_key_file",
+            "preshared_key",
             "network",
             "allowed",
             "keepalive",
@@ -180,9 +182,12 @@ fn identity(
         }
         addresses.push(address);
     }
-    if let Some(path) = &peer.preshared_key_file {
-        absolute(c, &at("preshared_key_file"), path);
-    }
+    let preshared_key = gateways::key_source(
+        c,
+        &at,
+        ("preshared_key_file", peer.preshared_key_file.as_ref()),
+        ("preshared_key", peer.preshared_key.as_ref()),
+    );
     let Some(text) = &peer.public_key else {
         c.problem(
             at("public_key"),
@@ -212,7 +217,7 @@ fn identity(
     }
     Some(Identity {
         public_key,
-        preshared_key_file: peer.preshared_key_file.clone(),
+        preshared_key,
         circuit: gateways::circuit(c, peer, &addresses, role, others),
         addresses,
     })

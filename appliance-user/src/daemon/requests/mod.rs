@@ -82,7 +82,13 @@ impl Daemon {
             }
             Request::EndpointList { network } => self.endpoint_list(network.as_deref()),
             Request::Apply { update } => self.apply(&update),
-            Request::Desired => Ok(Answer::Desired(Box::new(self.desired()))),
+            Request::Desired { keys } => {
+                let mut desired = self.desired();
+                if !keys {
+                    desired.objects.hide_keys();
+                }
+                Ok(Answer::Desired(Box::new(desired)))
+            }
             Request::TraceStart(filter) => self.trace_start(&filter),
             Request::TraceNext => self.trace_next(),
             Request::TraceStop => self.trace_stop(),
