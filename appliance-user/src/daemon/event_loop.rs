@@ -90,9 +90,6 @@ impl service::Daemon for Daemon {
         self.poll_engines();
         self.report_groups();
         self.work_tunnels();
-        if self.gateway_names.drive() {
-            self.gateways_moved();
-        }
         let deadline = self.next_deadline();
         let Self {
             events,
@@ -125,11 +122,7 @@ impl service::Daemon for Daemon {
                 self.take_snapshot();
             }
             () = tunnels.ready() => {}
-            answer = gateway_names.answer() => {
-                if gateway_names.take(answer) {
-                    self.gateways_moved();
-                }
-            }
+            () = gateway_names.changed() => self.gateways_moved(),
             () = sleep_until(deadline) => {}
             _ = events.second.tick() => self.each_second(),
         }
@@ -181,7 +174,6 @@ impl Daemon {
         let deadlines = [
             self.engines.next_deadline(),
             self.tunnels.next_deadline(),
-            self.gateway_names.next_deadline(),
             self.interfaces.next_report(),
         ];
         deadlines.into_iter().flatten().min()

@@ -200,10 +200,12 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
     let metrics = Metrics::default();
     let http = metrics::serve(&metrics, config.metrics, &context.health).await?;
     let tunnels = Tunnels::start(&config, &keys, &files.store)?;
+    let gateway_names = GatewayNames::start(&config.state_dir, clock_seed())
+        .context("start the lookups of names")?;
     let first = first_snapshot(&mut snapshots).await?;
     let mut daemon = Daemon {
         tunnels,
-        gateway_names: GatewayNames::new(clock_seed()),
+        gateway_names,
         files,
         in_force: InForce {
             config,

@@ -12,10 +12,7 @@ use appliance_common::{
     counters::Counter,
     maps::{HostKey, Neighbour, NetworkStats},
 };
-use gateway_client::{
-    selector::{GatewayAddresses, GatewayState},
-    wire::Side,
-};
+use gateway_client::{dial::Target, selector::GatewayState, wire::Side};
 use tunnel::{InitiationPolicy, PeerPath, Tai64n};
 use tunnel_worker::{
     CircuitSpec, HostActivity, ListenSpec, PeerProtocol, PeerSpec, PortSpec, TlsSpec,
@@ -519,7 +516,7 @@ fn specs(in_force: &InForce, names: &GatewayNames, timestamps: &Timestamps) -> V
     } = in_force;
     // The same for all circuits.
     let all = config.gateways.all.iter();
-    let gateways: Vec<GatewayAddresses> = all.map(|gateway| names.addresses(gateway)).collect();
+    let gateways: Vec<Target> = all.map(|gateway| names.addresses(gateway)).collect();
     let spec = |peer: &Peer| {
         let identity = peer.identity()?;
         let slot = *state.slots.peers.get(&peer.name)?;
@@ -563,7 +560,7 @@ fn specs(in_force: &InForce, names: &GatewayNames, timestamps: &Timestamps) -> V
 /// The circuit to a peer, as the tunnel manager wants it.
 fn circuit(
     (config, keys): (&Config, &Keys),
-    gateways: &[GatewayAddresses],
+    gateways: &[Target],
     peer: &str,
     identity: &Identity,
 ) -> Option<CircuitSpec> {

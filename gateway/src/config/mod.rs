@@ -144,6 +144,18 @@ impl Local {
         drops
     }
 
+    /// The folder of the state: as configured, or as the service manager gives it.
+    #[must_use]
+    pub fn state_folder(&self) -> Option<PathBuf> {
+        let given = || {
+            // systemd.exec(5): several folders are separated by colons.
+            let given = std::env::var("STATE_DIRECTORY").ok()?;
+            let first = given.split(':').next().filter(|first| !first.is_empty())?;
+            Some(PathBuf::from(first))
+        };
+        self.state_dir.clone().or_else(given)
+    }
+
     /// Threads that carry datagrams: as configured, or one for each processor.
     #[must_use]
     pub fn circuit_threads(&self) -> usize {
@@ -165,6 +177,7 @@ impl Local {
             times: self.times,
             proxy_from: self.proxy_from.clone(),
             access_log: self.access_log.clone(),
+            names_file: self.state_folder().map(|dir| dir.join("names.json")),
             desired,
         }
     }

@@ -97,15 +97,9 @@ fn list(problems: &[Problem]) -> String {
     lines.join("\n")
 }
 
-/// Opens the store of the configured folder, or of the one that the service manager gives.
+/// Opens the store in the folder of the state.
 fn open_store(config: &Config) -> Result<(Option<Store>, Stored), Error> {
-    let given = || {
-        // systemd.exec(5): several folders are separated by colons.
-        let given = std::env::var("STATE_DIRECTORY").ok()?;
-        let first = given.split(':').next().filter(|first| !first.is_empty())?;
-        Some(PathBuf::from(first))
-    };
-    let Some(dir) = config.local.state_dir.clone().or_else(given) else {
+    let Some(dir) = config.local.state_folder() else {
         return Ok((None, Stored::default()));
     };
     let (store, stored) = Store::open(&dir)?;

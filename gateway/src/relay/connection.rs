@@ -51,7 +51,7 @@ pub(super) async fn serve(
         &mut info,
         &mut counted,
         &plan,
-        (counters, &shared.learned),
+        (counters, &shared.backends),
     ));
     let opened = tokio::select! {
         opened = opened => opened,

@@ -1,188 +1,133 @@
-//! Connects to a backend: to the first of its addresses that works, without waiting long for one
-//! that does not.
+//! Connects to a backend, as a [`Dialler`] decides: to the first of its addresses that works,
+//! without waiting long for one that does not.
 //!
 //! ```text
-//!   addresses, names ─▶ in order of preference; those that failed lately are last
-//!     1st ──────────────────────────────────── connected ─▶ done; the other attempts are dropped
-//!      └ after 250 ms, at once if it fails ─▶ 2nd ─ ...
-//!     all failed ─▶ names are looked up again ─▶ addresses that are new
+//!   endpoints ─ Resolver ─▶ Dialler of the backend ─▶ Race ─▶ TcpStream::connect
+//!                  ▲                  ▲──────── reports ──────────┘
+//!                  └──── all failed: names are looked up again, and addresses that are new tried
 //! ```
 //!
-//! An address that failed is tried again after a pause that grows, by one connection: so all return
-//! to the preferred address when it works again. What was learned belongs to the relay and not to a
-//! plan: a reload keeps it.
+//! What was learned belongs to the relay and not to a plan: a reload keeps it.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io,
     net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 pub use gateway_client::dial::Endpoint;
-use tokio::{
-    net::{TcpStream, lookup_host},
-    task::JoinSet,
-    time::{Instant, sleep_until, timeout},
+use gateway_client::{
+    dial::{AttemptId, DialSettings, Dialler, NameSettings, Race, RaceAction, RaceSettings},
+    pool::{Failure, Report},
 };
+use service::names::Resolver;
+use tokio::{net::TcpStream, task::JoinSet, time::sleep_until};
 
 use super::Backend;
 
-/// Time after which the next address is tried as well (RFC 8305 section 5).
-const STAGGER: Duration = Duration::from_millis(250);
-/// Pause before an address that failed is preferred again; each further one is twice as long.
-const FIRST_PAUSE: Duration = Duration::from_secs(2);
-/// Longest pause.
-const MAX_PAUSE: Duration = Duration::from_secs(32);
-/// Age at which the addresses of a name are looked up again, while they are used.
-const STALE: Duration = Duration::from_secs(30);
-/// Least time between two lookups of a name.
+/// Least time between two lookups of a name whose addresses do not answer.
 const LOOKUP_PAUSE: Duration = Duration::from_secs(1);
-/// Addresses of a name at most.
-const MAX_ADDRESSES: usize = 16;
 
-/// The failures of an address since it last worked.
-#[derive(Clone, Copy, Debug)]
-struct Failures {
-    row: u32,
-    /// When it is preferred again.
-    until: Instant,
+const ANSWERED: Report = Report::Answered {
+    load: None,
+    draining: false,
+};
+
+/// The backends that were dialled, and the addresses of their names.
+#[derive(Debug)]
+pub(super) struct Backends {
+    dialled: Mutex<HashMap<Arc<str>, Dialled>>,
+    resolver: Resolver,
+    /// Times count from here.
+    begun: Instant,
+    seed: u64,
 }
 
-/// The addresses of a name.
-#[derive(Clone, Debug)]
-struct Lookup {
-    addresses: Vec<SocketAddr>,
-    at: Instant,
-    running: bool,
+/// A backend that was dialled.
+#[derive(Debug)]
+struct Dialled {
+    endpoints: Vec<Endpoint>,
+    /// The resolver's changes that the dialler knows of.
+    changes: u64,
+    dialler: Dialler,
 }
 
-/// Failures of addresses, and results of name lookups.
-#[derive(Debug, Default)]
-pub struct Learned {
-    failures: Mutex<HashMap<SocketAddr, Failures>>,
-    names: Mutex<HashMap<(Arc<str>, u16), Lookup>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Learned {
-    /// Forgets addresses and names that no connection has used for long.
-    pub fn prune(&self, now: Instant) {
-        let keep = 10 * MAX_PAUSE;
-        lock(&self.failures).retain(|_, failures| failures.until + keep > now);
-        lock(&self.names).retain(|_, lookup| lookup.at + keep > now);
-    }
-
-    /// Puts addresses that failed lately last. One whose pause is over keeps its place, for this
-    /// connection only.
-    fn order(&self, candidates: &[SocketAddr], now: Instant) -> Vec<SocketAddr> {
-        let mut failures = lock(&self.failures);
-        let (mut good, mut bad) = (Vec::new(), Vec::new());
-        for &address in candidates {
-            match failures.get_mut(&address) {
-                Some(failed) if failed.until > now => bad.push((failed.until, address)),
-                Some(failed) => {
-                    failed.until = now + FIRST_PAUSE;
-                    good.push(address);
-                }
-                None => good.push(address),
-            }
-        }
-        bad.sort_unstable();
-        good.extend(bad.into_iter().map(|(_, address)| address));
-        good
-    }
-
-    fn failed(&self, address: SocketAddr, now: Instant) {
-        let mut failures = lock(&self.failures);
-        let failed = failures
-            .entry(address)
-            .or_insert(Failures { row: 0, until: now });
-        let pause = FIRST_PAUSE * (1 << failed.row.min(8));
-        failed.row = failed.row.saturating_add(1);
-        failed.until = now + pause.min(MAX_PAUSE);
-    }
-
-    fn works(&self, address: SocketAddr) {
-        lock(&self.failures).remove(&address);
-    }
-
-    /// The addresses of all endpoints, in order of preference. `again`: names are looked up even if
-    /// their addresses are known.
-    async fn candidates(
-        self: &Arc<Self>,
-        endpoints: &[Endpoint],
-        patience: Duration,
-        again: bool,
-    ) -> Vec<SocketAddr> {
-        let mut all = Vec::new();
-        for endpoint in endpoints {
-            match endpoint {
-                Endpoint::Address(address) => all.push(*address),
-                Endpoint::Name(name, port) => {
-                    all.extend(self.resolve(name, *port, patience, again).await);
-                }
-            }
-        }
-        let mut seen = std::collections::HashSet::new();
-        all.retain(|address| seen.insert(*address));
-        all
-    }
-
-    async fn resolve(
-        self: &Arc<Self>,
-        name: &Arc<str>,
-        port: u16,
-        patience: Duration,
-        again: bool,
-    ) -> Vec<SocketAddr> {
-        let key = (Arc::clone(name), port);
-        if let Some(lookup) = lock(&self.names).get_mut(&key) {
-            let age = lookup.at.elapsed();
-            if !again || age < LOOKUP_PAUSE {
-                if age > STALE && !lookup.running {
-                    lookup.running = true;
-                    let learned = Arc::clone(self);
-                    tokio::spawn(async move { learned.look_up(key, STALE).await });
-                }
-                return lookup.addresses.clone();
-            }
-        }
-        self.look_up(key, patience).await
-    }
-
-    /// Looks a name up. If that fails, the addresses from before stay.
-    async fn look_up(&self, key: (Arc<str>, u16), patience: Duration) -> Vec<SocketAddr> {
-        let host = Arc::clone(&key.0);
-        let found = timeout(patience, lookup_host((&*host, key.1))).await;
-        let found: Option<Vec<SocketAddr>> = match found {
-            Ok(Ok(found)) => Some(found.take(MAX_ADDRESSES).collect()),
-            Ok(Err(error)) => {
-                tracing::debug!(name = %key.0, %error, "cannot look up a backend");
-                None
-            }
-            Err(_) => {
-                tracing::debug!(name = %key.0, "the lookup of a backend has no answer");
-                None
-            }
+impl Backends {
+    /// None yet; `file` keeps the addresses of names over a restart.
+    ///
+    /// # Errors
+    /// When the resolver's thread cannot be started.
+    pub fn start(file: Option<PathBuf>, seed: u64) -> io::Result<Self> {
+        let settings = NameSettings {
+            hurry: LOOKUP_PAUSE,
+            // A backend may run on the gateway's machine.
+            loopback: true,
+            ..NameSettings::default()
         };
-        let mut names = lock(&self.names);
-        let lookup = names.entry(key).or_insert_with(|| Lookup {
-            addresses: Vec::new(),
-            at: Instant::now(),
-            running: false,
-        });
-        if let Some(found) = found {
-            lookup.addresses = found;
-        }
-        lookup.at = Instant::now();
-        lookup.running = false;
-        lookup.addresses.clone()
+        Ok(Self {
+            dialled: Mutex::default(),
+            resolver: Resolver::start(settings, seed, file)?,
+            begun: Instant::now(),
+            seed,
+        })
     }
+
+    /// Sets the backends of the plan: their names are looked up, and others are forgotten.
+    pub fn set(&self, backends: &HashMap<Arc<str>, Backend>) {
+        self.dialled().retain(|name, _| backends.contains_key(name));
+        let endpoints = backends.values().flat_map(|backend| &backend.endpoints);
+        let names: BTreeSet<_> = endpoints.filter_map(|e| e.name().cloned()).collect();
+        self.resolver.set(names);
+    }
+
+    fn dialled(&self) -> MutexGuard<'_, HashMap<Arc<str>, Dialled>> {
+        self.dialled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn race(&self, name: &Arc<str>, backend: &Backend, settings: RaceSettings) -> Race {
+        let endpoints = &backend.endpoints;
+        let changes = if is_named(backend) {
+            self.resolver.progress().borrow().changes
+        } else {
+            0
+        };
+        let now = self.begun.elapsed();
+        let mut all = self.dialled();
+        if !all.contains_key(name) {
+            let new = Dialled {
+                endpoints: Vec::new(),
+                changes,
+                dialler: Dialler::in_order(DialSettings::server(), &[], self.seed, now),
+            };
+            all.insert(Arc::clone(name), new);
+        }
+        let Some(dialled) = all.get_mut(name) else {
+            // Not reached: it was inserted.
+            return Race::new([], settings);
+        };
+        if dialled.endpoints != *endpoints || dialled.changes != changes {
+            let addresses = self.resolver.target(name, endpoints).addresses;
+            dialled.dialler.update_in_order(&addresses, now);
+            dialled.endpoints.clone_from(endpoints);
+            dialled.changes = changes;
+        }
+        dialled.dialler.race(None, settings, now)
+    }
+
+    fn report(&self, name: &Arc<str>, address: SocketAddr, report: Report) {
+        let now = self.begun.elapsed();
+        if let Some(dialled) = self.dialled().get_mut(name) {
+            dialled.dialler.report(address, report, now);
+        }
+    }
+}
+
+fn is_named(backend: &Backend) -> bool {
+    let mut endpoints = backend.endpoints.iter();
+    endpoints.any(|endpoint| endpoint.name().is_some())
 }
 
 /// Connects to a backend; calls `failed` for each address that does not answer within `patience`,
@@ -190,135 +135,164 @@ impl Learned {
 ///
 /// # Errors
 /// The last error, when no address answers.
-pub async fn dial(
-    backend: &Backend,
-    learned: &Arc<Learned>,
+pub(super) async fn dial(
+    (name, backend): (&Arc<str>, &Backend),
+    backends: &Backends,
     patience: Duration,
     failed: impl Fn(),
 ) -> io::Result<(TcpStream, SocketAddr)> {
-    let candidates = learned
-        .candidates(&backend.endpoints, patience, false)
-        .await;
-    let order = learned.order(&candidates, Instant::now());
-    let error = match race(order, learned, patience, &failed).await {
+    let settings = RaceSettings {
+        patience,
+        ..RaceSettings::default()
+    };
+    let report = |address, report| {
+        backends.report(name, address, report);
+        if matches!(report, Report::Failed(_)) {
+            failed();
+        }
+    };
+    let mut tried = Vec::new();
+    let race = backends.race(name, backend, settings);
+    let error = match run(race, &mut tried, &report).await {
         Ok(connected) => return Ok(connected),
         Err(error) => error,
     };
-    let is_named = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Name(..));
-    if backend.endpoints.iter().any(is_named) {
-        let mut new = learned.candidates(&backend.endpoints, patience, true).await;
-        new.retain(|address| !candidates.contains(address));
+    if is_named(backend) {
+        let endpoints = &backend.endpoints;
+        backends.resolver.look_up_again(endpoints, patience).await;
+        let mut new = backends.resolver.target(name, endpoints).addresses;
+        new.retain(|address| !tried.contains(address));
         if !new.is_empty() {
-            return race(new, learned, patience, &failed).await;
+            return run(Race::new(new, settings), &mut tried, &report).await;
         }
     }
     Err(error)
 }
 
-/// Tries addresses in their order, each some time after the one before it, until one answers.
-async fn race(
-    order: Vec<SocketAddr>,
-    learned: &Learned,
-    patience: Duration,
-    failed: &impl Fn(),
+/// Does what a race decides, and reports each result; `tried` gets the addresses.
+async fn run(
+    mut race: Race,
+    tried: &mut Vec<SocketAddr>,
+    report: &impl Fn(SocketAddr, Report),
 ) -> io::Result<(TcpStream, SocketAddr)> {
+    let begun = tokio::time::Instant::now();
     let mut error = io::ErrorKind::AddrNotAvailable.into();
+    // Its drop ends the attempts.
     let mut attempts = JoinSet::new();
-    let mut started: Vec<(SocketAddr, Instant)> = Vec::new();
-    let mut rest = order.into_iter().peekable();
-    let mut due = Instant::now();
-    let has_failed = |address| {
-        learned.failed(address, Instant::now());
-        failed();
-    };
     loop {
-        if Instant::now() >= due
-            && let Some(address) = rest.next()
-        {
-            started.push((address, Instant::now()));
-            attempts.spawn(async move {
-                let connected = timeout(patience, TcpStream::connect(address)).await;
-                let timed_out = |_| Err(io::ErrorKind::TimedOut.into());
-                (address, connected.unwrap_or_else(timed_out))
-            });
-            due = Instant::now() + STAGGER;
+        while let Some(action) = race.poll(begun.elapsed()) {
+            match action {
+                RaceAction::Connect { attempt, address } => {
+                    tried.push(address);
+                    attempts.spawn(connect(attempt, address));
+                }
+                RaceAction::Expire { address, .. } => {
+                    error = io::ErrorKind::TimedOut.into();
+                    tracing::debug!(%address, "an address of the backend does not answer");
+                    report(address, Report::Failed(Failure::Silent));
+                }
+            }
         }
-        if attempts.is_empty() && rest.peek().is_none() {
+        let Some(deadline) = race.next_deadline() else {
             return Err(error);
-        }
-        tokio::select! {
-            Some(joined) = attempts.join_next() => match joined {
-                Ok((address, Ok(stream))) => {
-                    learned.works(address);
-                    for (slow, since) in started {
-                        if slow != address && since.elapsed() >= STAGGER {
-                            has_failed(slow);
-                        }
-                    }
-                    // It fails only if the connection is closed already.
-                    if let Err(error) = stream.set_nodelay(true) {
-                        tracing::debug!(%error, "cannot set TCP_NODELAY");
-                    }
-                    return Ok((stream, address));
+        };
+        let (attempt, address, connected) = tokio::select! {
+            Some(joined) = attempts.join_next() => joined.map_err(io::Error::other)?,
+            () = sleep_until(begun + deadline) => continue,
+        };
+        match connected {
+            Ok(stream) => {
+                // An attempt that expired in this moment was reported as a failure.
+                if race.connected(attempt, begun.elapsed()).is_none() {
+                    continue;
                 }
-                Ok((address, Err(source))) => {
-                    tracing::debug!(%address, error = %source, "cannot connect to an address of \
-                        the backend");
-                    started.retain(|(other, _)| *other != address);
-                    has_failed(address);
-                    error = source;
-                    due = Instant::now();
+                report(address, ANSWERED);
+                for slow in race.finish(begun.elapsed()) {
+                    report(slow, Report::Failed(Failure::Silent));
                 }
-                Err(joined) => error = io::Error::other(joined),
-            },
-            () = sleep_until(due), if rest.peek().is_some() => {}
+                // It fails only if the connection is closed already.
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "cannot set TCP_NODELAY");
+                }
+                return Ok((stream, address));
+            }
+            Err(source) => {
+                tracing::debug!(
+                    %address, error = %source, "cannot connect to an address of the backend"
+                );
+                race.failed(attempt, begun.elapsed());
+                report(address, Report::Failed(Failure::Unreachable));
+                error = source;
+            }
         }
     }
+}
+
+async fn connect(
+    attempt: AttemptId,
+    address: SocketAddr,
+) -> (AttemptId, SocketAddr, io::Result<TcpStream>) {
+    (attempt, address, TcpStream::connect(address).await)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_address_that_failed_is_last_and_is_tried_again_by_one_connection() {
-        let learned = Learned::default();
-        let [a, b, c]: [SocketAddr; 3] = [1, 2, 3].map(|n| ([192, 0, 2, n], 443).into());
-        let order = |now| learned.order(&[a, b, c], now);
-        let mut now = Instant::now();
-        assert_eq!(order(now), [a, b, c]);
-        learned.failed(a, now);
-        assert_eq!(order(now), [b, c, a]);
-        now += FIRST_PAUSE;
-        assert_eq!(order(now), [a, b, c], "a trial");
-        assert_eq!(order(now), [b, c, a], "others do not wait for it");
-        learned.failed(a, now);
-        now += FIRST_PAUSE;
-        assert_eq!(order(now), [b, c, a], "the pause grows");
-        learned.failed(b, now);
-        learned.failed(c, now);
-        learned.works(a);
-        assert_eq!(order(now)[0], a);
-        for _ in 0..40 {
-            learned.failed(b, now);
+    fn plan(endpoints: &[&str]) -> HashMap<Arc<str>, Backend> {
+        let endpoints = endpoints.iter().map(|text| text.parse().expect("good"));
+        let backend = Backend {
+            endpoints: endpoints.collect(),
+            proxy: false,
+        };
+        HashMap::from([("b".into(), backend)])
+    }
+
+    fn first(backends: &Backends, plan: &HashMap<Arc<str>, Backend>) -> Option<SocketAddr> {
+        let race = backends.race(&"b".into(), &plan["b"], RaceSettings::default());
+        match { race }.poll(Duration::ZERO)? {
+            RaceAction::Connect { address, .. } => Some(address),
+            other => panic!("{other:?}"),
         }
-        now += MAX_PAUSE;
-        assert_eq!(order(now), [a, b, c], "the pause has a limit");
-        learned.prune(now + 12 * MAX_PAUSE);
-        assert!(lock(&learned.failures).is_empty());
+    }
+
+    #[test]
+    fn health_belongs_to_the_relay_and_outlives_a_plan() {
+        let backends = Backends::start(None, 1).expect("a thread");
+        let two = plan(&["192.0.2.1:443", "192.0.2.2:443"]);
+        let [a, b]: [SocketAddr; 2] = [1, 2].map(|n| ([192, 0, 2, n], 443).into());
+        backends.set(&two);
+        assert_eq!(first(&backends, &two), Some(a));
+        backends.report(&"b".into(), a, Report::Failed(Failure::Silent));
+        assert_eq!(first(&backends, &two), Some(b));
+        let three = plan(&["192.0.2.1:443", "192.0.2.3:443", "192.0.2.2:443"]);
+        backends.set(&three);
+        assert_ne!(first(&backends, &three), Some(a));
+        backends.set(&HashMap::new());
+        assert_eq!(
+            first(&backends, &two),
+            Some(a),
+            "forgotten with the backend"
+        );
     }
 
     #[tokio::test]
-    async fn a_name_is_looked_up_and_kept_when_the_lookup_fails() {
-        let learned = Arc::new(Learned::default());
-        let local = [Endpoint::Name("localhost".into(), 5)];
+    async fn a_name_is_dialled_at_the_addresses_that_it_has() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+        let listener = listener.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let backends = Backends::start(None, 1).expect("a thread");
+        let named = plan(&[&format!("localhost:{port}")]);
+        backends.set(&named);
+        let name = "b".into();
         let patience = Duration::from_secs(5);
-        let found = learned.candidates(&local, patience, false).await;
-        assert!(found.iter().all(|a| a.ip().is_loopback() && a.port() == 5));
-        assert!(!found.is_empty());
-        let key: (Arc<str>, u16) = ("no-such-name.invalid".into(), 5);
-        assert!(learned.look_up(key.clone(), patience).await.is_empty());
-        lock(&learned.names).get_mut(&key).expect("noted").addresses = found.clone();
-        assert_eq!(learned.look_up(key, patience).await, found);
+        let dialled = dial((&name, &named["b"]), &backends, patience, || {}).await;
+        let (_stream, address) = dialled.expect("connected");
+        assert_eq!((address.ip().is_loopback(), address.port()), (true, port));
+        let unknown = plan(&["no-such-name.invalid:5"]);
+        backends.set(&unknown);
+        let failed = dial((&name, &unknown["b"]), &backends, patience, || {}).await;
+        let error = failed.expect_err("no address").kind();
+        assert_eq!(error, io::ErrorKind::AddrNotAvailable);
     }
 }

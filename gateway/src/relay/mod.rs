@@ -41,17 +41,13 @@ use std::{
 };
 
 pub use gateway_core::{prefix::Prefix, route};
-use tokio::{
-    net::TcpListener,
-    sync::watch,
-    time::{Instant, sleep},
-};
+use tokio::{net::TcpListener, sync::watch, time::sleep};
 
 use self::{
     accept::{ACCEPT_PAUSE, accept},
     access::AccessLog,
     counters::Counters,
-    dial::Learned,
+    dial::Backends,
     limits::Connections,
     listener::bind,
     pipe::Pipes,
@@ -98,7 +94,7 @@ pub enum Error {
 struct Shared {
     plan: RwLock<Arc<Plan>>,
     access: RwLock<Option<Arc<AccessLog>>>,
-    learned: Arc<Learned>,
+    backends: Backends,
     connections: Arc<Connections>,
     pipes: Pipes,
     counters: Counters,
@@ -186,12 +182,15 @@ impl Relay {
     /// When threads or the file of access records are not possible.
     pub fn start_drained(plan: Plan) -> Result<Self, Error> {
         let pipes = Pipes::new(plan.limits.pipes);
+        let seed = getrandom::u64().unwrap_or_default();
+        let backends = Backends::start(plan.names_file.clone(), seed).map_err(Error::Threads)?;
+        backends.set(&plan.desired.backends);
         let shared = Arc::new(Shared {
             connections: Arc::default(),
             counters: Counters::new(pipes.short.clone()),
             pipes,
             access: RwLock::default(),
-            learned: Arc::default(),
+            backends,
             threads: Threads::start(processors()).map_err(Error::Threads)?,
             plan: RwLock::new(Arc::new(plan)),
         });
@@ -208,6 +207,10 @@ impl Relay {
     /// Puts other tenants, backends and routes in force for new connections. It cannot fail, and
     /// changes nothing of a drain.
     pub fn set_desired(&self, desired: Desired) {
+        let old = self.shared.plan();
+        if !Arc::ptr_eq(&old.desired.backends, &desired.backends) {
+            self.shared.backends.set(&desired.backends);
+        }
         let mut current = self
             .shared
             .plan
@@ -271,7 +274,7 @@ impl Relay {
             access,
         } = prepared;
         self.set_access(access);
-        self.shared.learned.prune(Instant::now());
+        self.shared.backends.set(&plan.desired.backends);
         self.listen(&plan.listen, bound);
         self.shared.pipes.limit(plan.limits.pipes);
         let mut current = self

@@ -1,6 +1,6 @@
 //! Opens a connection: from the first byte of a client until the backend has its hello.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
 use tokio::{
     io::Interest,
@@ -11,7 +11,7 @@ use tokio::{
 use super::{
     Plan,
     counters::{Backend as BackendLabel, Counters, label},
-    dial::{Learned, dial},
+    dial::{Backends, dial},
     limits::{Counted, Full},
     pipe::receive,
     route::NoRoute,
@@ -170,9 +170,9 @@ pub(super) async fn open(
     info: &mut ConnectionInfo,
     counted: &mut Counted,
     plan: &Plan,
-    (counters, learned): (&Counters, &Arc<Learned>),
+    (counters, backends): (&Counters, &Backends),
 ) -> Result<Opened, Refused> {
-    let opened = opened(client, info, counted, plan, (counters, learned)).await;
+    let opened = opened(client, info, counted, plan, (counters, backends)).await;
     if let Err(refused) = &opened
         && let Some(number) = refused.alert()
     {
@@ -187,7 +187,7 @@ async fn opened(
     info: &mut ConnectionInfo,
     counted: &mut Counted,
     plan: &Plan,
-    (counters, learned): (&Counters, &Arc<Learned>),
+    (counters, backends): (&Counters, &Backends),
 ) -> Result<Opened, Refused> {
     let end = Instant::now() + plan.times.hello;
     let mut header = 0;
@@ -220,7 +220,7 @@ async fn opened(
     let Some(backend) = plan.desired.backends.get(&route.backend) else {
         return Err(unreachable(io::ErrorKind::NotFound.into()));
     };
-    let dialed = dial(backend, learned, plan.times.dial, || {
+    let dialed = dial((&route.backend, backend), backends, plan.times.dial, || {
         let backend = (*route.backend).to_owned();
         counters
             .dial_failures

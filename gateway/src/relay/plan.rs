@@ -68,6 +68,8 @@ pub struct Plan {
     pub proxy_from: Vec<Prefix>,
     /// File of access records.
     pub access_log: Option<PathBuf>,
+    /// File that keeps the addresses of backends' names over a restart; read at the start only.
+    pub names_file: Option<PathBuf>,
     pub desired: Desired,
 }
 

@@ -3,7 +3,7 @@
 //!
 //! For: the runtime with its loop, signals and watchdog; the control socket; metrics and health
 //! over HTTP; log output; configuration files that are checked whole; revisions of desired states;
-//! output of commands; settings and errors of the kernel that XDP programs depend on. Never: the
+//! addresses of DNS names; output of commands; settings and errors of the kernel that XDP programs depend on. Never: the
 //! work of a daemon, or the meaning of its requests.
 //!
 //! ```text
@@ -22,6 +22,7 @@ mod error_chain;
 pub mod forwarding;
 pub mod http;
 mod logging;
+pub mod names;
 pub mod netlink;
 mod notify;
 mod panic;

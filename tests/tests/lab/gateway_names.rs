@@ -113,6 +113,17 @@ fn a_tunnel_follows_the_name_of_its_gateway() {
     });
     site.reach("prod-b", "10.1.0.10");
 
+    // A new process uses the last addresses until DNS answers.
+    tenant.kill().unwrap_or_else(|e| panic!("{e}"));
+    tenant.start().unwrap_or_else(|e| panic!("{e}"));
+    let status = site.status(tenant.host());
+    assert!(resolved(&status, "192.0.2.10"), "{status}");
+    assert_eq!(
+        status["gateway_names"][0]["age_seconds"],
+        serde_json::Value::Null
+    );
+    site.reach("prod-b", "10.1.0.10");
+
     // It has another address: the end stays at the first machine while that works, and moves when
     // it stops.
     resolve_to(&site, "192.0.2.14");

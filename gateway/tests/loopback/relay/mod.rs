@@ -74,6 +74,7 @@ impl Draft {
             times: self.times,
             proxy_from: self.proxy_from.clone(),
             access_log: self.access_log.clone(),
+            names_file: None,
             desired: self.desired(),
         }
     }

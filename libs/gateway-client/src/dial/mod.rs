@@ -1,26 +1,40 @@
 //! Reaches a gateway, or any other service, that has several addresses and perhaps a DNS name.
 //!
 //! ```text
-//!   Endpoint ─┬─ address ──────────────────────────────┐
-//!             └─ name ─▶ Names ──"look up"──▶ owner    ├─▶ interleave ─▶ Race ──"connect"──▶ owner
-//!                          ▲───────answer──────┘└──────┘                  ▲───────result──────┘
+//!   Endpoint ─┬─ address ──────────┐                  ┌────────── reports ◀─────────┐
+//!             └─ name ─▶ Names ────┴─▶ Target ─▶ Dialler ─▶ Race ──"connect"──▶ owner
+//!                         │ ▲                        ▲         ▲────result──────┘
+//!           "look up"─────┴─┴─answer             Chooser: health, load, order
 //! ```
 //!
-//! [`Names`] keeps the addresses of names, [`Race`] connects to the first of several addresses that
-//! answers (RFC 8305). The order of the gateways is that of [`crate::pool::Chooser`], which the
-//! owner tells of results. A circuit's binds use the same order without connections: see
-//! [`crate::selector`]. There is no socket, clock or random source: the owner does the actions, and
-//! passes `now` of any monotonic clock and seeds.
+//! [`Names`] keeps the addresses of names, [`Dialler`] the health of targets and the order in which
+//! they are tried, and [`Race`] connects to the first address that answers (RFC 8305). A circuit's
+//! binds need no connection: [`crate::selector`] binds at the same [`Target`]s, by the same
+//! [`crate::pool::Chooser`]. There is no socket, clock or random source: the owner does the
+//! actions, and passes `now` of any monotonic clock and seeds.
 
+mod dialler;
 mod endpoint;
 mod names;
 mod race;
 
+pub use dialler::{DialSettings, Dialler};
 pub use endpoint::{BadEndpoint, Endpoint, dns_name};
 pub use names::{NameSettings, NameState, Names};
 pub use race::{AttemptId, Race, RaceAction, RaceSettings};
 
 use std::net::SocketAddr;
+
+/// A service that can be connected to, such as a gateway, and all its addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Unique name.
+    pub name: String,
+    /// Where to connect or to bind, in order of preference; without one the target is ignored.
+    pub addresses: Vec<SocketAddr>,
+    /// Addresses that it had a short time ago: a binding or connection there stays while it works.
+    pub former: Vec<SocketAddr>,
+}
 
 /// The addresses without repetitions, with families in turn, the first one's first (RFC 8305
 /// section 4). Within a family the order is kept.

@@ -8,14 +8,18 @@
 //! The resolvers of operating systems do not pass on how long an answer may be kept, so the
 //! interval is fixed. A failed lookup never removes an address. The owner asks the resolver,
 //! outside of any packet path, and reports each result once.
+//!
+//! The owner stores the addresses ([`Names::known`]), and gives them back after its start
+//! ([`Names::restore`]): they are in use until a lookup has an answer.
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
+use super::{Endpoint, Target, interleave};
 use crate::pool::random::Random;
 
 /// Addresses of a name that are used; further ones are ignored.
@@ -37,6 +41,10 @@ pub struct NameSettings {
     pub keep_former: Duration,
     /// Largest random addition to an interval or pause, per cent.
     pub jitter_percent: u32,
+    /// Lookups without a result at a time, at least 1.
+    pub concurrent: usize,
+    /// Whether loopback addresses count: a service may be on the machine itself.
+    pub loopback: bool,
 }
 
 impl Default for NameSettings {
@@ -48,6 +56,8 @@ impl Default for NameSettings {
             hurry: Duration::from_secs(5),
             keep_former: Duration::from_secs(90),
             jitter_percent: 20,
+            concurrent: 16,
+            loopback: false,
         }
     }
 }
@@ -56,9 +66,9 @@ impl Default for NameSettings {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NameState {
     pub name: Arc<str>,
-    /// The addresses in use, from the last lookup that had any.
+    /// The addresses in use, from the last lookup that had any, or from before the start.
     pub addresses: Vec<IpAddr>,
-    /// Age of that lookup; `None`: there was none.
+    /// Age of that lookup; `None`: there was none since the start.
     pub age: Option<Duration>,
     /// Why the last lookup failed, if it did.
     pub error: Option<String>,
@@ -79,6 +89,17 @@ struct Entry {
     waiting: bool,
     /// Time of the next question.
     next: Duration,
+    /// Questions that have a result.
+    results: u64,
+}
+
+impl Entry {
+    fn hurry(&mut self, hurry: Duration, now: Duration) {
+        if !self.waiting {
+            let earliest = self.asked.map_or(now, |asked| asked.saturating_add(hurry));
+            self.next = self.next.min(earliest.max(now));
+        }
+    }
 }
 
 /// The names of one process, and their addresses.
@@ -87,6 +108,10 @@ pub struct Names {
     settings: NameSettings,
     random: Random,
     names: BTreeMap<Arc<str>, Entry>,
+    /// Lookups without a result.
+    waiting: usize,
+    /// Addresses from before the start, of names that are not set yet.
+    stored: BTreeMap<Arc<str>, Vec<IpAddr>>,
 }
 
 impl Names {
@@ -97,15 +122,27 @@ impl Names {
             settings,
             random: Random::new(seed),
             names: BTreeMap::new(),
+            waiting: 0,
+            stored: BTreeMap::new(),
         }
+    }
+
+    /// Takes addresses that names had before the start, for names that are set later.
+    pub fn restore(&mut self, stored: impl IntoIterator<Item = (Arc<str>, Vec<IpAddr>)>) {
+        let loopback = self.settings.loopback;
+        let usable = stored
+            .into_iter()
+            .filter_map(|(name, addresses)| Some((name, usable(&addresses, loopback).ok()?)));
+        self.stored.extend(usable);
     }
 
     /// Sets the names. One that stays keeps its addresses; a new one is asked for at once.
     pub fn set(&mut self, names: impl IntoIterator<Item = Arc<str>>, now: Duration) {
         let mut old = std::mem::take(&mut self.names);
         for name in names {
-            let entry = old.remove(&name).unwrap_or(Entry {
-                addresses: Vec::new(),
+            let stored = self.stored.remove(&name);
+            let entry = old.remove(&name).unwrap_or_else(|| Entry {
+                addresses: stored.unwrap_or_default(),
                 former: Vec::new(),
                 answered: None,
                 error: None,
@@ -113,20 +150,31 @@ impl Names {
                 asked: None,
                 waiting: false,
                 next: now,
+                results: 0,
             });
             self.names.entry(name).or_insert(entry);
         }
+        // A result of a removed name is ignored.
+        self.waiting = self.names.values().filter(|entry| entry.waiting).count();
     }
 
     /// The next name to look up now. The owner reports the result by [`Names::answered`].
     pub fn poll(&mut self, now: Duration) -> Option<Arc<str>> {
+        if self.is_full() {
+            return None;
+        }
         let (name, entry) = self
             .names
             .iter_mut()
             .find(|(_, entry)| !entry.waiting && entry.next <= now)?;
         entry.waiting = true;
         entry.asked = Some(now);
+        self.waiting += 1;
         Some(Arc::clone(name))
+    }
+
+    fn is_full(&self) -> bool {
+        self.waiting >= self.settings.concurrent.max(1)
     }
 
     /// Applies the result of a lookup: addresses, or the reason why there are none. Addresses that
@@ -143,7 +191,9 @@ impl Names {
             return false;
         };
         entry.waiting = false;
-        let usable = result.and_then(|addresses| usable(&addresses));
+        entry.results += 1;
+        self.waiting -= 1;
+        let usable = result.and_then(|addresses| usable(&addresses, settings.loopback));
         let (pause, changed) = match usable {
             Ok(addresses) => {
                 (entry.failures, entry.error) = (0, None);
@@ -189,10 +239,53 @@ impl Names {
 
     /// Something does not answer at its addresses: all names are looked up soon.
     pub fn hurry(&mut self, now: Duration) {
-        for entry in self.names.values_mut().filter(|entry| !entry.waiting) {
-            let earliest = entry.asked.map_or(now, |asked| asked + self.settings.hurry);
-            entry.next = entry.next.min(earliest.max(now));
+        let hurry = self.settings.hurry;
+        self.names.values_mut().for_each(|e| e.hurry(hurry, now));
+    }
+
+    /// As [`Names::hurry`], of one name. Whether its next result is from now or later: a lookup is
+    /// under way, or due.
+    pub fn hurry_one(&mut self, name: &str, now: Duration) -> bool {
+        let Some(entry) = self.names.get_mut(name) else {
+            return false;
+        };
+        entry.hurry(self.settings.hurry, now);
+        entry.waiting || entry.next <= now
+    }
+
+    /// The number of lookups of a name that have a result; 0 for an unknown name.
+    #[must_use]
+    pub fn results(&self, name: &str) -> u64 {
+        self.names.get(name).map_or(0, |entry| entry.results)
+    }
+
+    /// A service and its addresses, as far as they are known, in the order of the endpoints. The
+    /// addresses of each name take turns by family (RFC 8305).
+    #[must_use]
+    pub fn target(&self, name: &str, endpoints: &[Endpoint]) -> Target {
+        let (mut addresses, mut former) = (Vec::new(), Vec::new());
+        for endpoint in endpoints {
+            let at = |ip: IpAddr| SocketAddr::new(ip, endpoint.port());
+            match endpoint {
+                Endpoint::Address(address) => addresses.push(*address),
+                Endpoint::Name(name, _) => {
+                    let known = self.addresses(name).iter().copied().map(at);
+                    addresses.extend(interleave(known));
+                    former.extend(self.former(name).map(at));
+                }
+            }
         }
+        Target {
+            name: name.to_owned(),
+            addresses,
+            former,
+        }
+    }
+
+    /// All names that have addresses, for [`Names::restore`] after the next start.
+    pub fn known(&self) -> impl Iterator<Item = (&Arc<str>, &[IpAddr])> {
+        let known = self.names.iter().map(|(n, e)| (n, &*e.addresses));
+        known.filter(|(_, addresses)| !addresses.is_empty())
     }
 
     /// The addresses of a name; empty until it was looked up.
@@ -213,7 +306,7 @@ impl Names {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
         let entries = || self.names.values();
-        let asking = entries().filter(|entry| !entry.waiting);
+        let asking = entries().filter(|entry| !entry.waiting && !self.is_full());
         let former = entries().flat_map(|entry| &entry.former);
         asking
             .map(|entry| entry.next)
@@ -239,10 +332,12 @@ impl Names {
 }
 
 /// The addresses of an answer that can be connected to.
-fn usable(answer: &[IpAddr]) -> Result<Vec<IpAddr>, String> {
+fn usable(answer: &[IpAddr], loopback: bool) -> Result<Vec<IpAddr>, String> {
     let mut kept: Vec<IpAddr> = Vec::new();
     for address in answer.iter().map(IpAddr::to_canonical) {
-        if is_usable(address) && !kept.contains(&address) && kept.len() < MAX_ADDRESSES {
+        let is_here = loopback && address.is_loopback();
+        if (is_here || is_usable(address)) && !kept.contains(&address) && kept.len() < MAX_ADDRESSES
+        {
             kept.push(address);
         }
     }
@@ -355,15 +450,18 @@ mod tests {
 
     #[test]
     fn errors_say_why_there_is_no_address() {
-        assert_eq!(usable(&[]), Err("the name has no address".to_owned()));
         assert_eq!(
-            usable(&[IpAddr::from([0, 0, 0, 0])]),
+            usable(&[], false),
+            Err("the name has no address".to_owned())
+        );
+        assert_eq!(
+            usable(&[IpAddr::from([0, 0, 0, 0])], false),
             Err("the name has no usable address, only 0.0.0.0".to_owned())
         );
         let mapped: IpAddr = "::ffff:192.0.2.1".parse().expect("an address");
-        assert_eq!(usable(&[mapped, ip(1)]), Ok(vec![ip(1)]));
+        assert_eq!(usable(&[mapped, ip(1)], false), Ok(vec![ip(1)]));
         let many: Vec<_> = (1..100).map(ip).collect();
-        assert_eq!(usable(&many), Ok(many[..MAX_ADDRESSES].to_vec()));
+        assert_eq!(usable(&many, false), Ok(many[..MAX_ADDRESSES].to_vec()));
     }
 
     #[test]
@@ -421,6 +519,64 @@ mod tests {
         assert_eq!(names.addresses("gw2"), [ip(1)]);
         assert_eq!(ask(&mut names, START), "gw3");
         assert!(!names.answered("gw1", Ok(vec![ip(2)]), START), "removed");
+    }
+
+    #[test]
+    fn addresses_from_before_the_start_hold_until_a_lookup_has_an_answer() {
+        let mut names = Names::new(NameSettings::default(), 1);
+        let loopback = IpAddr::from([127, 0, 0, 1]);
+        names.restore([
+            (Arc::from("gw1"), vec![loopback, ip(1)]),
+            (Arc::from("gw2"), vec![loopback]),
+            (Arc::from("gone"), vec![ip(9)]),
+        ]);
+        assert_eq!(names.known().count(), 0);
+        names.set(["gw1", "gw2"].map(Arc::from), START);
+        assert_eq!(names.addresses("gw1"), [ip(1)]);
+        assert_eq!(names.addresses("gw2"), [] as [IpAddr; 0]);
+        let state = names.states(START).next().expect("gw1");
+        assert_eq!((state.addresses, state.age), (vec![ip(1)], None));
+        ask(&mut names, START);
+        names.answered("gw1", Err("DNS is down".to_owned()), START);
+        let known: Vec<_> = names.known().map(|(n, a)| (n.to_string(), a)).collect();
+        assert_eq!(known, [("gw1".to_owned(), &[ip(1)][..])]);
+        let endpoints = ["gw1:7", "192.0.2.9:8"].map(|text| text.parse().expect("good"));
+        let target = names.target("a", &endpoints);
+        let found = [(ip(1), 7), (ip(9), 8)].map(SocketAddr::from);
+        assert_eq!(target.addresses, found);
+        let now = START + seconds(40);
+        ask(&mut names, now);
+        assert!(names.answered("gw1", Ok(vec![ip(2)]), now));
+        let target = names.target("a", &endpoints[..1]);
+        assert_eq!(target.former, [SocketAddr::from((ip(1), 7))]);
+    }
+
+    #[test]
+    fn few_names_are_looked_up_at_a_time() {
+        let settings = NameSettings {
+            concurrent: 2,
+            loopback: true,
+            ..NameSettings::default()
+        };
+        let mut names = Names::new(settings, 1);
+        names.set(["a", "b", "c"].map(Arc::from), START);
+        assert_eq!([ask(&mut names, START), ask(&mut names, START)], ["a", "b"]);
+        assert_eq!((names.poll(START), names.next_deadline()), (None, None));
+        // A removed name does not count, and its result is ignored.
+        names.set(["b", "c", "d"].map(Arc::from), START);
+        assert_eq!(ask(&mut names, START), "c");
+        assert_eq!(names.poll(START), None);
+        let loopback = IpAddr::from([127, 0, 0, 1]);
+        assert!(!names.answered("a", Ok(vec![loopback]), START));
+        assert!(names.answered("b", Ok(vec![loopback]), START));
+        assert_eq!(names.results("b"), 1);
+        assert_eq!(ask(&mut names, START), "d");
+        assert!(names.hurry_one("c", START), "under way");
+        assert!(!names.hurry_one("b", START), "it is asked seldom");
+        assert!(!names.hurry_one("a", START), "unknown");
+        names.answered("c", Ok(vec![loopback]), START);
+        assert!(names.hurry_one("b", START + seconds(5)));
+        assert_eq!(ask(&mut names, START + seconds(5)), "b");
     }
 
     proptest! {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   1st address ──────────────────────────────────────── connected ─▶ the owner uses it
-//!     └─ `attempt_delay`, at once if it fails ─▶ 2nd ─ ...   the others may go on, or are cancelled
+//!     └─ `attempt_delay`, at once if it fails ─▶ 2nd ─ ...   the others may go on, or are dropped
 //! ```
 //!
 //! A connected attempt does not end the race: the owner may have to prove the service behind it
@@ -44,12 +44,10 @@ pub enum RaceAction {
         attempt: AttemptId,
         address: SocketAddr,
     },
-    /// Give up an attempt: it had no result for the patience, or the race is over. `expired` tells
-    /// the first from the second.
-    Cancel {
+    /// Give up an attempt: it had no result for the patience.
+    Expire {
         attempt: AttemptId,
         address: SocketAddr,
-        expired: bool,
     },
 }
 
@@ -62,7 +60,7 @@ struct Attempt {
 
 /// A race of connects. The owner does the actions of [`Race::poll`] until there is none, and calls
 /// it again at [`Race::next_deadline`] and after each result.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Race {
     settings: RaceSettings,
     /// Addresses that were not tried, in order.
@@ -74,20 +72,23 @@ pub struct Race {
 }
 
 impl Race {
-    /// The addresses are tried in this order: see [`super::interleave`].
+    /// The addresses are tried in this order: see [`super::interleave`]. The race begins with the
+    /// first call of [`Race::poll`]; from then on all times are of one monotonic clock.
     #[must_use]
-    pub fn new(
-        addresses: impl IntoIterator<Item = SocketAddr>,
-        settings: RaceSettings,
-        now: Duration,
-    ) -> Self {
+    pub fn new(addresses: impl IntoIterator<Item = SocketAddr>, settings: RaceSettings) -> Self {
         Self {
             settings,
             left: addresses.into_iter().collect(),
             open: Vec::new(),
             begun: 0,
-            next: now,
+            next: Duration::ZERO,
         }
+    }
+
+    /// Time after which an attempt without a result has failed.
+    #[must_use]
+    pub const fn patience(&self) -> Duration {
+        self.settings.patience
     }
 
     /// The next action.
@@ -96,10 +97,9 @@ impl Race {
         let is_over = |attempt: &Attempt| attempt.since.saturating_add(patience) <= now;
         if let Some(place) = self.open.iter().position(is_over) {
             let Attempt { id, address, .. } = self.remove(place, now);
-            return Some(RaceAction::Cancel {
+            return Some(RaceAction::Expire {
                 attempt: id,
                 address,
-                expired: true,
             });
         }
         if self.next > now {
@@ -121,7 +121,7 @@ impl Race {
     }
 
     /// An attempt is connected. Returns its address and how long it took; `None` for one that was
-    /// cancelled.
+    /// given up.
     pub fn connected(
         &mut self,
         attempt: AttemptId,
@@ -144,15 +144,15 @@ impl Race {
         self.open.remove(place)
     }
 
-    /// Ends the race: the next actions cancel the attempts that are open.
-    pub fn finish(&mut self) -> impl Iterator<Item = RaceAction> + use<> {
+    /// Ends the race: the owner drops all attempts. Returns the addresses that had no result
+    /// although they were tried for the delay between attempts: they are worse than the address
+    /// that was found, and count as failed.
+    pub fn finish(&mut self, now: Duration) -> impl Iterator<Item = SocketAddr> + use<> {
         self.left.clear();
+        let delay = self.settings.attempt_delay.max(LEAST_DELAY);
         let open = std::mem::take(&mut self.open).into_iter();
-        open.map(|attempt| RaceAction::Cancel {
-            attempt: attempt.id,
-            address: attempt.address,
-            expired: false,
-        })
+        let is_late = move |open: &Attempt| now.saturating_sub(open.since) >= delay;
+        open.filter(is_late).map(|open| open.address)
     }
 
     /// Whether addresses are left that may still connect.
@@ -192,7 +192,7 @@ mod tests {
     }
 
     fn race(count: u8) -> Race {
-        Race::new((1..=count).map(at), RaceSettings::default(), START)
+        Race::new((1..=count).map(at), RaceSettings::default())
     }
 
     #[track_caller]
@@ -214,15 +214,10 @@ mod tests {
         let won = race.connected(second, START + ms(260));
         assert_eq!(won, Some((at(2), ms(10))));
         assert!(race.has_more());
-        let cancelled: Vec<_> = race.finish().collect();
-        assert_eq!(
-            cancelled,
-            [RaceAction::Cancel {
-                attempt: first,
-                address: at(1),
-                expired: false
-            }]
-        );
+        let mut twin = race.clone();
+        assert_eq!(race.finish(START + ms(260)).collect::<Vec<_>>(), [at(1)]);
+        // The first had no more time than the second.
+        assert_eq!(twin.finish(START + ms(249)).count(), 0);
         assert!(!race.has_more());
         assert_eq!(race.connected(first, START + ms(300)), None, "too late");
         assert_eq!(
@@ -254,10 +249,9 @@ mod tests {
         assert_eq!(race.poll(START + ms(2999)), None);
         assert_eq!(
             race.poll(START + ms(3000)),
-            Some(RaceAction::Cancel {
+            Some(RaceAction::Expire {
                 attempt,
                 address: at(1),
-                expired: true
             })
         );
         assert!(!race.has_more());
@@ -269,7 +263,7 @@ mod tests {
             attempt_delay: Duration::ZERO,
             ..RaceSettings::default()
         };
-        let mut race = Race::new([at(1), at(2)], settings, START);
+        let mut race = Race::new([at(1), at(2)], settings);
         connects(&mut race, START, 1);
         assert_eq!(race.poll(START + ms(9)), None);
         connects(&mut race, START + ms(10), 2);
@@ -299,7 +293,7 @@ mod tests {
                             }
                             tried += 1;
                         }
-                        RaceAction::Cancel { expired, .. } => prop_assert!(expired),
+                        RaceAction::Expire { .. } => {}
                     }
                 }
                 if !race.has_more() {

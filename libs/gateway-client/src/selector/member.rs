@@ -2,8 +2,8 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use super::{Action, GatewayAddress, GatewayAddresses};
-use crate::end::End;
+use super::{Action, GatewayAddress};
+use crate::{dial::Target, end::End};
 
 /// A gateway and the state of the end there.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub(super) struct Member {
 
 impl Member {
     /// A gateway that was not asked yet; `None`: it has no address.
-    pub fn new(spec: &GatewayAddresses, end: End, next: Duration, now: Duration) -> Option<Self> {
+    pub fn new(spec: &Target, end: End, next: Duration, now: Duration) -> Option<Self> {
         let first = *spec.addresses.first()?;
         Some(Self {
             at: GatewayAddress {
@@ -68,14 +68,14 @@ impl Member {
     }
 
     /// Whether the binding is at an address that the gateway has no longer, and may stay there.
-    pub fn is_at_former(&self, spec: &GatewayAddresses, now: Duration) -> bool {
+    pub fn is_at_former(&self, spec: &Target, now: Duration) -> bool {
         let address = &self.at.address;
         self.is_bound(now) && !spec.addresses.contains(address) && spec.former.contains(address)
     }
 
     /// Applies new addresses; false: there are none. A binding at an address that is neither an
     /// address nor a former one lasts until another address answers.
-    pub fn update(&mut self, spec: &GatewayAddresses, now: Duration) -> bool {
+    pub fn update(&mut self, spec: &Target, now: Duration) -> bool {
         let Some(first) = spec.addresses.first() else {
             return false;
         };

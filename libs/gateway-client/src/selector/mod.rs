@@ -23,6 +23,7 @@ mod member;
 use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 
 use crate::{
+    dial::Target,
     end::{End, EndEvent},
     pool::{Choice, Chooser, Failure, List, NoService, Report, random::Random},
     wire::{CircuitId, Key, MESSAGE_BYTES, Side},
@@ -63,17 +64,6 @@ impl Default for Settings {
             },
         }
     }
-}
-
-/// A gateway and all its addresses.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GatewayAddresses {
-    /// Unique name.
-    pub name: String,
-    /// Where to bind, in order of preference; without one the gateway is ignored.
-    pub addresses: Vec<SocketAddr>,
-    /// Addresses that it had a short time ago: a binding there stays while it is answered.
-    pub former: Vec<SocketAddr>,
 }
 
 /// A gateway and one of its addresses.
@@ -150,7 +140,7 @@ impl GatewaySelector {
         (circuit, side, key): (CircuitId, Side, Key),
         settings: Settings,
         list: Option<&List>,
-        gateways: &[GatewayAddresses],
+        gateways: &[Target],
         seed: u64,
         now: Duration,
     ) -> Self {
@@ -183,7 +173,7 @@ impl GatewaySelector {
     }
 
     /// Applies new gateways and a new list. A gateway that stays keeps its state and its use.
-    pub fn update(&mut self, list: Option<&List>, gateways: &[GatewayAddresses], now: Duration) {
+    pub fn update(&mut self, list: Option<&List>, gateways: &[Target], now: Duration) {
         if let (Some(chooser), Some(list)) = (&mut self.chooser, list) {
             chooser.update(&known(list, gateways), now);
         }
@@ -191,7 +181,7 @@ impl GatewaySelector {
         self.choose(now);
     }
 
-    fn set_members(&mut self, list: Option<&List>, gateways: &[GatewayAddresses], now: Duration) {
+    fn set_members(&mut self, list: Option<&List>, gateways: &[Target], now: Duration) {
         let mut old = std::mem::take(&mut self.members);
         let follows = self.chooser.is_none();
         for spec in gateways {
@@ -564,7 +554,7 @@ impl GatewaySelector {
 }
 
 /// The part of a list that is in `gateways` and has an address.
-fn known(list: &List, gateways: &[GatewayAddresses]) -> List {
+fn known(list: &List, gateways: &[Target]) -> List {
     let there = |name: &str| {
         let mut all = gateways.iter();
         all.any(|at| at.name == name && !at.addresses.is_empty())

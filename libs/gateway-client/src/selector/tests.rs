@@ -32,15 +32,15 @@ fn second(n: u8) -> SocketAddr {
     SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, n.into()], 6180))
 }
 
-fn with_addresses(n: u8, addresses: &[SocketAddr], former: &[SocketAddr]) -> GatewayAddresses {
-    GatewayAddresses {
+fn with_addresses(n: u8, addresses: &[SocketAddr], former: &[SocketAddr]) -> Target {
+    Target {
         name: at(n).name,
         addresses: addresses.to_vec(),
         former: former.to_vec(),
     }
 }
 
-fn single(n: u8) -> GatewayAddresses {
+fn single(n: u8) -> Target {
     with_addresses(n, &[at(n).address], &[])
 }
 
@@ -149,7 +149,7 @@ impl World {
     }
 
     /// Gateways with all their addresses.
-    fn with(gateways: &[GatewayAddresses], seeks: bool, seed: u64) -> Self {
+    fn with(gateways: &[Target], seeks: bool, seed: u64) -> Self {
         let places = gateways.iter().enumerate().flat_map(|(place, gateway)| {
             let addresses = gateway.addresses.iter();
             addresses.map(move |address| (*address, place))
@@ -255,8 +255,8 @@ impl World {
     }
 }
 
-fn list(gateways: &[GatewayAddresses]) -> List {
-    let candidate = |at: &GatewayAddresses| Candidate {
+fn list(gateways: &[Target]) -> List {
+    let candidate = |at: &Target| Candidate {
         name: at.name.clone(),
         load: 0,
         tier: 0,

@@ -6,16 +6,15 @@
 //! ```
 
 use std::{
-    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
 use appliance_common::wire::{CIRCUIT_ID_LEN, CIRCUIT_MESSAGE_BYTES};
 use gateway_client::{
-    dial::interleave,
-    pool::{self, Chooser, List, Report},
-    selector::{self, GatewayAddresses, GatewaySelector, GatewayState, Settings},
+    dial::{DialSettings, Dialler, Race, RaceSettings, Target, interleave},
+    pool::{List, Report},
+    selector::{self, GatewaySelector, GatewayState, Settings},
     wire::{CircuitId, Datagram, ID_BYTES, Key, MESSAGE_BYTES, Side},
 };
 use tunnel::{Instant, Now, PeerPath};
@@ -26,6 +25,9 @@ use crate::clock;
 // The programs and the crate agree on the layout of circuit messages.
 const _: () = assert!(CIRCUIT_ID_LEN == ID_BYTES && CIRCUIT_MESSAGE_BYTES == MESSAGE_BYTES);
 
+/// Time for TCP to connect to a gateway while other gateways wait.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// A circuit as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CircuitSpec {
@@ -35,7 +37,7 @@ pub struct CircuitSpec {
     /// The key of our side.
     pub key: Key,
     /// Every gateway, with its addresses of both families.
-    pub gateways: Vec<GatewayAddresses>,
+    pub gateways: Vec<Target>,
     /// The gateways that this end may choose; `None` for an end that is bound at all of them and
     /// follows the other end's choice.
     pub list: Option<List>,
@@ -51,9 +53,9 @@ impl CircuitSpec {
 
     /// The gateways that we can reach: their addresses of families that we have, in turn. A gateway
     /// whose name has no address yet is kept.
-    fn reachable(&self, locals: &[IpAddr]) -> Vec<GatewayAddresses> {
+    fn reachable(&self, locals: &[IpAddr]) -> Vec<Target> {
         let reached = |a: &SocketAddr| locals.iter().any(|l| l.is_ipv4() == a.is_ipv4());
-        let of_gateway = |gateway: &GatewayAddresses| GatewayAddresses {
+        let of_gateway = |gateway: &Target| Target {
             name: gateway.name.clone(),
             addresses: interleave(gateway.addresses.iter().copied().filter(reached)),
             former: gateway.former.iter().copied().filter(reached).collect(),
@@ -72,7 +74,7 @@ enum Unreachable {
 }
 
 impl Unreachable {
-    fn of(spec: &CircuitSpec, reachable: &[GatewayAddresses]) -> Option<Self> {
+    fn of(spec: &CircuitSpec, reachable: &[Target]) -> Option<Self> {
         if reachable.iter().any(|g| !g.addresses.is_empty()) {
             return None;
         }
@@ -82,57 +84,6 @@ impl Unreachable {
         } else {
             Self::NoFamily
         })
-    }
-}
-
-/// The choice of gateways for tunnels over TLS. It has health of its own: where UDP is blocked, no
-/// gateway answers binds.
-#[derive(Debug)]
-struct StreamChoice {
-    chooser: Chooser,
-    gateways: Vec<GatewayAddresses>,
-    /// The address of each gateway that answered last: it is tried before the others.
-    worked: BTreeMap<String, SocketAddr>,
-}
-
-impl StreamChoice {
-    /// The addresses to connect to, in order; `used` is the one of an open connection.
-    fn order(&mut self, used: Option<SocketAddr>, now: Duration) -> Vec<SocketAddr> {
-        let used = used.and_then(|used| self.name_at(used));
-        let of = |name: &String| self.gateways.iter().find(|g| g.name == *name);
-        let order = self.chooser.order(used.as_deref(), now);
-        let gateways = order.iter().filter_map(of);
-        let addresses = |gateway: &GatewayAddresses| {
-            let mut addresses = gateway.addresses.clone();
-            let worked = self.worked.get(&gateway.name);
-            addresses.sort_by_key(|address| Some(address) != worked);
-            addresses
-        };
-        gateways.flat_map(addresses).collect()
-    }
-
-    fn report(&mut self, address: SocketAddr, report: Report, now: Duration) {
-        let Some(name) = self.name_at(address) else {
-            return;
-        };
-        self.chooser.report(&name, report, now);
-        match report {
-            Report::Answered { .. } => {
-                self.worked.insert(name, address);
-            }
-            Report::Failed(_) if self.worked.get(&name) == Some(&address) => {
-                self.worked.remove(&name);
-            }
-            Report::Failed(_) => {}
-        }
-    }
-
-    fn name_at(&self, address: SocketAddr) -> Option<String> {
-        let has = |g: &&GatewayAddresses| {
-            let mut all = g.addresses.iter().chain(&g.former);
-            all.any(|a| *a == address)
-        };
-        Some(self.gateways.iter().find(has)?.name.clone())
     }
 }
 
@@ -147,8 +98,9 @@ pub(super) struct GatewayMessage {
 #[derive(Debug)]
 pub(super) struct CircuitClient {
     selector: GatewaySelector,
-    /// The choice for tunnels over TLS, where this end opens them.
-    streams: Option<StreamChoice>,
+    /// The choice for tunnels over TLS, where this end opens them. It has health of its own: where
+    /// UDP is blocked, no gateway answers binds.
+    dialler: Option<Dialler>,
     unreachable: Option<Unreachable>,
     /// The lack of a gateway was logged.
     lost_logged: bool,
@@ -169,15 +121,12 @@ impl CircuitClient {
         let unreachable = Unreachable::of(spec, &gateways);
         // Nothing can be sent yet.
         while unreachable.is_some() && selector.poll().is_some() {}
-        let choice = pool::Settings::default();
+        // Another sequence of random numbers than the selector's.
+        let settings = DialSettings::gateways();
+        let dialler = |list| Dialler::new(settings, list, gateways, !seed, mono);
         Self {
             selector,
-            streams: spec.list.as_ref().map(|list| StreamChoice {
-                // Another sequence of random numbers than the selector's.
-                chooser: Chooser::new(choice, list, !seed, mono),
-                gateways,
-                worked: BTreeMap::new(),
-            }),
+            dialler: spec.list.as_ref().map(dialler),
             unreachable,
             lost_logged: false,
         }
@@ -189,28 +138,30 @@ impl CircuitClient {
         let mono = since_boot(now);
         self.unreachable = Unreachable::of(spec, &gateways);
         self.selector.update(spec.list.as_ref(), &gateways, mono);
-        if let (Some(streams), Some(list)) = (&mut self.streams, &spec.list) {
-            streams.chooser.update(list, mono);
-            streams.gateways = gateways;
+        if let (Some(dialler), Some(list)) = (&mut self.dialler, &spec.list) {
+            dialler.update(list, gateways, mono);
         }
     }
 
-    /// The addresses to dial for a tunnel over TLS, in order: gateways by preference, the one in
-    /// use last; `used` is its address.
-    pub fn dial_order(&mut self, used: Option<SocketAddr>, now: Instant) -> Vec<SocketAddr> {
-        let Some(streams) = &mut self.streams else {
-            return Vec::new();
-        };
+    /// The race of connects for a tunnel over TLS: gateways by preference, the one in use last;
+    /// `used` is its address. `None`: this end does not dial, or no address is known.
+    pub fn race(&mut self, used: Option<SocketAddr>, now: Instant) -> Option<Race> {
+        let dialler = self.dialler.as_mut()?;
         if let Some(chooser) = self.selector.chooser() {
-            streams.chooser.adopt_loads(chooser);
+            dialler.adopt_loads(chooser);
         }
-        streams.order(used, since_boot(now))
+        let settings = RaceSettings {
+            patience: CONNECT_TIMEOUT,
+            ..RaceSettings::default()
+        };
+        let race = dialler.race(used, settings, since_boot(now));
+        race.has_more().then_some(race)
     }
 
     /// A connection at an address was made, failed, or was lost.
     pub fn report_stream(&mut self, address: SocketAddr, report: Report, now: Instant) {
-        if let Some(streams) = &mut self.streams {
-            streams.report(address, report, since_boot(now));
+        if let Some(dialler) = &mut self.dialler {
+            dialler.report(address, report, since_boot(now));
         }
     }
 
@@ -350,7 +301,10 @@ fn since_boot(now: Instant) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use gateway_client::pool::{Access, Failure, Gateway};
+    use gateway_client::{
+        dial::RaceAction,
+        pool::{Access, Failure, Gateway},
+    };
 
     use super::*;
 
@@ -385,7 +339,7 @@ mod tests {
             key: Key::new([7; 32]),
             gateways: (0u8..)
                 .zip(&gateways)
-                .map(|(n, gateway)| GatewayAddresses {
+                .map(|(n, gateway)| Target {
                     name: gateway.name.clone(),
                     addresses: addresses(n),
                     former: Vec::new(),
@@ -400,6 +354,25 @@ mod tests {
         CircuitClient::new(spec, locals, seed, NOW)
     }
 
+    fn dial_order(client: &mut CircuitClient, used: Option<SocketAddr>) -> Vec<SocketAddr> {
+        let Some(mut race) = client.race(used, NOW) else {
+            return Vec::new();
+        };
+        let mut order = Vec::new();
+        let mut now = Duration::ZERO;
+        while race.has_more() {
+            match race.poll(now) {
+                Some(RaceAction::Connect { attempt, address }) => {
+                    order.push(address);
+                    race.failed(attempt, now);
+                }
+                other => panic!("{other:?}"),
+            }
+            now += Duration::from_millis(1);
+        }
+        order
+    }
+
     const V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 2));
     const V6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 2));
 
@@ -408,10 +381,10 @@ mod tests {
         let spec = spec(|n| vec![at(n)]);
         for seed in 0..20u64 {
             let mut client = client(&spec, &[V4], seed);
-            assert_eq!(client.dial_order(None, NOW)[3], at(3), "the next tier");
+            assert_eq!(dial_order(&mut client, None)[3], at(3), "the next tier");
             client.report_stream(at(0), SILENT, NOW);
-            assert_eq!(client.dial_order(None, NOW)[2..], [at(3), at(0)]);
-            let both = client.dial_order(Some(at(1)), NOW);
+            assert_eq!(dial_order(&mut client, None)[2..], [at(3), at(0)]);
+            let both = dial_order(&mut client, Some(at(1)));
             assert_eq!(both, [at(2), at(3), at(0), at(1)]);
             let answered = Report::Answered {
                 load: None,
@@ -419,14 +392,14 @@ mod tests {
             };
             client.report_stream(at(0), answered, NOW);
             client.report_stream(at(3), SILENT, NOW);
-            assert_eq!(client.dial_order(Some(at(3)), NOW)[3], at(3));
+            assert_eq!(dial_order(&mut client, Some(at(3)))[3], at(3));
         }
     }
 
     #[test]
     fn addresses_of_both_families_are_dialed_in_turn() {
         let spec = spec(|n| vec![at(n), at(100 + n), v6(n)]);
-        let order = client(&spec, &[V4, V6], 1).dial_order(None, NOW);
+        let order = dial_order(&mut client(&spec, &[V4, V6], 1), None);
         assert_eq!(order[9..], [at(3), v6(3), at(103)]);
         // The address that worked is first the next time.
         let mut both = client(&spec, &[V4, V6], 1);
@@ -436,10 +409,10 @@ mod tests {
         };
         both.report_stream(at(103), SILENT, NOW);
         both.report_stream(v6(3), answered, NOW);
-        assert_eq!(both.dial_order(None, NOW)[9..], [v6(3), at(3), at(103)]);
+        assert_eq!(dial_order(&mut both, None)[9..], [v6(3), at(3), at(103)]);
         both.report_stream(v6(3), SILENT, NOW);
-        assert_eq!(both.dial_order(None, NOW)[9..], [at(3), v6(3), at(103)]);
-        let order = client(&spec, &[V6], 1).dial_order(None, NOW);
+        assert_eq!(dial_order(&mut both, None)[9..], [at(3), v6(3), at(103)]);
+        let order = dial_order(&mut client(&spec, &[V6], 1), None);
         assert_eq!((order.len(), order[3]), (4, v6(3)));
     }
 
@@ -456,10 +429,10 @@ mod tests {
             reason.starts_with("no gateway's name was resolved"),
             "{reason}"
         );
-        assert_eq!(one.dial_order(None, NOW), []);
+        assert_eq!(dial_order(&mut one, None), []);
         one.update(&resolved, &[V4], NOW);
         assert_eq!(one.lost_reason(), None);
-        assert_eq!(one.dial_order(None, NOW).len(), 4);
+        assert_eq!(dial_order(&mut one, None).len(), 4);
         assert_eq!(one.addresses().count(), 8, "each as address and binding");
     }
 }

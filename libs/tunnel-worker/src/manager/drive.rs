@@ -301,9 +301,10 @@ impl TunnelManager {
             for (address, report) in self.tls.take_reports(id) {
                 circuit.report_stream(address, report, now.mono);
             }
-            let addresses = circuit.dial_order(self.tls.peer(id), now.mono);
             // Without an address there is no attempt, and so no failure.
-            if !addresses.is_empty() && !self.tls.dial(id, key, tls, addresses) {
+            if let Some(race) = circuit.race(self.tls.peer(id), now.mono)
+                && !self.tls.dial(id, key, tls, race)
+            {
                 transport.failed(now.mono, self.random.u64());
             }
         }

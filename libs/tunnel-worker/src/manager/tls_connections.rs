@@ -1,7 +1,7 @@
 //! The TLS connections of circuits: those that are open, those being dialed, and the listener.
 //!
 //! ```text
-//!   dial ──▶ Dialer ───┐                          ┌─▶ Change ─▶ manager, which gives workers the rings
+//!   dial ──▶ TlsAttempt ───┐                          ┌─▶ Change ─▶ manager, which gives workers the rings
 //!   listen ▶ Listener ─┴─ ConnectionEvent ─▶ poll ┤
 //!                                                 └─▶ open: our own ring pair, for handshakes
 //! ```
@@ -12,11 +12,11 @@ use std::{
     num::NonZeroU64,
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
-    time::Duration,
 };
 
 use failover::IpPrefix;
 use gateway_client::{
+    dial::Race,
     pool::{Failure, Report},
     wire::{CircuitId, Key},
 };
@@ -28,14 +28,12 @@ use crate::{
     clock,
     tls::{
         ConnectionEvent, ConnectionHandle, ConnectionId, ConnectionStats, DialConfig, DialError,
-        DialTimeouts, Dialer, EventSender, Fingerprint, Identity, IdentityError, Limits,
+        EventSender, Fingerprint, HANDSHAKE_PATIENCE, Identity, IdentityError, Limits,
         ListenConfig, ListenError, Listener, ListenerStats, RingPair, RingSetup, ThreadWaker,
-        steer_by_lane,
+        TlsAttempt, steer_by_lane,
     },
 };
 
-/// How long TCP may take to connect to a gateway while other gateways wait.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Datagrams that fit a ring.
 const RING_CAPACITY: usize = 512;
 
@@ -123,7 +121,7 @@ pub(super) struct TlsConnections {
     /// The listener's configuration while binding fails.
     wanted: Option<(ListenSpec, HashMap<CircuitId, Key>)>,
     open: BTreeMap<CircuitId, Open>,
-    dialers: BTreeMap<CircuitId, Dialer>,
+    dialers: BTreeMap<CircuitId, TlsAttempt>,
     /// Why the last attempt failed.
     dial_errors: BTreeMap<CircuitId, String>,
     /// Results of connections since the owner last took them, for the choice of gateways.
@@ -247,30 +245,21 @@ impl TlsConnections {
     }
 
     /// Begins an attempt. Returns whether it could.
-    pub fn dial(
-        &mut self,
-        circuit: CircuitId,
-        key: Key,
-        tls: &TlsSpec,
-        addresses: Vec<SocketAddr>,
-    ) -> bool {
+    pub fn dial(&mut self, circuit: CircuitId, key: Key, tls: &TlsSpec, race: Race) -> bool {
         if let Some(open) = self.open.get(&circuit) {
             tracing::info!(%circuit, peer = %open.peer, "TLS connection is stalled: dialing a \
                 second one");
         }
         let config = DialConfig {
-            addresses,
+            race,
             name: tls.name.clone(),
             fingerprints: tls.fingerprints.clone(),
             circuit,
             key,
             clock: Box::new(clock::unix_nanos_increasing),
-            timeouts: DialTimeouts {
-                connect: CONNECT_TIMEOUT,
-                ..DialTimeouts::default()
-            },
+            patience: HANDSHAKE_PATIENCE,
         };
-        match Dialer::start(config, self.rings.clone(), self.event_sender.clone()) {
+        match TlsAttempt::start(config, self.rings.clone(), self.event_sender.clone()) {
             Ok(dialer) => {
                 self.dialers.insert(circuit, dialer);
                 true
@@ -390,7 +379,7 @@ impl TlsConnections {
                 address,
                 failure,
             } => {
-                if self.dialers.get(&circuit).map(Dialer::attempt) == Some(attempt) {
+                if self.dialers.get(&circuit).map(TlsAttempt::attempt) == Some(attempt) {
                     self.report(circuit, address, Report::Failed(failure));
                 }
                 None
@@ -401,7 +390,7 @@ impl TlsConnections {
                 error,
             } => {
                 // The attempt was dropped; there may be another by now.
-                if self.dialers.get(&circuit).map(Dialer::attempt) != Some(attempt) {
+                if self.dialers.get(&circuit).map(TlsAttempt::attempt) != Some(attempt) {
                     return None;
                 }
                 self.dialers.remove(&circuit);
@@ -503,6 +492,7 @@ mod tests {
     use std::{
         io::Write as _,
         net::{Ipv4Addr, TcpListener, TcpStream},
+        time::Duration,
     };
 
     use nix::sys::eventfd::EfdFlags;

@@ -37,7 +37,7 @@ pub enum ConnectionEvent {
     AddressFailed {
         /// The circuit that was dialed for.
         circuit: CircuitId,
-        /// The attempt, [`Dialer::attempt`](super::Dialer::attempt).
+        /// The attempt, [`TlsAttempt::attempt`](super::TlsAttempt::attempt).
         attempt: ConnectionId,
         address: SocketAddr,
         failure: Failure,
@@ -46,7 +46,7 @@ pub enum ConnectionEvent {
     Failed {
         /// The circuit that it dialed for.
         circuit: CircuitId,
-        /// The attempt, [`Dialer::attempt`](super::Dialer::attempt).
+        /// The attempt, [`TlsAttempt::attempt`](super::TlsAttempt::attempt).
         attempt: ConnectionId,
         /// Why, for each address.
         error: DialError,

@@ -3,13 +3,13 @@
 //! server name.
 //!
 //! For: carrying datagrams as UDP would. Datagrams without room are dropped and counted; none waits
-//! without bound. Never: tokio; a decision when to dial (a [`Dialer`] makes one attempt and reports
+//! without bound. Never: tokio; a decision when to dial (a [`TlsAttempt`] makes one attempt and reports
 //! the outcome); the content of a datagram. The tunnel inside authenticates and encrypts by itself.
 //! TLS is needed to pass firewalls; the pinned certificate, the hello and its answer keep third
 //! parties from replacing the connection. Wire format: `docs/gateway.md`.
 //!
 //! ```text
-//!  owner                       Dialer, Listener: a thread each       connection: a thread each
+//!  owner                       TlsAttempt, Listener: a thread each       connection: a thread each
 //!    │ start(config, rings, events) ─▶ connect | accept, TLS, hello ──▶ the same thread goes on
 //!    │ ◀── Established {circuit, id, peer, handle, rings} ◀────────────── │
 //!    │ ◀── Failed {circuit, attempt, error}     (dialer only)             │
@@ -25,14 +25,14 @@
 //!
 //! Modules, each depending only on those before it: `close_reason`, `stats`, `thread_control`;
 //! `ring`, `identity`, `handle`, `dial_error`; `event`, `link`, `config`, `proxy_header`;
-//! `connection`; `dialer`, `listener`.
+//! `connection`; `attempt`, `listener`.
 //!
 //! How to use it:
 //!
 //! 1. **Rings.** One [`ThreadWaker`] for each consumer of datagrams: consumer 0 is the owner, for
 //!    handshakes; consumer 1 + *n* is worker *n*. [`steer_by_lane`] steers in just that order. A
 //!    datagram for a consumer that does not exist is dropped and counted.
-//! 2. **Start** a [`Dialer`] (tenant) or a [`Listener`] (provider) with the [`RingSetup`] and an
+//! 2. **Start** a [`TlsAttempt`] (tenant) or a [`Listener`] (provider) with the [`RingSetup`] and an
 //!    [`EventSender`]. Poll its eventfd, then `try_recv` until it is empty.
 //! 3. On **Established** hand `rings[1 + n]` to worker *n* and keep `handle`. The ends of rings are
 //!    `Send`, for one thread, and allocate nothing. A worker calls `receiver.take(..)` in its loop
@@ -44,19 +44,19 @@
 //!    a connection is replaced, Established of the new one may come before Closed of the old one.
 //!    Rings of a closed connection do no harm: `push` returns false and counts, `take` finds
 //!    nothing.
-//! 5. **Stop**: drop the handles, the dialer, the listener. A dialer that is dropped in the moment
-//!    in which it succeeds may still send Established: drop it.
+//! 5. **Stop**: drop the handles, the attempt, the listener. An attempt that is dropped in the
+//!    moment in which it succeeds may still send Established: drop it.
 //!
 //! The end that dialed reports within about 0.3 s that the other end does not answer
 //! ([`ConnectionEvent::Stalled`]), and when it answers again ([`ConnectionEvent::Resumed`]). TCP
 //! ends such a connection within half a minute. Nothing here closes a connection for that, or dials
 //! again.
 
+mod attempt;
 mod close_reason;
 mod config;
 mod connection;
 mod dial_error;
-mod dialer;
 mod event;
 mod handle;
 mod identity;
@@ -67,9 +67,9 @@ mod ring;
 mod stats;
 mod thread_control;
 
+pub use attempt::{DialConfig, HANDSHAKE_PATIENCE, TlsAttempt, unix_nanos};
 pub use close_reason::CloseReason;
 pub use dial_error::{AddressError, DialError, DialStartError, DialStepError};
-pub use dialer::{DialConfig, DialTimeouts, Dialer, unix_nanos};
 pub use event::{ConnectionEvent, ConnectionId, Established, EventSender};
 pub use handle::ConnectionHandle;
 pub use identity::{BadFingerprint, Error as IdentityError, Fingerprint, Identity};

@@ -439,12 +439,13 @@ impl Chooser {
 
     /// All gateways, in the order in which a connection tries them: by tier, in it by load and
     /// chance. Those that drain, are down or failed within `avoid` come after all others, and the
-    /// one named by `last` after those. For connections that are made once, unlike the use that
-    /// [`Self::choose`] decides.
-    pub fn order(&mut self, last: Option<&str>, now: Duration) -> Vec<String> {
+    /// one named by `last` after those; a failure does not count for the gateways of `trials`. For
+    /// connections that are made once, unlike the use that [`Self::choose`] decides.
+    pub fn order(&mut self, last: Option<&str>, trials: &[String], now: Duration) -> Vec<String> {
         let avoid = self.settings.avoid;
         let rank = |m: &Member| {
             let failed = m.failed.is_some_and(|at| now.saturating_sub(at) < avoid);
+            let failed = failed && !trials.contains(&m.name);
             let avoided = failed || m.leaves_at.is_some();
             (Some(m.name.as_str()) == last, avoided, m.tier)
         };

@@ -463,18 +463,22 @@ struct Known {
 fn connections_try_the_least_loaded_first_and_what_failed_last() {
     let all = [("a", 500, 0), ("b", 200, 0), ("c", 0, 1), ("d", 900, 0)];
     let mut c = chooser(&all);
-    assert_eq!(c.order(None, START), ["b", "a", "d", "c"]);
-    assert_eq!(c.order(Some("b"), START), ["a", "d", "c", "b"]);
+    assert_eq!(c.order(None, &[], START), ["b", "a", "d", "c"]);
+    assert_eq!(c.order(Some("b"), &[], START), ["a", "d", "c", "b"]);
     c.report("b", SILENT, START);
-    assert_eq!(c.order(None, START), ["a", "d", "c", "b"]);
+    assert_eq!(c.order(None, &[], START), ["a", "d", "c", "b"]);
     c.report("a", SILENT, START);
     c.report("a", WELL, START);
     c.report("d", DRAINING, START);
-    assert_eq!(c.order(None, START), ["a", "c", "b", "d"]);
+    assert_eq!(c.order(None, &[], START), ["a", "c", "b", "d"]);
     // A failure of a minute ago says nothing about now.
-    assert_eq!(c.order(None, START + seconds(60)), ["b", "a", "c", "d"]);
+    assert_eq!(c.order(None, &["b".to_owned()], START)[0], "b", "a trial");
+    assert_eq!(
+        c.order(None, &[], START + seconds(60)),
+        ["b", "a", "c", "d"]
+    );
     many(&mut c, "b", SILENT, 3, START + seconds(60));
-    assert_eq!(c.order(None, START + seconds(60))[3], "d");
+    assert_eq!(c.order(None, &[], START + seconds(60))[3], "d");
 }
 
 #[test]
@@ -490,9 +494,9 @@ fn a_reported_load_outlives_the_list() {
     c.update(&list_of(&[("a", 500, 0), ("b", 0, 0)]), START);
     assert_eq!(c.reported_load("b"), Some(900));
     let mut other = chooser(&[("a", 500, 0), ("b", 0, 0), ("c", 300, 0)]);
-    assert_eq!(other.order(None, START), ["b", "c", "a"]);
+    assert_eq!(other.order(None, &[], START), ["b", "c", "a"]);
     other.adopt_loads(&c);
-    assert_eq!(other.order(None, START), ["a", "c", "b"]);
+    assert_eq!(other.order(None, &[], START), ["a", "c", "b"]);
     assert_eq!(other.reported_load("c"), None);
 }
 
@@ -641,7 +645,7 @@ proptest! {
             }
         }
         let last = last.to_string();
-        let order = c.order(Some(&last), START);
+        let order = c.order(Some(&last), &[], START);
         let mut sorted: Vec<usize> = order.iter().map(|n| n.parse().expect("a number")).collect();
         let rank = |n: &usize| (n.to_string() == last, all[*n].2, all[*n].1);
         prop_assert!(sorted.is_sorted_by_key(rank));

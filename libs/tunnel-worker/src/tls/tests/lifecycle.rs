@@ -98,7 +98,7 @@ fn a_dialer_names_the_error_of_each_address_and_tries_the_next() {
         socket.local_addr().expect("an address")
     };
     let mut two = dialing(refusing, fingerprint, 1);
-    two.addresses.push(at);
+    two.race = race(&[refusing, at]);
     let _dialer = tenant.dial(two);
     let failed = tenant.next();
     let ConnectionEvent::AddressFailed {
@@ -115,9 +115,9 @@ fn a_dialer_names_the_error_of_each_address_and_tries_the_next() {
     let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
     let web = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
     let mut all = dialing(refusing, fingerprint, 1);
-    all.addresses.push(silent.local_addr().expect("an address"));
-    all.addresses.push(web.local_addr().expect("an address"));
-    all.timeouts.handshake = Duration::from_secs(1);
+    let others = [&silent, &web].map(|one| one.local_addr().expect("an address"));
+    all.race = race(&[refusing, others[0], others[1]]);
+    all.patience = Duration::from_secs(1);
     spawn(move || {
         let (mut socket, _) = web.accept().expect("accept");
         let _ = socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
@@ -143,7 +143,7 @@ fn a_dialer_names_the_error_of_each_address_and_tries_the_next() {
 
     let mut bad = dialing(at, fingerprint, 1);
     bad.name = "192.0.2.1".to_owned();
-    let started = Dialer::start(bad, tenant.rings.clone(), tenant.event_sender.clone());
+    let started = TlsAttempt::start(bad, tenant.rings.clone(), tenant.event_sender.clone());
     assert!(matches!(started, Err(DialStartError::Name(_))));
 }
 

@@ -12,6 +12,7 @@ use std::{
 
 use failover::IpPrefix;
 use gateway_client::{
+    dial::{Race, RaceSettings},
     stream::{self, ALPN, EXPORTER_LABEL, LivenessFrame, MIN_DATAGRAM},
     wire::{Key, Tag},
 };
@@ -146,8 +147,8 @@ impl Owner {
         (listener, fingerprint)
     }
 
-    fn dial(&self, dialing: DialConfig) -> Dialer {
-        Dialer::start(dialing, self.rings.clone(), self.event_sender.clone()).expect("dial")
+    fn dial(&self, dialing: DialConfig) -> TlsAttempt {
+        TlsAttempt::start(dialing, self.rings.clone(), self.event_sender.clone()).expect("dial")
     }
 }
 
@@ -156,15 +157,20 @@ fn circuits(of: &[u8]) -> HashMap<CircuitId, Key> {
     circuits.collect()
 }
 
+/// Connects to these addresses, in this order.
+fn race(addresses: &[SocketAddr]) -> Race {
+    Race::new(addresses.iter().copied(), RaceSettings::default())
+}
+
 fn dialing(to: SocketAddr, fingerprint: Fingerprint, n: u8) -> DialConfig {
     DialConfig {
-        addresses: vec![to],
+        race: race(&[to]),
         name: NAME.to_owned(),
         fingerprints: vec![fingerprint],
         circuit: circuit(u64::from(n)),
         key: key(n),
         clock: Box::new(unix_nanos),
-        timeouts: DialTimeouts::default(),
+        patience: HANDSHAKE_PATIENCE,
     }
 }
 

@@ -1,5 +1,7 @@
 //! Liveness probes: answers, and the reports of an end that does not answer.
 
+use gateway_client::pool::Failure;
+
 use super::*;
 
 /// A path between the ends that can be paused and slowed down.
@@ -224,9 +226,18 @@ fn an_unresponsive_address_delays_no_other() {
     // Connections to these wait in a full queue.
     let full: Vec<_> = (0..2).map(|_| crowded()).collect();
     let mut all = dialing(full[0].0, fingerprint, 1);
-    all.addresses = vec![full[0].0, full[1].0, listener.addresses()[0]];
+    all.race = race(&[full[0].0, full[1].0, listener.addresses()[0]]);
     let begun = Instant::now();
     let _dialer = tenant.dial(all);
+    // They had their time before the third was tried, and are tried last the next time.
+    for (address, _) in &full {
+        let failed = tenant.next();
+        assert!(
+            matches!(failed, ConnectionEvent::AddressFailed { address: at, failure: Failure::Silent, .. }
+                if at == *address),
+            "{failed:?}"
+        );
+    }
     let established = tenant.established();
     let took = begun.elapsed();
     println!("the third after {} ms", took.as_millis());
@@ -234,8 +245,11 @@ fn an_unresponsive_address_delays_no_other() {
     assert!(took < Duration::from_millis(1500), "{took:?}");
     // No address answers: all time out in parallel.
     let mut none = dialing(full[0].0, fingerprint, 2);
-    none.addresses = full.iter().map(|(at, _)| *at).collect();
-    none.timeouts.connect = Duration::from_secs(1);
+    let settings = RaceSettings {
+        patience: Duration::from_secs(1),
+        ..RaceSettings::default()
+    };
+    none.race = Race::new(full.iter().map(|(at, _)| *at), settings);
     let begun = Instant::now();
     let _dialer = tenant.dial(none);
     let why = tenant.failed();
@@ -322,10 +336,11 @@ fn a_gateway_that_stalls_in_the_handshake_delays_no_other() {
     let (tenant, provider) = (Owner::new(), Owner::new());
     let (listener, fingerprint) = provider.listen(Limits::default(), false);
     // Only the kernel of this gateway answers.
-    let dead = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
+    let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
     let at = listener.addresses()[0];
-    let mut dialing = dialing(dead.local_addr().expect("an address"), fingerprint, 1);
-    dialing.addresses.push(at);
+    let dead = socket.local_addr().expect("an address");
+    let mut dialing = dialing(dead, fingerprint, 1);
+    dialing.race = race(&[dead, at]);
     let begun = Instant::now();
     let _dialer = tenant.dial(dialing);
     let established = tenant.established();

@@ -28,6 +28,7 @@ fn relay(to: SocketAddr, proxy: bool) -> (tokio::runtime::Runtime, Relay) {
             trial: PATIENCE,
         },
         proxy_from: Vec::new(),
+        names_file: None,
         access_log: None,
         desired: Desired {
             tenants: HashMap::from([("acme".into(), 10)]).into(),

@@ -1,8 +1,7 @@
 //! The tenant's end: one attempt at a connection, in a thread that goes on as the connection's.
 //!
 //! ```text
-//!   connect to the first address, 0.25 s later to the next as well, at once when one fails (RFC 8305 section 5);
-//!   with the first that TCP connects:
+//!   connect as the race decides (gateway_client::dial); with the first address that TCP connects:
 //!     TLS: the pinned certificate, the protocol ─▶ hello ─▶ answer ─▶ Established, carry ─▶ Closed
 //!        └──────── each with a deadline, cancelable ──────┘ └ it fails: the next one that is connected
 //!   all failed ─▶ Failed, with the error of each address
@@ -20,7 +19,7 @@ use std::{
 };
 
 use gateway_client::{
-    dial::{AttemptId, Race, RaceAction, RaceSettings},
+    dial::{AttemptId, Race, RaceAction},
     stream::{ALPN, hello, is_answer},
     wire::{CircuitId, Key},
 };
@@ -49,29 +48,10 @@ const HURRY: Duration = Duration::from_secs(1);
 /// connection.
 const HURRY_TIMES: u32 = 8;
 
-/// Deadlines of an attempt's steps, for each address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DialTimeouts {
-    /// For TCP to connect.
-    pub connect: Duration,
-    /// For TLS, the hello and its answer together.
-    pub handshake: Duration,
-}
-
-impl Default for DialTimeouts {
-    /// 3 s and 5 s.
-    fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(3),
-            handshake: Duration::from_secs(5),
-        }
-    }
-}
-
 /// Configuration of a dialer.
 pub struct DialConfig {
-    /// Gateways, or the listener itself, in this order.
-    pub addresses: Vec<SocketAddr>,
+    /// The connects, to gateways or to the listener itself. It has not begun.
+    pub race: Race,
     /// The server name by which a gateway finds the listener.
     pub name: String,
     /// Fingerprint of the listener's certificate.
@@ -82,9 +62,12 @@ pub struct DialConfig {
     /// Nanoseconds since 1970, each more than the last that this circuit's key was used with, also
     /// in earlier attempts. See [`unix_nanos`].
     pub clock: Box<dyn FnMut() -> u64 + Send>,
-    /// Deadlines.
-    pub timeouts: DialTimeouts,
+    /// Time for TLS, the hello and its answer together, with each address.
+    pub patience: Duration,
 }
+
+/// [`DialConfig::patience`] of a tunnel.
+pub const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The wall clock, nanoseconds since 1970.
 #[must_use]
@@ -96,12 +79,12 @@ pub fn unix_nanos() -> u64 {
 
 /// The owner's handle of an attempt. Dropping it cancels an attempt that is not yet established.
 #[derive(Debug)]
-pub struct Dialer {
+pub struct TlsAttempt {
     control: Arc<ThreadControl>,
     attempt: ConnectionId,
 }
 
-impl Dialer {
+impl TlsAttempt {
     /// Begins an attempt. Its outcome is an event: [`ConnectionEvent::Established`], then at last
     /// [`ConnectionEvent::Closed`]; or [`ConnectionEvent::Failed`].
     ///
@@ -119,6 +102,7 @@ impl Dialer {
         let config = config::client(&dial.fingerprints).map_err(DialStartError::Tls)?;
         let control = ThreadControl::new().map_err(DialStartError::Thread)?;
         let attempt = ConnectionId::next();
+        let connects = Connects::new(dial.race.clone());
         let mut thread = Thread {
             dial,
             name,
@@ -128,7 +112,7 @@ impl Dialer {
         };
         std::thread::Builder::new()
             .name("tls-dial".to_owned())
-            .spawn(move || thread.run(&rings, &events))
+            .spawn(move || thread.run(connects, &rings, &events))
             .map_err(DialStartError::Thread)?;
         Ok(Self { control, attempt })
     }
@@ -151,7 +135,7 @@ impl Dialer {
     }
 }
 
-impl Drop for Dialer {
+impl Drop for TlsAttempt {
     fn drop(&mut self) {
         self.cancel();
     }
@@ -166,17 +150,15 @@ struct Thread {
 }
 
 impl Thread {
-    fn run(&mut self, rings: &RingSetup, events: &EventSender) {
+    fn run(&mut self, mut connects: Connects, rings: &RingSetup, events: &EventSender) {
         let circuit = self.dial.circuit;
-        let addresses = std::mem::take(&mut self.dial.addresses);
-        let mut connects = Connects::new(addresses, self.dial.timeouts.connect);
         let error = loop {
             let (address, socket, took) = match connects.next(&self.control) {
                 Ok(Some(connected)) => connected,
                 Ok(None) => break DialError::Exhausted(connects.failed),
                 Err(Cancelled) => break DialError::Cancelled,
             };
-            let mut patience = self.dial.timeouts.handshake;
+            let mut patience = self.dial.patience;
             if connects.race.has_more() {
                 patience = patience.min(HURRY.max(took * HURRY_TIMES));
             }
@@ -188,7 +170,7 @@ impl Thread {
             });
             match made {
                 Ok((link, control)) => {
-                    for AddressError { address, error } in connects.failed {
+                    for AddressError { address, error } in connects.finish() {
                         events.send(ConnectionEvent::AddressFailed {
                             circuit,
                             attempt: self.attempt,
@@ -196,8 +178,6 @@ impl Thread {
                             failure: error.failure(),
                         });
                     }
-                    // The other sockets are closed.
-                    drop(connects.connecting);
                     let id = ConnectionId::next();
                     let connection = (circuit, id, address);
                     let reason =
@@ -291,22 +271,28 @@ struct Connects {
     begun: Instant,
     connecting: Vec<Connecting>,
     failed: Vec<AddressError>,
-    patience: Duration,
 }
 
 impl Connects {
-    fn new(addresses: Vec<SocketAddr>, patience: Duration) -> Self {
-        let settings = RaceSettings {
-            patience,
-            ..RaceSettings::default()
-        };
+    fn new(race: Race) -> Self {
         Self {
-            race: Race::new(addresses, settings, Duration::ZERO),
+            race,
             begun: Instant::now(),
             connecting: Vec::new(),
             failed: Vec::new(),
-            patience,
         }
+    }
+
+    /// Closes the other sockets; returns the addresses that failed, or were slower than the one
+    /// that is used.
+    fn finish(mut self) -> Vec<AddressError> {
+        let begun = self.begun.elapsed();
+        let slow = self.race.finish(begun).map(|address| {
+            let error = DialStepError::NoAnswer(begun);
+            AddressError { address, error }
+        });
+        self.failed.extend(slow);
+        self.failed
     }
 
     /// Waits for the next connected socket; `None`: all other addresses failed.
@@ -343,11 +329,9 @@ impl Connects {
                     self.failed.push(AddressError { address, error });
                 }
             },
-            RaceAction::Cancel {
-                attempt, address, ..
-            } => {
+            RaceAction::Expire { attempt, address } => {
                 self.connecting.retain(|one| one.attempt != attempt);
-                let error = DialStepError::NoAnswer(self.patience);
+                let error = DialStepError::NoAnswer(self.race.patience());
                 self.failed.push(AddressError { address, error });
             }
         }
