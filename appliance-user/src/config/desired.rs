@@ -347,6 +347,8 @@ impl Config {
 mod tests {
     use std::path::Path;
 
+    use appliance_common::limits::{MAX_NETWORKS, MAX_PEERS, MAX_TENANTS};
+
     use super::*;
 
     const LOCAL: &str = r#"
@@ -508,6 +510,67 @@ prefixes = ["10.1.0.0/24"]
             error.to_string().contains("unknown field `publik`"),
             "{error}"
         );
+    }
+
+    /// As many tenants, peers and networks as an appliance has room for.
+    #[test]
+    fn one_more_network_beside_as_many_as_fit_is_checked_fast() {
+        let local = parse(LOCAL);
+        let mut objects = Objects::default();
+        let network = |n: u32| file::Network {
+            name: String::new(),
+            tenant: format!("t{}", n % MAX_TENANTS),
+            peer: format!("p{}", n % (MAX_PEERS - 1)),
+            vni: i64::from(n) + 1,
+            interface: "eth1".to_owned(),
+            vlan: Some(format!("{}.{}", n / 2000 + 1, n % 2000 + 1)),
+            prefixes: vec![format!("10.{}.{}.0/24", n / 256, n % 256)],
+            ..seventh().objects.networks["net1"].clone()
+        };
+        for n in 0..MAX_TENANTS {
+            objects
+                .tenants
+                .insert(format!("t{n}"), file::Tenant::default());
+        }
+        for n in 0..MAX_PEERS - 1 {
+            let mut key = [1; 32];
+            key[..4].copy_from_slice(&n.to_be_bytes());
+            let mut peer = seventh().objects.peers["provider"].clone();
+            peer.public_key = Some(tunnel::PublicKey::from_bytes(key).to_string());
+            peer.address = Some(format!("198.51.{}.{}:6180", n / 250, n % 250 + 1));
+            objects.peers.insert(format!("p{n}"), peer);
+        }
+        for n in 0..MAX_NETWORKS - 1 {
+            objects.networks.insert(format!("n{n}"), network(n));
+        }
+        let begun = std::time::Instant::now();
+        let snapshot = Update::Snapshot(Snapshot {
+            revision: 1,
+            objects,
+            ..Snapshot::default()
+        });
+        let first = Desired::default().prepare(&snapshot).expect("good");
+        let config = local.with_objects(&first.objects);
+        let config = config.unwrap_or_else(|problems| panic!("{}", problems[0]));
+        let whole = begun.elapsed();
+        let delta = Update::Delta(Delta {
+            base: 1,
+            revision: 2,
+            put: Objects {
+                networks: [("one".to_owned(), network(MAX_NETWORKS - 1))].into(),
+                ..Objects::default()
+            },
+            ..Delta::default()
+        });
+        let begun = std::time::Instant::now();
+        let second = first.prepare(&delta).expect("good");
+        let config = config.with_objects(&second.objects).expect("good");
+        let one = begun.elapsed();
+        println!(
+            "{} networks: whole {whole:?}, one more {one:?}",
+            config.networks.len()
+        );
+        assert!(whole < std::time::Duration::from_secs(4), "{whole:?}");
     }
 
     #[test]

@@ -143,7 +143,7 @@ pub(super) struct Interface {
 }
 
 /// A tenant, as it is written.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tenant {
     /// Empty where the object has an ID.
