@@ -1,6 +1,7 @@
 //! Tests that assert times or rates: nothing else of the lab runs at the same time
 //! (`causeway_tests::lab_lock`).
 
+mod attackers;
 mod gateway_tunnels;
 mod handshake_flood;
 mod million;
