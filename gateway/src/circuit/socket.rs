@@ -693,6 +693,7 @@ impl Carrier {
         let summary = Summary {
             circuits: tenants.values().map(|counts| counts.circuits).sum(),
             bound: tenants.values().map(|counts| counts.bound).sum(),
+            late: 0,
             tenants,
             drops: *self.table.drops(),
             totals: Totals {

@@ -140,6 +140,7 @@ fn short_replies_have_their_exact_text() {
         bound: 2,
         revision: 3,
         load: 4,
+        stored: Some(true),
     };
     let golden = include_str!("golden/brief.json");
     assert_golden(Answer::Brief(reply.clone()), &reply, golden);

@@ -33,9 +33,9 @@ pub fn is_listened(admission: &Admission, family: u32, to: &Address, port: u32) 
             continue;
         }
         let (mut named, mut differs) = (0, 0);
-        for n in 0..4 {
-            named |= entry.address[n];
-            differs |= entry.address[n] ^ to[n];
+        for (word, wanted) in entry.address.iter().zip(to) {
+            named |= word;
+            differs |= word ^ wanted;
         }
         if named == 0 || differs == 0 {
             return true;
@@ -47,8 +47,8 @@ pub fn is_listened(admission: &Admission, family: u32, to: &Address, port: u32) 
 #[inline(always)]
 fn is_at(remote: &Remote, d: &Datagram) -> bool {
     let mut differs = u32::from(remote.port ^ d.source_port);
-    for n in 0..4 {
-        differs |= remote.address[n] ^ d.source[n];
+    for (word, wanted) in remote.address.iter().zip(&d.source) {
+        differs |= word ^ wanted;
     }
     differs == 0
 }

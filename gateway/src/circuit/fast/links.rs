@@ -283,7 +283,7 @@ impl Fast {
     #[must_use]
     pub fn is_attached(&self, interfaces: &[String]) -> bool {
         let links = lock(&self.links);
-        let is_attached = |name| {
+        let is_attached = |name: &String| {
             let mut links = links.iter();
             links.any(|link| link.name == *name && link.link.is_some())
         };

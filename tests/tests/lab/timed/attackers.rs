@@ -196,6 +196,9 @@ fn spoof(raw: &OwnedFd, from: SocketAddr, to: SocketAddr, payload: &[u8]) -> io:
     Ok(())
 }
 
+/// What an attacker does until it is stopped.
+type Attack = fn(&Attacker<'_>);
+
 /// What the honest tenant saw.
 #[derive(Debug, Default)]
 struct Honest {
@@ -302,14 +305,14 @@ fn an_honest_tenant_loses_less_than_one_per_cent_beside_each_attacker() {
     let port = b.socket.local_addr().expect("bound").port();
     let victim = SocketAddr::from((PROVIDER, port));
     let seconds = length("CAUSEWAY_ATTACK_SECONDS", 3, 180);
-    let attacks: [(&str, fn(&Attacker<'_>)); 7] = [
-        ("binds aimed at one worker", Attacker::bind_flood),
-        ("captured binds", Attacker::replays),
-        ("datagrams of an unbound source", Attacker::datagrams),
-        ("short datagrams", Attacker::short),
-        ("a clock of 2099", Attacker::clock_of_2099),
-        ("spoofed challenges", Attacker::spoofed_challenges),
-        ("hellos with the tenant's name", Attacker::hello_flood),
+    let attacks: [(&str, Attack); 7] = [
+        ("binds aimed at one worker", |a| a.bind_flood()),
+        ("captured binds", |a| a.replays()),
+        ("datagrams of an unbound source", |a| a.datagrams()),
+        ("short datagrams", |a| a.short()),
+        ("a clock of 2099", |a| a.clock_of_2099()),
+        ("spoofed challenges", |a| a.spoofed_challenges()),
+        ("hellos with the tenant's name", |a| a.hello_flood()),
     ];
     let mut failed = Vec::new();
     for (what, attack) in attacks {
