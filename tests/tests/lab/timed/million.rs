@@ -40,12 +40,15 @@ fn words(address: Ipv4Addr) -> Words {
     [0, 1, 2, 3].map(word)
 }
 
-/// The entries of a connection in the maps of flows and of mappings.
-type Entries = ([(FlowKey, Flow); 2], [(MappingKey, Mapping); 2]);
+/// Both directions of a connection, or both halves of its mapping.
+type Both<K, V> = [(K, V); 2];
 
 /// An answered UDP connection of its own endpoint to the internet: both directions, and both halves
 /// of its mapping.
-fn connection(number: u64, (zone, epoch): (u16, u32)) -> Entries {
+fn connection(
+    number: u64,
+    (zone, epoch): (u16, u32),
+) -> (Both<FlowKey, Flow>, Both<MappingKey, Mapping>) {
     let (host, port) = ((number / PORTS) as u8, (number % PORTS) as u16 + 2000);
     let (inside, outside) = (
         words(Ipv4Addr::new(10, 1, 0, 100 + host)),
