@@ -24,12 +24,18 @@ use appliance_common::{
 };
 use packet_rules::{addr::v4_mapped, ipv6};
 
+use super::pacing::RateLimiter;
+
 /// Maximum number of buffered fragments in total.
 const MAX_FRAGMENTS: usize = 4096;
 /// Maximum number of buffered fragments of one owner, so that one tenant's cannot take all places.
 const MAX_PER_OWNER: usize = 512;
 /// Maximum number of buffered fragments of one datagram: 64 KiB in fragments of 1 KiB.
 const MAX_PER_DATAGRAM: usize = 64;
+/// Fragments that are released in a second, and at once, of all owners together: each costs the
+/// control thread a run of a program, about 10 µs.
+const RELEASES: u32 = 4000;
+const RELEASE_BURST: u32 = 256;
 /// Maximum time in the buffer. A first fragment later than this is taken as lost.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// Time before the first lookup; it doubles with each lookup up to [`MAX_INTERVAL`].
@@ -53,8 +59,9 @@ struct Datagram {
 }
 
 /// Buffered fragments. See the [module](self).
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct FragmentBuffer {
+    limiter: RateLimiter,
     datagrams: BTreeMap<FlowKey, Datagram>,
     /// The next lookup of each datagram.
     lookups: BTreeSet<(Instant, FlowKey)>,
@@ -146,6 +153,23 @@ fn hash(ifindex: u32, frame: &[u8]) -> u64 {
     hasher.finish()
 }
 
+impl Default for FragmentBuffer {
+    fn default() -> Self {
+        Self {
+            limiter: RateLimiter::new(RELEASES, RELEASE_BURST),
+            datagrams: BTreeMap::new(),
+            lookups: BTreeSet::new(),
+            owned: BTreeMap::new(),
+            total: 0,
+            released_hashes: BTreeMap::new(),
+            released_order: VecDeque::new(),
+            buffered: 0,
+            released: 0,
+            dropped: 0,
+        }
+    }
+}
+
 impl FragmentBuffer {
     /// Buffers a frame received on `ifindex`, or drops it if there is no room. `owner` is the zone
     /// of the tenant that the frame counts for; zero for none.
@@ -186,11 +210,13 @@ impl FragmentBuffer {
     /// When [`FragmentBuffer::poll`] must be called next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.lookups.first().map(|(at, _)| *at)
+        let (at, _) = self.lookups.first()?;
+        let slot = self.limiter.earliest();
+        Some(slot.map_or(*at, |slot| slot.max(*at)))
     }
 
     /// Returns the frames, with their interfaces, whose first fragment `is_known` by now. Drops
-    /// frames whose time is over.
+    /// frames whose time is over. At a bounded rate; a datagram's fragments are released together.
     pub fn poll(
         &mut self,
         now: Instant,
@@ -198,6 +224,9 @@ impl FragmentBuffer {
     ) -> Vec<(u32, Vec<u8>)> {
         let mut out = Vec::new();
         while let Some((at, key)) = self.lookups.first().copied().filter(|(at, _)| *at <= now) {
+            if self.limiter.next_slot(now) > now {
+                break;
+            }
             self.lookups.remove(&(at, key));
             let Some(mut datagram) = self.datagrams.remove(&key) else {
                 continue;
@@ -206,6 +235,7 @@ impl FragmentBuffer {
             if is_known(&key) {
                 for fragment in datagram.fragments.drain(..) {
                     self.released += 1;
+                    self.limiter.reserve(now);
                     let hash = hash(fragment.ifindex, &fragment.frame);
                     self.released_hashes.insert(hash, now + TIMEOUT);
                     self.released_order.push_back((now + TIMEOUT, hash));
@@ -308,6 +338,52 @@ mod tests {
         let out = fragments.poll(at, |key| *key == key_of(2));
         assert_eq!(out, [(7, b"two".to_vec())]);
         assert_eq!((fragments.buffered, fragments.released), (2, 1));
+    }
+
+    #[test]
+    fn fragments_of_many_tenants_are_released_at_a_bounded_rate() {
+        let start = Instant::now();
+        let mut fragments = FragmentBuffer::default();
+        // Ten tenants, 100 datagrams each in ten milliseconds, whose first fragments are known.
+        let (mut released, mut now) = (0, start);
+        for step in 0..100u16 {
+            for owner in 0..10 {
+                let key = FlowKey {
+                    zone: owner,
+                    ..key_of(step)
+                };
+                let frame = [owner.to_be_bytes(), step.to_be_bytes()].concat();
+                fragments.push(now, key, owner.into(), 7, &frame);
+            }
+            released += fragments.poll(now, |_| true).len();
+            now += Duration::from_millis(10);
+        }
+        let most = RELEASE_BURST as usize + RELEASES as usize;
+        assert!((900..=1000).contains(&released), "{released}");
+        // Ten times as many.
+        let mut fragments = FragmentBuffer::default();
+        let mut released = 0;
+        for step in 0..1000u16 {
+            for owner in 0..10 {
+                let key = FlowKey {
+                    zone: owner,
+                    ..key_of(step)
+                };
+                let frame = [owner.to_be_bytes(), step.to_be_bytes()].concat();
+                fragments.push(now, key, owner.into(), 7, &frame);
+            }
+            released += fragments.poll(now, |_| true).len();
+            now += Duration::from_millis(1);
+            assert!(
+                fragments
+                    .next_deadline()
+                    .is_some_and(|at| at + TIMEOUT > now)
+            );
+        }
+        assert!(
+            (4000..=most).contains(&released),
+            "{released}, at most {most}"
+        );
     }
 
     #[test]
