@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use appliance_common::{
-    addr::{as_v4, from_ip, mapped},
+    addr::{as_v4, from_ip},
     maps::{self, Mode},
     nat::public_flags,
 };
@@ -56,21 +56,25 @@ pub(super) fn claims(
             claims.insert((port, from_ip(gateway)), true);
         }
     }
-    let uplink = snapshot.links.get(&config.uplink.interface);
-    if let Some(link) = uplink.filter(|link| link.up) {
-        let port = Port {
-            ifindex: link.ifindex,
-            outer: 0,
-            inner: 0,
-            outer_ethertype: 0,
-            mac: link.mac,
-        };
+    if let Some(port) = uplink_port(config, snapshot) {
         let public = tables.public.iter();
         for (address, _) in public.filter(|(_, p)| p.flags & public_flags::OWN == 0) {
             claims.insert((port, *address), false);
         }
     }
     claims
+}
+
+/// The uplink's port; `None` while the link is down.
+fn uplink_port(config: &Config, snapshot: &Snapshot) -> Option<Port> {
+    let link = snapshot.links.get(&config.uplink.interface)?;
+    link.up.then_some(Port {
+        ifindex: link.ifindex,
+        outer: 0,
+        inner: 0,
+        outer_ethertype: 0,
+        mac: link.mac,
+    })
 }
 
 /// The routers that are advertised, by VNI.
@@ -100,12 +104,9 @@ pub(super) fn routers(
         .collect()
 }
 
-/// Addresses of the prefix that are looked at for one that is answered for, where a network has no
-/// gateway.
-const MAX_CANDIDATES: u32 = 1024;
-
 /// The addresses with which the appliance asks on its networks, by VNI: its own there, or ones that
-/// the programs answer for in the tenant's mode, so a host may cache the sender.
+/// the programs answer for in the tenant's mode and no machine can have: hosts may remember the
+/// sender of a question, and a machine must not see its own address in it (RFC 5227 section 2.1.1).
 pub(super) fn senders(
     (config, state): (&Config, &State),
     snapshot: &Snapshot,
@@ -131,11 +132,10 @@ pub(super) fn senders(
             (Role::Tenant, Mode::Partial) => failed_over(state, network),
             (Role::Provider, Mode::Partial | Mode::Full) => {
                 let table = by_vni.get(&network.vni)?;
-                match as_v4(&table.gateway_v4).filter(|v4| *v4 != [0; 4]) {
-                    Some(gateway) => vec![gateway],
-                    None if mode == Mode::Partial => proxied(network, tables),
-                    None => Vec::new(),
-                }
+                // Without a gateway there is none: any address of the prefix may be a replica's
+                // that boots before it becomes an endpoint.
+                let gateway = as_v4(&table.gateway_v4).filter(|v4| *v4 != [0; 4]);
+                gateway.into_iter().collect()
             }
             _ => Vec::new(),
         });
@@ -150,30 +150,6 @@ fn failed_over(state: &State, network: &Network) -> Vec<[u8; 4]> {
     let endpoints = state.endpoints.get(&network.name);
     let addresses = endpoints.into_iter().flatten().copied();
     addresses.filter_map(octets).take(2).collect()
-}
-
-/// An IPv4 address of a network's prefixes for which the provider's side answers in partial
-/// failover: of a host at the production site, or of none.
-fn proxied(network: &Network, tables: &MapContents) -> Vec<[u8; 4]> {
-    let free = |address: &u32| {
-        let ip = IpAddr::V4((*address).into());
-        let key = maps::HostKey {
-            vni: network.vni,
-            address: mapped(address.to_be_bytes()),
-        };
-        let mut prefixes = network.prefixes.iter();
-        let within = prefixes.any(|p| p.contains(ip) && !p.is_network_or_broadcast(ip));
-        within && !tables.endpoints.contains_key(&key)
-    };
-    let last = |prefix: &failover::IpPrefix| match prefix.address() {
-        IpAddr::V4(v4) => Some(u32::from(v4) | u32::MAX.checked_shr(prefix.length().into())?),
-        IpAddr::V6(_) => None,
-    };
-    let candidates = network.prefixes.iter().filter_map(last);
-    let address = candidates
-        .flat_map(|last| (last.saturating_sub(MAX_CANDIDATES)..last).rev())
-        .find(free);
-    address.map(u32::to_be_bytes).into_iter().collect()
 }
 
 fn octets(address: IpAddr) -> Option<[u8; 4]> {
@@ -316,11 +292,19 @@ mod tests {
             [[Some([10, 1, 0, 1]), None], [Some([10, 2, 0, 1]), None]]
         );
         assert_eq!(v4(&with, false, &["10.1.0.10"], &snapshot), [NONE, NONE]);
-        // Without a gateway, with an address of the prefix that is not here.
+    }
+
+    #[test]
+    fn provider_side_without_a_gateway_asks_with_no_address_that_a_replica_may_have() {
         let without = config("provider", false);
         assert_eq!(
-            v4(&without, true, &["10.1.0.254"], &snapshot),
-            [[Some([10, 1, 0, 253]), None], [Some([10, 2, 0, 254]), None]]
+            v4(&without, true, &["10.1.0.10"], &snapshot(&[])),
+            [NONE, NONE]
+        );
+        let own = snapshot(&["10.1.0.5"]);
+        assert_eq!(
+            v4(&without, true, &["10.1.0.10"], &own),
+            [[Some([10, 1, 0, 5]), None], NONE]
         );
     }
 

@@ -3,11 +3,16 @@
 
 use std::time::Instant;
 
-use appliance_common::addr::to_ip;
+use appliance_common::{
+    addr::{mapped, to_ip},
+    maps::Mode,
+};
 
-use super::Daemon;
+use super::{Daemon, controller::InForce};
 use crate::{
+    config::{Network, Role},
     control::{ConflictStatus, mac_text},
+    datapath::reconcile::mode_of,
     engine::conflict::Conflict,
 };
 
@@ -73,18 +78,39 @@ impl Daemon {
     /// force.
     pub(super) fn warnings(&self) -> Vec<String> {
         let hosts = self.engines.group_macs(Instant::now());
-        hosts
-            .map(|(key, mac)| {
-                format!(
-                    "network {:?}: {} answers with the group MAC address {}, to which the \
+        let unreached = hosts.map(|(key, mac)| {
+            format!(
+                "network {:?}: {} answers with the group MAC address {}, to which the \
                      appliance sends nothing; switch the cluster from multicast to unicast mode",
-                    self.network_name(key.vni),
-                    to_ip(&key.address),
-                    mac_text(mac),
-                )
-            })
-            .chain(self.kernel_drops.warning())
-            .collect()
+                self.network_name(key.vni),
+                to_ip(&key.address),
+                mac_text(mac),
+            )
+        });
+        let warnings = unreached.chain(self.kernel_drops.warning());
+        warnings.chain(self.unasked()).collect()
+    }
+
+    /// Networks at the provider whose replicas are not asked for.
+    fn unasked(&self) -> impl Iterator<Item = String> + '_ {
+        let InForce { config, state, .. } = &self.in_force;
+        let unasked = move |network: &&Network| {
+            let sender = |port| self.engines.sender_for(&port, &mapped([0; 4]));
+            config.role == Role::Provider
+                && mode_of(state, &network.tenant) == Mode::Partial
+                && network.prefixes.iter().any(|p| p.address().is_ipv4())
+                && self
+                    .engines
+                    .port(network.vni)
+                    .is_some_and(|port| sender(port).is_none())
+        };
+        config.networks.iter().filter(unasked).map(|network| {
+            format!(
+                "network {:?} has no IPv4 gateway, so its replicas are not asked for and are \
+                 reached once they have sent: give it a `gateway`, any address that no machine has",
+                network.name
+            )
+        })
     }
 
     /// The name of a network; empty for a VNI that is not configured, as the uplink's.

@@ -21,13 +21,15 @@ const ALL_ROUTERS: Address = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]
 
 /// The multicast groups that each port listens to. `is_partial` says of a tenant whether it is in
 /// partial failover, `endpoints` are the failed-over addresses of such tenants, `claims` the
-/// addresses that are the appliance's own, and `port` finds a network's port.
+/// addresses that are the appliance's own, and `port` finds a network's port. On the ports
+/// `checked`, owners of addresses are asked for, and may answer to all nodes.
 pub(super) fn wanted(
     config: &Config,
     is_partial: impl Fn(&str) -> bool,
     endpoints: &BTreeSet<HostKey>,
     claims: &Claims,
     port: impl Fn(u32) -> Option<Port>,
+    checked: impl IntoIterator<Item = Port>,
 ) -> BTreeMap<Port, Groups> {
     let mut ports: BTreeMap<Port, Groups> = BTreeMap::new();
     let has_ipv6 = |n: &crate::config::Network| n.prefixes.iter().any(|p| p.address().is_ipv6());
@@ -65,6 +67,9 @@ pub(super) fn wanted(
         if *router {
             addresses.insert(ALL_ROUTERS);
         }
+    }
+    for port in checked {
+        ports.entry(port).or_default().addresses.insert(ALL_NODES);
     }
     ports
 }
@@ -135,7 +140,8 @@ gateway = ["10.1.0.1", "2001:db8:1::1"]
     fn of(role: &str, partial: bool, endpoints: &[&str], claims: &Claims) -> Option<Groups> {
         let endpoints = endpoints.iter().map(|e| host(e)).collect();
         let config = config(role);
-        let mut ports = wanted(&config, |_| partial, &endpoints, claims, |_| Some(PORT));
+        let port = |_| Some(PORT);
+        let mut ports = wanted(&config, |_| partial, &endpoints, claims, port, []);
         ports.remove(&PORT)
     }
 
@@ -157,6 +163,14 @@ gateway = ["10.1.0.1", "2001:db8:1::1"]
         assert!(groups.all);
         let wanted = ["ff02::1", "ff02::1:ff00:1"].map(group);
         assert_eq!(groups.addresses, BTreeSet::from(wanted));
+    }
+
+    #[test]
+    fn owners_that_answer_to_all_nodes_are_heard_while_they_are_asked_for() {
+        let (config, none) = (config("provider"), BTreeSet::new());
+        let port = |_| Some(PORT);
+        let ports = wanted(&config, |_| false, &none, &Claims::new(), port, [PORT]);
+        assert_eq!(ports[&PORT].addresses, BTreeSet::from([ALL_NODES]));
     }
 
     #[test]

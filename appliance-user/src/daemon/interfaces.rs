@@ -308,6 +308,7 @@ impl Interfaces {
         }
         self.set_groups(groups, all);
         let reported = ports.iter().map(|(p, of)| (*p, groups::reported(of)));
+        let reported = reported.filter(|(_, of)| of.all || !of.addresses.is_empty());
         self.reporter.set(now, &reported.collect());
     }
 

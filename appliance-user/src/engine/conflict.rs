@@ -198,6 +198,11 @@ impl ConflictTable {
         self.deadlines.insert((now, place));
     }
 
+    /// Sets the time after which a silent conflict is over.
+    pub const fn set_quiet(&mut self, quiet: Duration) {
+        self.settings.quiet = quiet;
+    }
+
     /// Ends the conflicts about addresses that are not the appliance's any more.
     pub fn retain(&mut self, is_ours: impl Fn(&Place) -> bool) {
         let gone: Vec<Place> = self.conflicts.keys().copied().collect();
@@ -447,7 +452,7 @@ mod tests {
             "{outputs:?}"
         );
         // Room again once they have ended.
-        table.keep(|place| place.0 != PORT);
+        table.retain(|place| place.0 != PORT);
         poll_all(&mut table, now);
         table.claimed(now, place(7), 1001, OTHER, false);
         assert_eq!(table.conflicts().count(), 2);

@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use appliance_common::addr::Address;
+use appliance_common::addr::{Address, as_v4};
 
 use super::neighbour::question;
 use super::pacing::RateLimiter;
@@ -91,6 +91,12 @@ impl TakeoverCheck {
             next_at: now,
             done: false,
         }
+    }
+
+    /// The ports of IPv6 addresses.
+    pub fn ports_v6(&self) -> impl Iterator<Item = Port> + '_ {
+        let v6 = self.targets.keys().filter(|(_, a)| as_v4(a).is_none());
+        v6.map(|(port, _)| *port)
     }
 
     /// A host at `mac` uses `address` on the port with this interface and these tags.

@@ -381,9 +381,11 @@ impl Daemon {
         let senders = claims::senders((config, state), &self.snapshot, tables);
         self.engines.set_senders(now, &senders);
         let v4 = self.uplink_sender(true).and_then(|a| as_v4(&a));
+        // Answers to a question with our IPv6 address go to the kernel, and those to a probe to all
+        // nodes, which the program sees.
         let outside = Senders {
             v4: [v4, None],
-            v6: self.uplink_sender(false),
+            v6: None,
         };
         let outside = self.uplink_index().map(|ifindex| (ifindex, outside));
         self.engines.set_outside_senders(outside);
@@ -395,6 +397,14 @@ impl Daemon {
         let InForce { config, state, .. } = &self.in_force;
         let claims = claims::claims((config, state), &self.snapshot, &self.engines, tables);
         self.engines.set_claims(now, claims);
+        self.update_groups(now);
+        let routers = claims::routers(&self.in_force, &self.snapshot, &self.engines);
+        self.engines.set_routers(now, routers);
+        self.watch_paths();
+    }
+
+    /// Has the ports listen to the groups that they need.
+    pub(super) fn update_groups(&mut self, now: Instant) {
         let InForce { config, state, .. } = &self.in_force;
         let groups = groups::wanted(
             config,
@@ -402,11 +412,9 @@ impl Daemon {
             &self.in_force.endpoints(),
             self.engines.claims(),
             |vni| self.engines.port(vni),
+            self.engines.checked_ports(),
         );
         self.interfaces.listen(now, &groups, &self.snapshot);
-        let routers = claims::routers(&self.in_force, &self.snapshot, &self.engines);
-        self.engines.set_routers(now, routers);
-        self.watch_paths();
     }
 
     /// The addresses of this appliance, as the kernel and the configuration have them.

@@ -42,13 +42,16 @@ use crate::{
 const MAX_SILENT_ROUNDS: usize = 20_000;
 /// Neighbour entries whose flags are read at a time.
 const SWEEP: usize = 8192;
-/// How long a machine that went back to production is looked for, so that its neighbours' caches
-/// can be corrected.
+/// How long a machine that went back to production is looked for, and its MAC address announced
+/// again and again, so that its neighbours' caches are corrected.
 const CORRECTION_TIMEOUT: Duration = Duration::from_secs(600);
 /// Interval in which each of our addresses is probed once for another owner; longer with many
 /// addresses.
 const CLAIM_CHECK_ROUND: Duration = Duration::from_secs(30);
-/// Replicas that get a unicast announcement of a returned address; more get a broadcast.
+/// Time without a claim after which a conflict is over, in rounds: a machine that is silent but for
+/// its answers, and misses a question, is no new conflict.
+const QUIET_ROUNDS: u32 = 3;
+/// Replicas that are told of a returned address one by one; more are told by broadcast.
 const MAX_RECEIVERS: usize = 64;
 /// Shortest time between two such probes.
 const CLAIM_CHECK_PAUSE: Duration = Duration::from_millis(20);
@@ -113,6 +116,15 @@ impl slow_path::Lookup for Lookup<'_> {
     }
 }
 
+/// A machine that went back to production.
+#[derive(Clone, Copy, Debug)]
+struct Correction {
+    /// Until when it is looked for and announced.
+    until: Instant,
+    /// Its MAC address that is announced, once it is known.
+    mac: Option<[u8; 6]>,
+}
+
 /// The engines. Poll until `None` after every other call, and when `next_deadline` has come.
 pub(super) struct Engines {
     neighbours: NeighbourTable,
@@ -128,12 +140,13 @@ pub(super) struct Engines {
     takeover: Option<TakeoverCheck>,
     /// The last claim that was probed for another owner, and the time of the next probe.
     asked_claim: Option<(Port, Address)>,
+    /// New claims: asked for first.
+    new_claims: VecDeque<(Port, Address)>,
     next_claim_check: Option<Instant>,
     /// The addresses with which hosts are asked for, by port.
     senders: BTreeMap<Port, Senders>,
-    /// Addresses that went back to production, and until when their machine is looked for: its MAC
-    /// address is announced once it is known.
-    corrections: BTreeMap<HostKey, Instant>,
+    /// Addresses that went back to production.
+    corrections: BTreeMap<HostKey, Correction>,
     /// Index of the uplink, and the addresses with which the appliance asks there.
     outside_senders: Option<(u32, Senders)>,
     /// Replicas whose MAC address is announced once it is known.
@@ -158,6 +171,7 @@ impl Engines {
             conflicts: ConflictTable::new(conflict::Settings::default()),
             takeover: None,
             asked_claim: None,
+            new_claims: VecDeque::new(),
             next_claim_check: None,
             senders: BTreeMap::new(),
             corrections: BTreeMap::new(),
@@ -263,17 +277,16 @@ impl Engines {
     /// Asks whether another machine has an address of ours, of one claim after the other. A machine
     /// that is silent on the wire is found this way: its answer is reported as a claim.
     fn check_next_claim(&mut self, now: Instant) {
-        let after = self.asked_claim.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut range = self.claims.range((after, Bound::Unbounded));
-        let next = range.next().or_else(|| self.claims.iter().next());
-        let next = next.map(|(claim, _)| *claim);
-        self.asked_claim = next;
-        let Some((port, address)) = next else {
+        let Some((port, address)) = self.next_claim() else {
             self.next_claim_check = None;
             return;
         };
-        let count = self.claims.len().try_into().unwrap_or(u32::MAX);
-        let pause = (CLAIM_CHECK_ROUND / count).max(CLAIM_CHECK_PAUSE);
+        let pause = if self.new_claims.is_empty() {
+            let count = self.claims.len().try_into().unwrap_or(u32::MAX);
+            (CLAIM_CHECK_ROUND / count).max(CLAIM_CHECK_PAUSE)
+        } else {
+            CLAIM_CHECK_PAUSE
+        };
         self.next_claim_check = Some(now + pause);
         let of_port = |(ifindex, senders): &(u32, Senders)| {
             (*ifindex == port.ifindex && port.outer == 0).then_some(*senders)
@@ -290,12 +303,30 @@ impl Engines {
         self.ready.push_back(Output::Send { ifindex, frame });
     }
 
+    /// The claim to ask for next: a new one, or the one after the last.
+    fn next_claim(&mut self) -> Option<(Port, Address)> {
+        while let Some(claim) = self.new_claims.pop_front() {
+            if self.claims.contains_key(&claim) {
+                return Some(claim);
+            }
+        }
+        let after = self.asked_claim.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut range = self.claims.range((after, Bound::Unbounded));
+        let next = range.next().or_else(|| self.claims.iter().next());
+        self.asked_claim = next.map(|(claim, _)| *claim);
+        self.asked_claim
+    }
+
     fn act(&mut self, now: Instant, action: Action) {
         match action {
             Action::Send { ifindex, frame } => {
                 self.ready.push_back(Output::Send { ifindex, frame });
             }
             Action::Install { key, neighbour } => {
+                // It moved to another MAC address: the former must not be announced again.
+                if self.corrections.get(&key).is_some_and(|c| c.mac.is_some()) {
+                    self.correct(now, key, neighbour.mac());
+                }
                 self.ready
                     .push_back(Output::InstallNeighbour { key, neighbour });
             }
@@ -305,17 +336,9 @@ impl Engines {
             Action::Remove { key } => self.ready.push_back(Output::RemoveNeighbour { key }),
             Action::Resolved { key, neighbour } => {
                 self.slow_path.resolved(now, key, &neighbour);
-                let corrected = self.corrections.remove(&key).is_some();
-                if corrected || self.awaited_replicas.remove(&key) {
-                    tracing::debug!(
-                        address = %to_ip(&key.address),
-                        vni = key.vni,
-                        "announcing the machine's MAC address"
-                    );
-                    self.announce(now, key, Some(neighbour.mac()));
-                }
-                if corrected {
-                    self.neighbours.stop_keeping(now, key);
+                self.correct(now, key, neighbour.mac());
+                if self.awaited_replicas.remove(&key) {
+                    self.announce(now, key, neighbour.mac(), false);
                 }
             }
             Action::Failed { key } => self.slow_path.failed(now, key),
@@ -518,7 +541,9 @@ impl Engines {
         self.cancel_announcement(key);
         match role {
             Role::Tenant => {
-                self.corrections.insert(key, now + CORRECTION_TIMEOUT);
+                let until = now + CORRECTION_TIMEOUT;
+                self.corrections
+                    .insert(key, Correction { until, mac: None });
                 self.neighbours.retain_resolved(now, key);
             }
             Role::Provider => {
@@ -566,16 +591,31 @@ impl Engines {
         }
     }
 
-    /// Ends the search for machines that did not come back in time.
+    /// A machine that went back to production is at `mac`: announces that for as long as it would
+    /// have been looked for. Nothing for another host, or if that is announced already.
+    fn correct(&mut self, now: Instant, key: HostKey, mac: [u8; 6]) {
+        let Some(correction) = self.corrections.get_mut(&key) else {
+            return;
+        };
+        if correction.mac != Some(mac) {
+            *correction = Correction {
+                until: now + CORRECTION_TIMEOUT,
+                mac: Some(mac),
+            };
+            self.announce(now, key, mac, true);
+        }
+    }
+
+    /// Ends the search for machines that did not come back in time, and the announcements of those
+    /// that did.
     pub fn expire_corrections(&mut self, now: Instant) {
-        let neighbours = &mut self.neighbours;
-        self.corrections.retain(|key, until| {
-            let keep = now < *until;
-            if !keep {
-                neighbours.stop_keeping(now, *key);
-            }
-            keep
-        });
+        let over = |(key, c): (&HostKey, &Correction)| (c.until <= now).then_some(*key);
+        let over: Vec<HostKey> = self.corrections.iter().filter_map(over).collect();
+        for key in over {
+            self.corrections.remove(&key);
+            self.cancel_announcement(key);
+            self.neighbours.stop_keeping(now, key);
+        }
     }
 
     /// Sets the addresses that are the appliance's own on the wire. New ones are announced, and
@@ -601,15 +641,30 @@ impl Engines {
             }
         }
         self.conflicts.retain(|place| claims.contains_key(place));
-        if self.claims.is_empty() && !claims.is_empty() {
-            self.next_claim_check = Some(now + CLAIM_CHECK_PAUSE);
+        self.new_claims.retain(|claim| claims.contains_key(claim));
+        let new = claims.keys().filter(|c| !self.claims.contains_key(c));
+        self.new_claims.extend(new.copied());
+        if !self.new_claims.is_empty() {
+            let soon = now + CLAIM_CHECK_PAUSE;
+            let next = self.next_claim_check.map_or(soon, |at| at.min(soon));
+            self.next_claim_check = Some(next);
         }
+        let count = claims.len().try_into().unwrap_or(u32::MAX);
+        let round = (CLAIM_CHECK_PAUSE * count).max(CLAIM_CHECK_ROUND);
+        let quiet = conflict::Settings::default().quiet;
+        self.conflicts.set_quiet(quiet.max(round * QUIET_ROUNDS));
         self.claims = claims;
     }
 
     /// Asks whether addresses have owners; [`Output::TakeoverChecked`] follows.
     pub fn check_takeover(&mut self, now: Instant, targets: Vec<Target>) {
         self.takeover = Some(TakeoverCheck::new(now, targets));
+    }
+
+    /// The ports on which owners of IPv6 addresses are asked for.
+    pub fn checked_ports(&self) -> impl Iterator<Item = Port> + '_ {
+        let checks = self.takeover.iter();
+        checks.flat_map(TakeoverCheck::ports_v6)
     }
 
     /// A host has an address, on the port with this interface and these tags.
@@ -712,17 +767,22 @@ impl Engines {
         .collect()
     }
 
-    /// Tells the hosts of a network where an address is: at `mac`, or at the appliance.
-    fn announce(&mut self, now: Instant, key: HostKey, mac: Option<[u8; 6]>) {
+    /// Tells the hosts of a network that an address is at `mac`; `is_periodic`: again and again.
+    fn announce(&mut self, now: Instant, key: HostKey, mac: [u8; 6], is_periodic: bool) {
         let Some(port) = self.port(key.vni) else {
             return;
         };
+        tracing::debug!(
+            address = %to_ip(&key.address),
+            vni = key.vni,
+            "announcing the machine's MAC address"
+        );
         let announcement = Announcement {
             address: key.address,
-            mac: mac.unwrap_or(port.mac),
+            mac,
             port,
             router: false,
-            is_periodic: false,
+            is_periodic,
         };
         self.announcer.announce(now, announcement);
     }

@@ -154,6 +154,84 @@ fn machines_with_a_claimed_address_are_asked_for_with_another_address() {
 }
 
 #[test]
+fn new_claims_are_asked_for_first_and_silent_conflicts_of_many_claims_last() {
+    let now = Instant::now();
+    let mut engines = engines(now);
+    let many = |count: u16| -> Claims {
+        let address = |n: u16| {
+            let [high, low] = n.to_be_bytes();
+            appliance_common::addr::mapped([10, 9, high, low])
+        };
+        (0..count).map(|n| ((PORT, address(n)), false)).collect()
+    };
+    engines.set_claims(now, many(10_000));
+    let mut later = now;
+    while later < now + Duration::from_secs(300) {
+        later += Duration::from_millis(20);
+        while engines.poll(later).is_some() {}
+    }
+    let mut claims = many(10_000);
+    claims.insert((PORT, key().address), false);
+    engines.set_claims(later, claims.clone());
+    let asks = |frame: &Vec<u8>| frame[38..42] == [10, 1, 0, 10] && sender(frame).1[3] == 1;
+    later += Duration::from_millis(50);
+    assert!(frames(&mut engines, later).iter().any(asks), "at once");
+    // A round takes 200 seconds; a machine that only answers is one conflict all the time.
+    engines.receive(later, &claim_event(REPLICA_MAC));
+    assert_eq!(conflicts_begun(&mut engines, later), 1);
+    later += Duration::from_secs(201);
+    while let Some(output) = engines.poll(later) {
+        assert!(!matches!(output, Output::ConflictEnded(_)));
+    }
+    engines.receive(later, &claim_event(REPLICA_MAC));
+    assert_eq!(conflicts_begun(&mut engines, later), 0);
+}
+
+#[test]
+fn a_machine_back_in_production_is_announced_for_ten_minutes_where_it_is() {
+    let now = Instant::now();
+    let later = |seconds| now + Duration::from_secs(seconds);
+    let mut engines = engines(now);
+    engines.endpoint_removed(now, Role::Tenant, key(), false);
+    frames(&mut engines, now);
+    let speaks = |mac| NeighbourEvent {
+        kind: NeighbourEventKind::Announcement as u16,
+        ..claim_event(mac)
+    };
+    engines.receive(now, &speaks(REPLICA_MAC));
+    // By minute, the MAC addresses that are announced.
+    let mut announced = vec![BTreeSet::new(); 12];
+    for second in 0..720 {
+        if second == 310 {
+            // The cluster's address moves to another machine.
+            engines.receive(later(second), &speaks([2, 0, 0, 0, 0, 8]));
+        }
+        engines.expire_corrections(later(second));
+        for frame in frames(&mut engines, later(second)) {
+            if sender(&frame).1 == [10, 1, 0, 10] {
+                announced[second as usize / 60].insert(sender(&frame).0);
+            }
+        }
+    }
+    for (minute, macs) in announced.iter().enumerate() {
+        let want: &[[u8; 6]] = match minute {
+            0..5 => &[REPLICA_MAC],
+            // The first seconds of the sixth, at most.
+            5 => &[[2, 0, 0, 0, 0, 8], REPLICA_MAC],
+            6.. => &[[2, 0, 0, 0, 0, 8]],
+        };
+        assert!(!macs.is_empty(), "minute {minute}");
+        assert!(
+            macs.iter().all(|mac| want.contains(mac)),
+            "{minute}: {macs:?}"
+        );
+    }
+    // The second machine's ten minutes end.
+    engines.expire_corrections(later(911));
+    assert_eq!(engines.announcer.pending(), 0);
+}
+
+#[test]
 fn claim_that_outlives_a_mode_is_announced_in_the_new_one() {
     let now = Instant::now();
     let mut engines = engines(now);
