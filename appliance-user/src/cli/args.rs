@@ -123,13 +123,15 @@ pub struct ModeArgs {
     /// Failover plan file. Reapplying the active plan applies and prints the differences.
     #[arg(long)]
     pub plan: Option<PathBuf>,
-    /// End a running partial failover for the full failover, and do not ask whether the addresses
-    /// to take over are in use.
+    /// End a running partial failover for the full failover.
     #[arg(long)]
     pub force: bool,
     /// Turn the running partial failover into the full failover; its addresses stay failed over.
     #[arg(long, conflicts_with = "force")]
     pub promote: bool,
+    /// Take addresses over in spite of an owner: do not ask whether they are in use.
+    #[arg(long)]
+    pub take_over: bool,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
@@ -239,9 +241,9 @@ pub enum RuleCommand {
         /// File with a `[[rule]]` for each rule.
         #[arg(long, conflicts_with_all = ["name", "line", "allow", "description"])]
         file: Option<PathBuf>,
-        /// Do not ask whether new public addresses are in use.
+        /// Take new public addresses over in spite of an owner: do not ask whether they are in use.
         #[arg(long)]
-        force: bool,
+        take_over: bool,
     },
     /// Remove rules, all or none.
     Remove {

@@ -175,6 +175,7 @@ fn mode(client: &Client, args: ModeArgs) -> anyhow::Result<()> {
         plan: args.plan.as_deref().map(read).transpose()?,
         force: args.force,
         promote: args.promote,
+        take_over: args.take_over,
     })?;
     print(&modes, args.json, |modes| render::modes(modes))
 }
@@ -217,7 +218,7 @@ fn rule(client: &Client, command: RuleCommand) -> anyhow::Result<()> {
             allow,
             description,
             file,
-            force,
+            take_over,
         } => {
             let rules = match (file, name, line) {
                 (Some(file), _, _) => rules_of(&file)?,
@@ -229,7 +230,7 @@ fn rule(client: &Client, command: RuleCommand) -> anyhow::Result<()> {
             let reply: RulesAdded = client.ask(&Request::RuleAdd {
                 tenant,
                 rules,
-                force,
+                take_over,
             })?;
             outln!("{} added", reply.added.len());
         }

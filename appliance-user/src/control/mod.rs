@@ -67,6 +67,9 @@ pub enum Request {
         /// Turn the partial failover into the full one.
         #[serde(default)]
         promote: bool,
+        /// Do not ask whether the addresses to take over are in use.
+        #[serde(default)]
+        take_over: bool,
     },
     /// Show or switch maintenance, in which new failovers are refused.
     Maintenance {
@@ -81,7 +84,7 @@ pub enum Request {
         rules: Vec<Rule>,
         /// Do not ask whether new public addresses are in use.
         #[serde(default)]
-        force: bool,
+        take_over: bool,
     },
     /// Remove public IP rules.
     RuleRemove {
@@ -501,6 +504,8 @@ mod tests {
                 "internal_ip":"10.1.0.10"}]}"#,
         )
         .expect("documented form");
-        assert!(matches!(rules, Request::RuleAdd { rules, force: false, .. } if rules.len() == 1));
+        assert!(
+            matches!(rules, Request::RuleAdd { rules, take_over: false, .. } if rules.len() == 1)
+        );
     }
 }

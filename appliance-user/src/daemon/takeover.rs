@@ -2,7 +2,7 @@
 //! carries the request out, or refuses it with the owner's MAC address.
 //!
 //! ```text
-//!   request ─▶ newly claimed addresses? ─ none, or --force ─▶ carried out
+//!   request ─▶ newly claimed addresses? ─ none, or --take-over ─▶ carried out
 //!                └─▶ Engines: TakeoverCheck ─▶ owners? ─ none ─▶ carried out
 //!                                                └─────────────▶ refused
 //! ```
@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use appliance_common::{
     addr::{as_v4, from_ip, to_ip},
+    maps::Mode,
     wire::{ETHERTYPE_ARP, ETHERTYPE_IPV6},
 };
 use failover::RuleChange;
@@ -21,6 +22,7 @@ use super::{
 };
 use crate::{
     control::{Answer, Refusal, Request, mac_text},
+    datapath::reconcile::mode_of,
     engine::takeover::{Owner, Target},
     frame,
     kernel::raw_socket::PacketSocket,
@@ -49,10 +51,10 @@ impl Daemon {
         request: Request,
         responder: Responder<Answer>,
     ) -> Option<(Request, Responder<Answer>)> {
-        let Some(state) = self.proposed_state(&request) else {
+        let Some((state, turned)) = self.proposed_state(&request) else {
             return Some((request, responder));
         };
-        let targets = self.takeover_targets(&state);
+        let targets = self.takeover_targets(&state, turned.as_deref());
         if targets.is_empty() {
             return Some((request, responder));
         }
@@ -77,7 +79,9 @@ impl Daemon {
                 }
             }
         }
-        self.engines.check_takeover(Instant::now(), targets);
+        let now = Instant::now();
+        self.engines.check_takeover(now, targets);
+        self.update_groups(now);
         self.takeover = Some(Takeover {
             request,
             responder,
@@ -117,6 +121,7 @@ impl Daemon {
             self.carry_out(request, responder);
             return;
         }
+        self.update_groups(Instant::now());
         let refusal = self.in_use(owners);
         tracing::warn!(
             reason = refusal.message,
@@ -149,35 +154,41 @@ impl Daemon {
             "conflict",
             format!(
                 "addresses to take over are in use: {}{more}; switch the owner off, or take the \
-                 addresses over in spite of it with --force; nothing was changed",
+                 addresses over in spite of it with --take-over; nothing was changed",
                 named.join(", ")
             ),
         )
     }
 
-    /// The state that a request proposes, where it may take addresses over. `None` also where it
-    /// will be refused.
-    fn proposed_state(&self, request: &Request) -> Option<State> {
+    /// The state that a request proposes, where it may take addresses over, and the tenant whose
+    /// partial failover it turns into a full one. `None` also where it will be refused.
+    fn proposed_state(&self, request: &Request) -> Option<(State, Option<String>)> {
+        let mut turned = None;
         let mut state = match request {
             Request::Mode {
                 tenant,
                 mode: Some(mode),
                 plan,
-                force: false,
+                force,
                 promote,
+                take_over: false,
             } if mode == "full" => {
                 let tenant = self.one_tenant(tenant.as_deref()).ok()?;
                 let options = SwitchOptions {
                     plan: plan.clone(),
-                    force: false,
+                    force: *force,
                     promote: *promote,
                 };
-                self.propose_switch(&tenant, mode, &options).ok()?.state
+                let state = self.propose_switch(&tenant, mode, &options).ok()?.state;
+                if mode_of(&self.in_force.state, &tenant) == Mode::Partial {
+                    turned = Some(tenant);
+                }
+                state
             }
             Request::RuleAdd {
                 tenant,
                 rules,
-                force: false,
+                take_over: false,
             } => {
                 let tenant = self.one_tenant(tenant.as_deref()).ok()?;
                 let changes = rules.iter().cloned().map(RuleChange::Add).collect();
@@ -186,21 +197,30 @@ impl Daemon {
             _ => return None,
         };
         assign_slots(&self.in_force.config, &mut state);
-        Some(state)
+        Some((state, turned))
     }
 
-    /// The addresses that a state claims and the present one does not.
-    fn takeover_targets(&self, state: &State) -> Vec<Target> {
+    /// The addresses that a state claims and the present one does not, and the gateways of the
+    /// tenant `turned`: in partial failover they are claimed while their router is at the
+    /// production site.
+    fn takeover_targets(&self, state: &State, turned: Option<&str>) -> Vec<Target> {
         let config = &self.in_force.config;
         let tables = self.wanted(config, state);
         let (snapshot, engines) = (&self.snapshot, &self.engines);
         let wanted: Claims = claims::claims((config, state), snapshot, engines, &tables);
         let held = self.engines.claims();
         let uplink = self.uplink_index();
+        let of_turned = |port| {
+            let networks = config.networks.iter();
+            let mut networks = networks.filter(|n| Some(n.tenant.as_str()) == turned);
+            networks.any(|n| engines.port(n.vni) == Some(port))
+        };
         wanted
-            .into_keys()
-            .filter(|claim| !held.contains_key(claim))
-            .map(|(port, address)| Target {
+            .into_iter()
+            .filter(|((port, address), router)| {
+                !held.contains_key(&(*port, *address)) || (*router && of_turned(*port))
+            })
+            .map(|((port, address), _)| Target {
                 port,
                 address,
                 sender: if Some(port.ifindex) == uplink && port.outer == 0 {

@@ -296,7 +296,7 @@ fn owners_of_addresses_are_found_and_wrong_neighbours_of_the_uplink_are_replaced
         ip_on(host, "add", address);
         let refusal = site.mode_full("acme").expect_err("an owner").to_string();
         println!("{refusal}");
-        for part in [what, mac.as_str(), "--force"] {
+        for part in [what, mac.as_str(), "--take-over"] {
             assert!(refusal.contains(part), "{part} is not in: {refusal}");
         }
         ip_on(host, "del", address);
@@ -310,7 +310,7 @@ fn owners_of_addresses_are_found_and_wrong_neighbours_of_the_uplink_are_replaced
     let line = "203.0.113.25:8080/tcp -> 10.1.0.10:8080";
     let add = ["rule", "add", "--tenant", "acme", "spare", line];
     let refused = handle.cli(&add).unwrap_or_else(|e| panic!("{e}"));
-    for part in ["203.0.113.25", edge.as_str(), "--force"] {
+    for part in ["203.0.113.25", edge.as_str(), "--take-over"] {
         assert!(
             !refused.ok() && refused.stderr.contains(part),
             "{refused:?}"
@@ -320,12 +320,33 @@ fn owners_of_addresses_are_found_and_wrong_neighbours_of_the_uplink_are_replaced
         .must(&["rule", "list"])
         .unwrap_or_else(|e| panic!("{e}"));
     assert!(!rules.contains("spare"), "{rules}");
-    let forced = [&add[..], &["--force"]].concat();
+    let forced = [&add[..], &["--take-over"]].concat();
     handle.must(&forced).unwrap_or_else(|e| panic!("{e}"));
     let rules = handle
         .must(&["rule", "list"])
         .unwrap_or_else(|e| panic!("{e}"));
     assert!(rules.contains("spare"), "{rules}");
+    // Their owner, and one of a gateway's address, only answer, and are named all the same.
+    ip_on("replica-b", "add", gateway);
+    let until = Instant::now() + Duration::from_secs(40);
+    for (address, mac) in [
+        ("203.0.113.25", &edge),
+        ("10.1.0.1", &site.mac("replica-b", "eth0")),
+    ] {
+        let named = |conflicts: &serde_json::Value| {
+            let mut all = conflicts.as_array().into_iter().flatten();
+            all.any(|c| c["address"] == address && c["mac"] == mac.as_str())
+        };
+        loop {
+            let conflicts = site.status(PROVIDER)["conflicts"].clone();
+            if named(&conflicts) {
+                break;
+            }
+            assert!(Instant::now() < until, "{address} at {mac}: {conflicts}");
+            thread::sleep(Duration::from_millis(200));
+        }
+    }
+    ip_on("replica-b", "del", gateway);
     ip_on("edge", "del", spare);
 
     // Another neighbour of the uplink than the default router, whose MAC address changes.

@@ -61,6 +61,7 @@ impl Daemon {
                 plan,
                 force,
                 promote,
+                take_over: _,
             } => {
                 let options = SwitchOptions {
                     plan,
