@@ -24,6 +24,7 @@ mod error;
 mod lease;
 mod memory;
 mod sqlite;
+mod transfer;
 mod watch;
 
 use std::time::Duration;
@@ -34,6 +35,7 @@ pub use error::{CommitError, Error, ReadError};
 pub use lease::{Campaign, Fence};
 pub use memory::Memory;
 pub use sqlite::{Backup, Options, Sqlite, give, restore};
+pub use transfer::{Export, FormatError, IMPORT, ImportError, is_unfinished};
 pub use watch::Watch;
 
 use tokio::sync::watch::Receiver;

@@ -24,6 +24,12 @@ impl<S: Store> Watch<S> {
         }
     }
 
+    /// The commit up to which the changes were read.
+    #[must_use]
+    pub const fn after(&self) -> Revision {
+        self.after
+    }
+
     /// Waits for the next changes, at least one. Cancel-safe.
     ///
     /// # Errors

@@ -110,7 +110,7 @@ fn refuse_existing(path: &Path) -> Result<(), Error> {
 }
 
 /// Creates an empty file beside `to`, for its owner alone. It gets the name `to` when it is whole.
-fn new_file(to: &Path) -> Result<PathBuf, Error> {
+pub(crate) fn new_file(to: &Path) -> Result<PathBuf, Error> {
     refuse_existing(to)?;
     let part = beside(to, ".part");
     // Those of a process that was killed: SQLite would take them for the new file's.
@@ -143,7 +143,7 @@ fn remove(part: &Path) {
 }
 
 /// Writes a whole file to the disk and gives it its name, unless there is a file of that name.
-fn publish(part: &Path, to: &Path) -> Result<(), Error> {
+pub(crate) fn publish(part: &Path, to: &Path) -> Result<(), Error> {
     let sync = |path: &Path| File::open(path)?.sync_all();
     sync(part).map_err(|source| file_error("write", part, source))?;
     fs::hard_link(part, to).map_err(|source| file_error("create", to, source))?;

@@ -5,10 +5,12 @@
 //!                          │ all commits that wait ─▶ BEGIN IMMEDIATE … COMMIT ─▶ fsync ─▶ answers
 //!                          │ snapshot, changes: between two such transactions
 //!                          └ after each: up to TRIM old rows of the log are deleted
+//!   log ─▶ a thread of its own, which copies it into the file (checkpoint.rs)
 //!   backup ─▶ a connection of its own, which reads one snapshot of the write-ahead log (backup.rs)
 //! ```
 
 mod backup;
+mod checkpoint;
 mod schema;
 mod writer;
 
@@ -25,6 +27,7 @@ use std::{
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use backup::{Backup, restore};
+pub(crate) use backup::{new_file, publish};
 
 use crate::{
     Campaign, Changes, Clock, CommitError, Error, Fence, ReadError, Revision, Snapshot, Store,
@@ -185,7 +188,7 @@ impl Store for Sqlite {
     }
 }
 
-fn file_error(operation: &'static str, path: &Path, source: io::Error) -> Error {
+pub(crate) fn file_error(operation: &'static str, path: &Path, source: io::Error) -> Error {
     Error::File {
         operation,
         path: path.to_owned(),

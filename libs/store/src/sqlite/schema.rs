@@ -20,6 +20,8 @@ pub(super) const APPLICATION: i32 = 0x4357_7374;
 const HEADER: u64 = 20;
 const READ_VERSION: usize = 19;
 const NO_LOG: u8 = 1;
+/// Memory for pages of the file, KiB.
+const CACHE: i64 = 32 << 10;
 
 /// Steps from nothing to the current schema. `user_version` is the number of steps that a file has
 /// taken. A released step is never changed.
@@ -76,6 +78,15 @@ pub(super) fn open(path: &Path) -> Result<Connection, Error> {
         .map_err(&failed)?;
     connection
         .pragma_update(None, "synchronous", "FULL")
+        .map_err(&failed)?;
+    // The writer touches pages of all tenants; those that it has not read again and again from the
+    // file. KiB, negative.
+    connection
+        .pragma_update(None, "cache_size", -CACHE)
+        .map_err(&failed)?;
+    // Copying the write-ahead log into the file takes longer than a commit: another thread does it.
+    connection
+        .pragma_update(None, "wal_autocheckpoint", 0)
         .map_err(&failed)?;
     connection
         .pragma_update(None, "foreign_keys", "ON")

@@ -7,7 +7,11 @@ use rusqlite::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Options, sql_error};
+use super::{
+    Options,
+    checkpoint::{self, Checkpoints},
+    sql_error,
+};
 use crate::{
     Campaign, Change, Changes, CommitError, Entry, Error, Fence, PAGE, Precondition, ReadError,
     Revision, Snapshot, Transaction,
@@ -68,6 +72,7 @@ pub(super) struct Writer {
     revision: Revision,
     compacted: Revision,
     leases: Leases,
+    checkpoints: Checkpoints,
 }
 
 impl Writer {
@@ -81,6 +86,7 @@ impl Writer {
     ) -> Result<Self, Error> {
         let number = |name| number(&connection, name).map_err(sql_error("read", &path));
         let (revision, compacted) = (number("revision")?, number("compacted")?);
+        let checkpoints = Checkpoints::start(&path)?;
         let mut writer = Self {
             connection,
             path,
@@ -89,6 +95,7 @@ impl Writer {
             revision,
             compacted,
             leases: Leases::default(),
+            checkpoints,
         };
         let old = writer.snapshot(PREFIX)?;
         let mut transaction = Transaction::default();
@@ -168,7 +175,17 @@ impl Writer {
         }
     }
 
+    /// Commits a group and answers it; then copies the log, if the thread does not keep up.
     fn commit_group(&mut self, group: Vec<Waiting>) {
+        self.commit_and_answer(group);
+        if self.checkpoints.is_late()
+            && let Err(error) = checkpoint::copy(&self.connection)
+        {
+            tracing::warn!(%error, "cannot copy the write-ahead log");
+        }
+    }
+
+    fn commit_and_answer(&mut self, group: Vec<Waiting>) {
         let transactions: Vec<_> = group
             .iter()
             .map(|waiting| (&waiting.transaction, waiting.fence.as_ref()))
@@ -230,6 +247,7 @@ impl Writer {
         self.revision = revision;
         self.compacted = compacted.unwrap_or(self.compacted);
         self.sender.send_replace(revision);
+        self.checkpoints.count(transactions);
         Ok(results)
     }
 
@@ -364,9 +382,16 @@ fn write(
             log.execute(params![revision, key, None::<&str>, at])?;
         }
     }
-    let mut put = sql.prepare_cached("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)")?;
+    // To replace a row is to delete and insert it: an update finds it once.
+    let mut update =
+        sql.prepare_cached("UPDATE entries SET value = ?2, revision = ?3 WHERE key = ?1")?;
+    let mut insert = sql.prepare_cached("INSERT INTO entries VALUES (?, ?, ?)")?;
     for (key, value) in &transaction.put {
-        put.execute(params![key, value, revision])?;
+        let precondition = transaction.preconditions.get(key);
+        let is_absent = precondition == Some(&Precondition::Absent);
+        if is_absent || update.execute(params![key, value, revision])? == 0 {
+            insert.execute(params![key, value, revision])?;
+        }
         log.execute(params![revision, key, value, at])?;
     }
     Ok(())

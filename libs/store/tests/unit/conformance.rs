@@ -1,9 +1,16 @@
 //! The contract of the trait, on every implementation.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use store::{
-    Campaign, CommitError, Fence, Memory, Options, Precondition, ReadError, Sqlite, Store,
+    Campaign, Changes, CommitError, Error, Export, Fence, IMPORT, ImportError, Memory, Options,
+    Precondition, ReadError, Revision, Snapshot, Sqlite, Store, Transaction, is_unfinished,
 };
 use tokio::time::timeout;
 
@@ -47,6 +54,9 @@ on_every_store!(
     a_watch_of_another_store_is_told_to_take_a_snapshot,
     one_holder_has_a_lease,
     a_fence_of_an_earlier_holder_writes_nothing,
+    an_export_is_imported_byte_for_byte,
+    an_import_that_is_cut_is_known_and_begun_again,
+    an_import_leaves_other_keys_alone,
 );
 
 async fn values_are_written_and_deleted_together(store: impl Store, _: Manual) {
@@ -325,6 +335,175 @@ async fn a_fence_of_an_earlier_holder_writes_nothing(store: impl Store, clock: M
     assert!(is_fenced(&store, &again).await && !is_fenced(&store, &second).await);
     store.resign(second.clone()).await.expect("an answer");
     assert!(is_fenced(&store, &second).await, "the holder has resigned");
+}
+
+/// A store with objects, texts that are none, and more keys than fit into one commit of an import.
+async fn filled(store: &impl Store) -> Vec<(String, String)> {
+    let mut all = vec![
+        ("a/object".to_owned(), r#"{"b": 1.0,"a":[{}]}"#.to_owned()),
+        ("a/cut".to_owned(), r#"{"b":1"#.to_owned()),
+        ("a/two".to_owned(), "{}{}".to_owned()),
+        ("a/text".to_owned(), "ü\n\"\\ \u{10ffff}".to_owned()),
+        ("a/lines".to_owned(), "{\n}".to_owned()),
+        ("a/\"}\u{e9}".to_owned(), String::new()),
+        ("a/number".to_owned(), "7".to_owned()),
+        ("a/string".to_owned(), r#""x""#.to_owned()),
+    ];
+    all.extend((0..150).map(|number| (format!("n/{number:03}"), format!("{{\"n\":{number}}}"))));
+    let keys: Vec<_> = all
+        .iter()
+        .map(|(k, v)| (k.as_str(), Some(v.as_str())))
+        .collect();
+    put(store, &keys).await;
+    all.sort();
+    all
+}
+
+fn text(export: &Export) -> Vec<u8> {
+    let mut text = Vec::new();
+    export.write(&mut text).expect("text");
+    text
+}
+
+async fn an_export_is_imported_byte_for_byte(store: impl Store, _: Manual) {
+    let source = Memory::default();
+    let all = filled(&source).await;
+    source.campaign("runs", "one", TTL).await.expect("a lease");
+    let export = Export::of(&source).await.expect("an export");
+    assert_eq!(export.entries, all, "without the lease");
+    let read = Export::read(&mut text(&export).as_slice()).expect("an export");
+    assert_eq!(read, export);
+    read.import(&store).await.expect("an import");
+    assert_eq!(values(&store, "").await, all);
+    assert!(!is_unfinished(&store).await.expect("an answer"));
+    let again = Export::of(&store).await.expect("an export");
+    assert_eq!(again.entries, all, "and back");
+}
+
+/// A store that fails after some commits.
+#[derive(Clone, Debug)]
+struct Failing<S>(S, Arc<AtomicUsize>);
+
+impl<S: Store> Store for Failing<S> {
+    async fn snapshot(&self, prefix: &str) -> Result<Snapshot, Error> {
+        self.0.snapshot(prefix).await
+    }
+
+    async fn commit(
+        &self,
+        transaction: Transaction,
+        fence: Option<Fence>,
+    ) -> Result<Revision, CommitError> {
+        let left = self.1.load(Ordering::Relaxed);
+        if left == 0 {
+            return Err(Error::Stopped.into());
+        }
+        self.1.store(left - 1, Ordering::Relaxed);
+        self.0.commit(transaction, fence).await
+    }
+
+    async fn changes(&self, prefix: &str, after: Revision) -> Result<Changes, ReadError> {
+        self.0.changes(prefix, after).await
+    }
+
+    fn revisions(&self) -> tokio::sync::watch::Receiver<Revision> {
+        self.0.revisions()
+    }
+
+    async fn campaign(&self, name: &str, holder: &str, ttl: Duration) -> Result<Campaign, Error> {
+        self.0.campaign(name, holder, ttl).await
+    }
+
+    async fn keep_alive(&self, fence: &Fence, ttl: Duration) -> Result<bool, Error> {
+        self.0.keep_alive(fence, ttl).await
+    }
+
+    async fn resign(&self, fence: Fence) -> Result<(), Error> {
+        self.0.resign(fence).await
+    }
+}
+
+async fn an_import_that_is_cut_is_known_and_begun_again(store: impl Store, _: Manual) {
+    let source = Memory::default();
+    filled(&source).await;
+    let first = Export::of(&source).await.expect("an export");
+    put(&source, &[("a/cut", None), ("z", Some("{}"))]).await;
+    let second = Export::of(&source).await.expect("an export");
+    let mut commits = 0;
+    loop {
+        let failing = Failing(store.clone(), Arc::new(AtomicUsize::new(commits)));
+        match first.import(&failing).await {
+            Ok(()) => break,
+            Err(ImportError::Commit(_)) => {}
+            Err(error) => panic!("{error}"),
+        }
+        let unfinished = is_unfinished(&store).await.expect("an answer");
+        assert_eq!(unfinished, commits > 0, "after {commits} commits");
+        second.import(&store).await.expect("an import");
+        assert_eq!(values(&store, "").await, second.entries);
+        let keys: Vec<_> = second
+            .entries
+            .iter()
+            .map(|(k, _)| (k.as_str(), None))
+            .collect();
+        put(&store, &keys).await;
+        commits += 1;
+    }
+    assert!(commits > 4, "the import took {commits} commits");
+    assert_eq!(values(&store, "").await, first.entries);
+}
+
+async fn an_import_leaves_other_keys_alone(store: impl Store, _: Manual) {
+    let source = Memory::default();
+    filled(&source).await;
+    let export = Export::of(&source).await.expect("an export");
+    put(&store, &[("other", Some("1"))]).await;
+    let refused = export.import(&store).await;
+    assert!(matches!(refused, Err(ImportError::NotEmpty)), "{refused:?}");
+    assert_eq!(
+        values(&store, "").await,
+        [("other".to_owned(), "1".to_owned())]
+    );
+    assert!(!is_unfinished(&store).await.expect("an answer"));
+    // A key that begins alike is another one.
+    put(&store, &[(&format!("{IMPORT}/x"), Some("1"))]).await;
+    assert!(!is_unfinished(&store).await.expect("an answer"));
+}
+
+#[test]
+fn an_export_that_is_not_whole_is_refused() {
+    let export = block_on(async {
+        let source = Memory::default();
+        filled(&source).await;
+        Export::of(&source).await.expect("an export")
+    });
+    let whole = text(&export);
+    let read = |mut bytes: &[u8]| Export::read(&mut bytes).map_err(|error| error.to_string());
+    assert_eq!(read(&whole), Ok(export));
+    let lines: Vec<_> = whole.split_inclusive(|byte| *byte == b'\n').collect();
+    for at in 0..lines.len() {
+        let without: Vec<_> = lines[..at]
+            .iter()
+            .chain(&lines[at + 1..])
+            .copied()
+            .collect();
+        read(&without.concat()).expect_err("a line is missing");
+        let mut twice = lines.clone();
+        twice.insert(at, lines[at]);
+        read(&twice.concat()).expect_err("a line is there twice");
+        let mut cut = lines[..=at].concat();
+        cut.pop();
+        read(&cut).expect_err("the text is cut");
+    }
+    for at in 0..whole.len() {
+        let mut changed = whole.clone();
+        changed[at] = if changed[at] == b'1' { b'2' } else { b'1' };
+        read(&changed).expect_err("a byte is another one");
+    }
+    let newer = String::from_utf8(whole).expect("text");
+    let newer = newer.replacen("\"version\":1", "\"version\":2", 1);
+    let error = read(newer.as_bytes()).expect_err("a newer version");
+    assert!(error.contains("has version 2"), "{error}");
 }
 
 #[test]
