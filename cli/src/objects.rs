@@ -35,7 +35,15 @@ fn noun(info: &'static KindInfo) -> Command {
                 .help("List those of all tenants"),
         ),
     };
+    let more = more_verbs(info).iter().map(|more| {
+        let command = verb(more.name, more.about.to_owned()).arg(name());
+        match more.does {
+            Does::Read => command,
+            Does::Enable(_) => with_change(command, true),
+        }
+    });
     Command::new(info.kind)
+        .subcommands(more)
         .about(format!("List, get and change {plural}"))
         .subcommand_required(true)
         .arg_required_else_help(true)
@@ -65,6 +73,62 @@ fn noun(info: &'static KindInfo) -> Command {
                 .arg(name()),
             true,
         ))
+}
+
+/// A verb that only some kinds have.
+struct More {
+    name: &'static str,
+    about: &'static str,
+    does: Does,
+}
+
+/// What such a verb does.
+#[derive(Clone, Copy)]
+enum Does {
+    /// Prints what is at the path of the same name, below the object's.
+    Read,
+    /// Sets the field `enabled`.
+    Enable(bool),
+}
+
+fn more_verbs(info: &KindInfo) -> &'static [More] {
+    const fn more(name: &'static str, about: &'static str, does: Does) -> More {
+        More { name, about, does }
+    }
+    match info.kind {
+        "vlan-pool" => &const { [more("usage", "Show VLANs in use and free ones", Does::Read)] },
+        "address-pool" => {
+            &const {
+                [more(
+                    "usage",
+                    "Show addresses in use and free ones",
+                    Does::Read,
+                )]
+            }
+        }
+        "hardware-plan" => &const { [more("tenants", "List the tenants of a plan", Does::Read)] },
+        "tenant" => {
+            &const {
+                [
+                    more("enable", "Let a tenant get new things", Does::Enable(true)),
+                    more("disable", "Give a tenant nothing new", Does::Enable(false)),
+                ]
+            }
+        }
+        "gateway" => {
+            &const {
+                [
+                    more("enable", "Let tenants use a gateway", Does::Enable(true)),
+                    more(
+                        "disable",
+                        "Let no tenant use a gateway",
+                        Does::Enable(false),
+                    ),
+                ]
+            }
+        }
+        _ => &[],
+    }
 }
 
 fn name() -> Arg {
@@ -171,6 +235,12 @@ pub fn run(session: &Session, info: &KindInfo, matches: &ArgMatches) -> Result<(
     let name = given.get_one::<String>("name").map_or("", String::as_str);
     let collection = info.collection(&encoded(&tenant));
     let path = format!("{collection}/{}", encoded(name));
+    if let Some(more) = more_verbs(info).iter().find(|more| more.name == verb) {
+        return match more.does {
+            Does::Read => read_below(session, &format!("{path}/{verb}")),
+            Does::Enable(enabled) => enable(session, given, &path, enabled),
+        };
+    }
     match verb {
         "get" => {
             let object = session.client()?.get(&path, Vec::new())?;
@@ -200,6 +270,30 @@ pub fn run(session: &Session, info: &KindInfo, matches: &ArgMatches) -> Result<(
         }
         _ => change(session, given, Method::DELETE, &path, None, None),
     }
+}
+
+/// Prints what is at a path: items as a table, any other value field by field.
+fn read_below(session: &Session, path: &str) -> Result<(), Failure> {
+    let value = session.client()?.get(path, Vec::new())?;
+    if session.json {
+        outln!("{value}");
+        return Ok(());
+    }
+    match value["items"].as_array() {
+        Some(items) => output::items(items).print(),
+        None => drop(service::stdout::print(output::fields(&value))),
+    }
+    Ok(())
+}
+
+/// Sets the field `enabled` of a spec that must not change meanwhile.
+fn enable(session: &Session, given: &ArgMatches, path: &str, enabled: bool) -> Result<(), Failure> {
+    let before = session.client()?.get(path, Vec::new())?;
+    let revision = before["metadata"]["revision"].as_u64();
+    let mut spec = before["spec"].clone();
+    spec["enabled"] = enabled.into();
+    let body = json!({ "spec": spec });
+    change(session, given, Method::PUT, path, Some(&body), revision)
 }
 
 fn list(session: &Session, info: &KindInfo, given: &ArgMatches) -> Result<(), Failure> {

@@ -140,6 +140,17 @@ pub fn objects(items: &[Value], with_tenant: bool) -> Table {
     table
 }
 
+/// Values as a table of their fields, those of the first one in its order.
+pub fn items(items: &[Value]) -> Table {
+    let first = items.first().and_then(Value::as_object);
+    let header: Vec<_> = first.into_iter().flat_map(Map::keys).collect();
+    let mut table = Table::new(&header);
+    for item in items {
+        table.row(header.iter().map(|name| cell(&item[*name])).collect());
+    }
+    table
+}
+
 /// An object, a line for each field.
 pub fn object(value: &Value) -> String {
     let mut lines = Vec::new();
@@ -150,6 +161,17 @@ pub fn object(value: &Value) -> String {
         };
         flat(&prefix, &value[part], &mut lines);
     }
+    aligned(lines)
+}
+
+/// A value that is no object of a kind, a line for each field.
+pub fn fields(value: &Value) -> String {
+    let mut lines = Vec::new();
+    flat("", value, &mut lines);
+    aligned(lines)
+}
+
+fn aligned(lines: Vec<(String, String)>) -> String {
     let width = lines.iter().map(|(name, _)| name.chars().count()).max();
     let width = width.unwrap_or_default() + 1;
     let mut text = String::new();

@@ -51,6 +51,9 @@ pub enum UserVerb {
         #[arg(long)]
         hours: u32,
     },
+    /// Set the password of another user, which ends all tokens of that user. It is asked for, or
+    /// read from standard input.
+    SetPassword { name: String },
     /// Remove the authenticator of a user who has lost it.
     RemoveTotp { name: String },
 }
@@ -104,6 +107,47 @@ pub fn line(prompt: &str) -> Result<String, Failure> {
         )));
     }
     Ok(text.to_owned())
+}
+
+/// A new password, which the user types twice on a terminal.
+fn new_password() -> Result<String, Failure> {
+    let password = line("new password")?;
+    if std::io::stdin().is_terminal() && line("new password again")? != password {
+        return Err(Failure::usage(
+            "the two passwords differ: type the same one twice",
+        ));
+    }
+    Ok(password)
+}
+
+fn put(client: &Client, path: &str, body: &Value) -> Result<Value, Failure> {
+    let call = Call {
+        method: Method::PUT,
+        path,
+        body: Some(body),
+        ..Call::default()
+    };
+    Ok(client.send(&call)?.body)
+}
+
+/// Changes the user's own password.
+pub fn password(session: &Session) -> Result<(), Failure> {
+    let client = session.client()?;
+    let mut body = json!({});
+    if client.get("/v1/self", Vec::new())?["password"] == true {
+        body["current"] = line("present password")?.into();
+    }
+    body["password"] = new_password()?.into();
+    let answer = put(client, "/v1/self/password", &body)?;
+    print_ended(session, &answer);
+    Ok(())
+}
+
+fn print_ended(session: &Session, answer: &Value) {
+    match session.json {
+        true => outln!("{answer}"),
+        false => outln!("password changed; tokens ended: {}", answer["ended"]),
+    };
 }
 
 fn post(client: &Client, path: &str, body: &Value) -> Result<Value, Failure> {
@@ -255,6 +299,11 @@ pub fn user(session: &Session, verb: &UserVerb) -> Result<(), Failure> {
             let path = format!("/v1/users/{}/tokens", encoded(name));
             let answer = post(client, &path, &json!({ "hours": hours }))?;
             print_secret(session, &answer);
+        }
+        UserVerb::SetPassword { name } => {
+            let path = format!("/v1/users/{}/password", encoded(name));
+            let answer = put(client, &path, &json!({ "password": new_password()? }))?;
+            print_ended(session, &answer);
         }
         UserVerb::RemoveTotp { name } => {
             delete(client, &format!("/v1/users/{}/totp", encoded(name)))?;

@@ -7,6 +7,8 @@ use jiff::Timestamp;
 
 pub use control::audit::{Broken, Chain, Checkpoint, Entry, Head, hex};
 
+use store::Store;
+
 use crate::people::Actor;
 
 /// Prefix of the keys of entries.
@@ -29,6 +31,8 @@ pub struct Subject {
     pub name: String,
     /// The reason that the user gave.
     pub reason: Option<String>,
+    /// The address that the request came from.
+    pub address: Option<std::net::IpAddr>,
 }
 
 /// Adds the next entry to the transaction of a change: the head after it.
@@ -44,7 +48,7 @@ pub fn append(
     subject: &Subject,
     changes: Vec<Difference>,
 ) -> serde_json::Result<Head> {
-    let mut entry = Entry {
+    let entry = Entry {
         number: head.number + 1,
         at,
         user: actor.user.clone(),
@@ -56,14 +60,15 @@ pub fn append(
         tenant: subject.tenant.clone(),
         name: subject.name.clone(),
         reason: subject.reason.clone(),
+        address: subject.address.map(|address| address.to_string()),
         changes,
         previous: head.hash.clone(),
         hash: String::new(),
     };
-    entry.hash = entry.computed_hash()?;
+    let (text, hash) = entry.signed()?;
     let after = Head {
         number: entry.number,
-        hash: entry.hash.clone(),
+        hash,
     };
     let precondition = written.map_or(Precondition::Absent, Precondition::At);
     transaction
@@ -76,7 +81,7 @@ pub fn append(
     transaction
         .preconditions
         .insert(key.clone(), Precondition::Absent);
-    transaction.put.insert(key, serde_json::to_string(&entry)?);
+    transaction.put.insert(key, text);
     Ok(after)
 }
 
@@ -142,4 +147,41 @@ pub fn verify<'a>(
         });
     }
     Ok((head.number, signed))
+}
+
+/// The audit of a store cannot be read, or its chain is broken.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// The store cannot be read.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The head or a checkpoint cannot be read.
+    #[error("a value of the audit cannot be read: {0}")]
+    Value(#[from] serde_json::Error),
+    /// The chain is broken.
+    #[error(transparent)]
+    Broken(#[from] Broken),
+}
+
+/// Checks the chain of a store's audit, as [`verify`] does.
+///
+/// # Errors
+/// [`VerifyError`].
+pub async fn verify_store(
+    store: &impl Store,
+    key: Option<&str>,
+) -> Result<(u64, Option<u64>), VerifyError> {
+    let head = store.snapshot(HEAD).await?;
+    let head: Head = match head.entries.first() {
+        Some(entry) => serde_json::from_str(&entry.value)?,
+        None => Head::default(),
+    };
+    let entries = store.snapshot(PREFIX).await?;
+    let entries = entries.entries.iter().map(|entry| entry.value.as_str());
+    let checkpoints = store.snapshot(CHECKPOINTS).await?;
+    let checkpoints = checkpoints.entries.iter();
+    let checkpoints: Vec<_> = checkpoints
+        .map(|entry| serde_json::from_str(&entry.value))
+        .collect::<Result<_, _>>()?;
+    Ok(verify(entries, checkpoints, &head, key)?)
 }

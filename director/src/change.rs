@@ -9,26 +9,31 @@ use std::{
 };
 
 use aws_lc_rs::signature::Ed25519KeyPair;
-use control::{Difference, Origin, Precondition, Revision, Transaction, differences};
+use axum::http::StatusCode;
+use control::{Difference, Origin, Precondition, Revision, Transaction};
 use jiff::Timestamp;
 use serde_json::Value;
 use store::{CommitError, Sqlite, Store as _};
-use tokio::sync::{Mutex, RwLock, RwLockReadGuard, Semaphore};
+use tokio::sync::{Mutex, Notify, RwLock, RwLockReadGuard, Semaphore};
 
 use crate::{
     Chance,
     api::Problem,
     audit::{self, Subject},
     clock::uid,
-    live::{KEEP, KEPT, Kept, Live, LoadError},
+    live::{KEEP, KEPT, Kept, LONGEST_KEPT, Live, LoadError, MOST_KEPT},
     metrics::Metrics,
-    people::Actor,
+    people::{self, Actor, PASSWORD},
 };
 
 /// Times that a change is computed again when another director was faster.
 const ATTEMPTS: usize = 5;
 /// Passwords that are hashed at once: each takes 19 MiB and a CPU for tens of milliseconds.
 const PASSWORDS: usize = 2;
+/// Requests that wait for a password to be hashed: some seconds' work.
+const PASSWORD_QUEUE: usize = 64;
+/// Entries of the audit after which a checkpoint is signed before its time.
+pub const UNSIGNED: u64 = 1000;
 /// Kept answers that a change forgets at most.
 const FORGET: usize = 16;
 
@@ -41,12 +46,18 @@ pub struct Director {
     change_lock: Mutex<()>,
     /// The state in memory may not be that of the store.
     is_unknown: AtomicBool,
+    /// The director stops, and makes no more changes.
+    is_closed: AtomicBool,
+    /// There are [`UNSIGNED`] entries without a checkpoint.
+    signature_due: Notify,
     pub(crate) chance: Arc<dyn Chance>,
     pub(crate) metrics: Metrics,
     /// Wrong codes of authenticators, by user: their number, and the time of the last.
     pub(crate) wrong_codes: std::sync::Mutex<HashMap<String, (u32, Timestamp)>>,
     /// Permits to hash a password.
     pub(crate) passwords: Semaphore,
+    /// Permits to wait for one of them.
+    pub(crate) password_queue: Semaphore,
 }
 
 /// A computed change.
@@ -55,6 +66,8 @@ pub(crate) struct Planned {
     /// Body of the answer.
     pub body: Value,
     pub warnings: Vec<String>,
+    /// Of objects; those of users and tokens follow from the transaction.
+    pub differences: Vec<Difference>,
 }
 
 /// A change that was made, or would be made.
@@ -62,6 +75,7 @@ pub(crate) struct Done {
     pub status: u16,
     pub body: Value,
     pub warnings: Vec<String>,
+    /// For a dry run.
     pub differences: Vec<Difference>,
     /// The commit; `None` for a dry run, and if nothing changes.
     pub revision: Option<Revision>,
@@ -91,10 +105,13 @@ impl Director {
             live: RwLock::new(live),
             change_lock: Mutex::new(()),
             is_unknown: AtomicBool::new(false),
+            is_closed: AtomicBool::new(false),
+            signature_due: Notify::new(),
             chance,
             metrics: Metrics::default(),
             wrong_codes: std::sync::Mutex::default(),
             passwords: Semaphore::new(PASSWORDS),
+            password_queue: Semaphore::new(PASSWORD_QUEUE),
         })
     }
 
@@ -132,10 +149,30 @@ impl Director {
     /// [`Problem`] when the store cannot be used.
     pub async fn checkpoint(&self, key: &Ed25519KeyPair) -> Result<bool, Problem> {
         let _guard = self.change_lock.lock().await;
+        self.sign(key).await
+    }
+
+    /// Ends changes: later ones, and those that wait for their turn, are refused. Then signs a
+    /// checkpoint, so that every entry has one: whether it was made.
+    ///
+    /// # Errors
+    /// [`Problem`] when the store cannot be used.
+    pub async fn close(&self, key: &Ed25519KeyPair) -> Result<bool, Problem> {
+        let _guard = self.change_lock.lock().await;
+        self.is_closed.store(true, Ordering::Release);
+        self.sign(key).await
+    }
+
+    /// Waits until there are [`UNSIGNED`] entries without a checkpoint.
+    pub async fn signature_due(&self) {
+        self.signature_due.notified().await;
+    }
+
+    /// Signs a checkpoint. The caller has the turn.
+    async fn sign(&self, key: &Ed25519KeyPair) -> Result<bool, Problem> {
         self.reload().await?;
         let live = self.live.read().await;
-        let last = live.checkpoint.as_ref().map_or(0, |last| last.number);
-        if live.head.number <= last {
+        if live.unsigned() == 0 {
             return Ok(false);
         }
         let now = self.chance.now();
@@ -172,33 +209,45 @@ impl Director {
     ) -> Result<Done, Problem> {
         let _guard = self.change_lock.lock().await;
         for _ in 0..ATTEMPTS {
+            if self.is_closed.load(Ordering::Acquire) {
+                return Err(Problem::stopping());
+            }
             self.reload().await?;
             let origin = Origin {
                 now: self.chance.now(),
                 uid: uid(&*self.chance).map_err(|error| Problem::internal(&error))?,
             };
             let live = self.live.read().await;
+            still_holds(&live, wanted.actor, origin.now)?;
             if let Some(done) = kept(&live, &wanted, origin.now)? {
                 return Ok(done);
             }
-            let planned = plan(&live, origin)?;
+            let mut planned = plan(&live, origin)?;
+            let people = people::differences(&live, &planned.transaction);
+            planned.differences.extend(people);
             let mut done = Done {
                 status: wanted.status,
                 body: planned.body,
                 warnings: planned.warnings,
-                differences: differences(&live.state, &planned.transaction),
+                differences: Vec::new(),
                 revision: None,
             };
             if wanted.dry_run || planned.transaction.is_empty() {
+                done.differences = planned.differences;
                 return Ok(done);
             }
-            let transaction = complete(&live, &wanted, planned.transaction, &done, origin.now)?;
+            let (transaction, differences) = (planned.transaction, planned.differences);
+            let completed = complete(&live, &wanted, transaction, differences, &done, origin.now);
+            let transaction = completed?;
             drop(live);
             match self.commit(transaction).await {
                 Ok(revision) => {
                     done.revision = Some(revision);
                     set_revision(&mut done.body, revision);
                     self.metrics.commits.inc();
+                    if self.live.read().await.unsigned() >= UNSIGNED {
+                        self.signature_due.notify_one();
+                    }
                     return Ok(done);
                 }
                 Err(CommitError::Stale { key }) => {
@@ -211,6 +260,20 @@ impl Director {
             }
         }
         Err(Problem::unavailable())
+    }
+}
+
+/// Refuses the change of an actor whose token has ended while the request waited for its turn.
+fn still_holds(live: &Live, actor: &Actor, now: Timestamp) -> Result<(), Problem> {
+    if actor.token == PASSWORD {
+        return Ok(());
+    }
+    // A token's id is the beginning of its hash.
+    let mut tokens = live.tokens.range(actor.token.clone()..);
+    let found = tokens.next().and_then(|(hash, _)| live.actor(hash, now));
+    match found.as_ref() == Some(actor) {
+        true => Ok(()),
+        false => Err(Problem::no_token()),
     }
 }
 
@@ -249,7 +312,7 @@ fn kept(live: &Live, wanted: &Wanted<'_>, now: Timestamp) -> Result<Option<Done>
     Ok(Some(Done {
         status: kept.status,
         body,
-        warnings: Vec::new(),
+        warnings: kept.warnings.clone(),
         differences: Vec::new(),
         revision: Some(*revision),
     }))
@@ -260,6 +323,7 @@ fn complete(
     live: &Live,
     wanted: &Wanted<'_>,
     mut transaction: Transaction,
+    differences: Vec<Difference>,
     done: &Done,
     now: Timestamp,
 ) -> Result<Transaction, Problem> {
@@ -271,7 +335,7 @@ fn complete(
         now,
         wanted.actor,
         &wanted.subject,
-        done.differences.clone(),
+        differences,
     )
     .map_err(failed)?;
     let is_old = |kept: &Kept| now.duration_since(kept.at) >= KEEP;
@@ -280,12 +344,31 @@ fn complete(
         transaction.delete.insert(format!("{KEPT}{key}"));
     }
     if let Some((key, request)) = &wanted.idempotency {
+        let user = &wanted.actor.user;
+        if !live.kept.contains_key(key) && live.kept_of(user).count() >= MOST_KEPT {
+            return Err(Problem::too_many(&format!(
+                "user {user:?} has sent {MOST_KEPT} requests with an Idempotency-Key within a \
+                 day: omit the key"
+            )));
+        }
         let kept = Kept {
             at: now,
             request: request.clone(),
             status: done.status,
             body: done.body.clone(),
+            warnings: done.warnings.clone(),
         };
+        let text = serde_json::to_string(&kept).map_err(failed)?;
+        if text.len() > LONGEST_KEPT {
+            return Err(Problem::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too-large",
+                format!(
+                    "an answer of more than {LONGEST_KEPT} bytes is not kept: omit the \
+                     Idempotency-Key, and use If-Match to repeat the change safely"
+                ),
+            ));
+        }
         let stored = format!("{KEPT}{key}");
         let precondition = match live.kept.get(key) {
             Some((_, revision)) => Precondition::At(*revision),
@@ -295,9 +378,7 @@ fn complete(
         transaction
             .preconditions
             .insert(stored.clone(), precondition);
-        transaction
-            .put
-            .insert(stored, serde_json::to_string(&kept).map_err(failed)?);
+        transaction.put.insert(stored, text);
     }
     Ok(transaction)
 }

@@ -23,7 +23,7 @@ use service::{
     http,
     socket::{self, Access, Control, Refusal, Responder, Socket},
 };
-use store::{Options, Sqlite, Store as _};
+use store::{Export, Options, Sqlite, Store as _};
 use tokio::{net::TcpListener, task::JoinHandle};
 
 use crate::{
@@ -43,6 +43,9 @@ pub static SOCKET: Socket = Socket {
     access: Access::RootAndOwner,
 };
 
+/// Longest wait for the last checkpoint of the audit at a stop.
+const CLOSE: Duration = Duration::from_secs(10);
+
 /// A request of the control socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -53,6 +56,8 @@ pub enum Request {
     Reload,
     /// Write a backup of the store to this new file.
     Backup(PathBuf),
+    /// Write the store as text to this new file.
+    Export(PathBuf),
 }
 
 /// A reply of the control socket.
@@ -144,6 +149,9 @@ struct Daemon {
     checkpoints: JoinHandle<()>,
     /// Asks the API and the store.
     self_test: SelfTest,
+    audit_key: Arc<Ed25519KeyPair>,
+    /// The end of changes and the last checkpoint, at a stop; whether it was signed.
+    closing: Option<JoinHandle<bool>>,
     _metrics: Option<http::Server>,
 }
 
@@ -174,7 +182,7 @@ impl Daemon {
             }
             None => None,
         };
-        let key = audit_key::load(&config.audit_key, &Kernel)?;
+        let key = Arc::new(audit_key::load(&config.audit_key, &Kernel)?);
         let public = audit::hex(key.public_key().as_ref());
         tracing::info!(key = public, "signing checkpoints of the audit");
         let tls = config.tls.clone().map(Tls::load).transpose()?.map(Arc::new);
@@ -200,7 +208,8 @@ impl Daemon {
         self_test.add(self_test::API, move || {
             self_test::api_answers(address, has_tls)
         });
-        let checkpoints = tokio::spawn(sign(Arc::clone(&director), key, config.checkpoint));
+        let signing = sign(Arc::clone(&director), Arc::clone(&key), config.checkpoint);
+        let checkpoints = tokio::spawn(signing);
         Ok(Self {
             path,
             config,
@@ -209,6 +218,8 @@ impl Daemon {
             tls,
             checkpoints,
             self_test,
+            audit_key: key,
+            closing: None,
             _metrics: metrics,
         })
     }
@@ -240,13 +251,21 @@ pub(crate) fn router(director: Arc<Director>) -> Router {
 }
 
 /// Signs a checkpoint of the audit at once, as changes before the start may have none, and then
-/// after each interval with changes.
-async fn sign(director: Arc<Director>, key: Ed25519KeyPair, interval: Duration) {
+/// after each interval with changes, or before its end when there are many.
+async fn sign(director: Arc<Director>, key: Arc<Ed25519KeyPair>, interval: Duration) {
     loop {
         // After an error, which is logged, the next one covers more.
         let _ = director.checkpoint(&key).await;
-        tokio::time::sleep(interval).await;
+        // Its result only says which of the two came first.
+        let _ = tokio::time::timeout(interval, director.signature_due()).await;
     }
+}
+
+/// Writes the store as text. Changes wait while the store is read, not while the file is written.
+async fn export(store: &Sqlite, to: PathBuf) -> Result<(), store::Error> {
+    let export = Export::of(store).await?;
+    let written = tokio::task::spawn_blocking(move || export.write_file(&to)).await;
+    written.unwrap_or(Err(store::Error::Stopped))
 }
 
 impl service::Daemon for Daemon {
@@ -255,11 +274,34 @@ impl service::Daemon for Daemon {
     type Error = Error;
 
     async fn step(&mut self) -> Result<ControlFlow<()>, Error> {
-        tokio::select! {
-            no_answer = self.self_test.failed() => Err(no_answer.into()),
-            _ = &mut self.api => Err(Error::Ended("the API")),
-            _ = &mut self.checkpoints => Err(Error::Ended("the audit's checkpoints")),
+        match &mut self.closing {
+            None => tokio::select! {
+                no_answer = self.self_test.failed() => Err(no_answer.into()),
+                _ = &mut self.api => Err(Error::Ended("the API")),
+                _ = &mut self.checkpoints => Err(Error::Ended("the audit's checkpoints")),
+            },
+            Some(closing) => {
+                if !matches!(closing.await, Ok(true)) {
+                    tracing::warn!(
+                        "the last entries of the audit have no checkpoint until a start"
+                    );
+                }
+                Ok(ControlFlow::Break(()))
+            }
         }
+    }
+
+    /// New connections are refused from here on, and changes of open ones. The last checkpoint of
+    /// the audit is signed before the end.
+    fn stop(&mut self) -> ControlFlow<()> {
+        self.api.abort();
+        self.checkpoints.abort();
+        let (director, key) = (Arc::clone(&self.director), Arc::clone(&self.audit_key));
+        self.closing = Some(tokio::spawn(async move {
+            let closed = tokio::time::timeout(CLOSE, director.close(&key)).await;
+            matches!(closed, Ok(Ok(_)))
+        }));
+        ControlFlow::Continue(())
     }
 
     async fn handle(&mut self, request: Request, responder: Responder<Reply>) {
@@ -277,6 +319,14 @@ impl service::Daemon for Daemon {
                 let store = self.director.store.clone();
                 tokio::task::spawn_blocking(move || {
                     let result = store.backup(&to).map(|()| Reply::Done);
+                    let result = result.map_err(|e| Refusal::new("invalid", e.to_string()));
+                    responder.send(result);
+                });
+            }
+            Request::Export(to) => {
+                let store = self.director.store.clone();
+                tokio::spawn(async move {
+                    let result = export(&store, to).await.map(|()| Reply::Done);
                     let result = result.map_err(|e| Refusal::new("invalid", e.to_string()));
                     responder.send(result);
                 });

@@ -25,6 +25,9 @@ pub enum Error {
     /// It has been initialised already.
     #[error("the store has users already: log in as one of them")]
     Done,
+    /// It has a part of an import.
+    #[error("the store has a part of an import only: import the file again")]
+    Unfinished,
     /// The commit failed.
     #[error(transparent)]
     Commit(#[from] CommitError),
@@ -42,6 +45,9 @@ pub enum Error {
 /// [`Error`].
 pub async fn init(path: &Path, user: &str, chance: &dyn Chance) -> Result<String, Error> {
     let store = Sqlite::open(path, Options::default())?;
+    if store::is_unfinished(&store).await? {
+        return Err(Error::Unfinished);
+    }
     if !store.snapshot(USERS).await?.entries.is_empty() {
         return Err(Error::Done);
     }
@@ -85,6 +91,7 @@ pub async fn init(path: &Path, user: &str, chance: &dyn Chance) -> Result<String
         tenant: None,
         name: user.to_owned(),
         reason: None,
+        address: None,
     };
     let head = Head::default();
     audit::append(

@@ -28,8 +28,9 @@ pub mod roles;
 mod self_test;
 pub mod tls;
 mod totp;
+pub mod transfer;
 
-pub use change::Director;
+pub use change::{Director, UNSIGNED};
 pub use clock::{Chance, Kernel};
 pub use init::{Error as InitError, init};
 pub use live::LoadError;

@@ -18,6 +18,13 @@ pub(crate) const KEPT: &str = "idempotency/";
 /// Time that an answer is kept for requests with the same `Idempotency-Key`.
 pub(crate) const KEEP: SignedDuration = SignedDuration::from_hours(24);
 
+/// Most kept answers of a user.
+pub(crate) const MOST_KEPT: usize = 1000;
+/// Longest body that is kept, bytes.
+pub(crate) const LONGEST_KEPT: usize = 16 << 10;
+/// Most tokens of a user.
+pub(crate) const MOST_TOKENS: usize = 100;
+
 /// The answer to a request with an `Idempotency-Key`, in the transaction of its change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,6 +37,9 @@ pub(crate) struct Kept {
     pub status: u16,
     /// Body of the answer, with revision 0 in place of that of its commit.
     pub body: Value,
+    /// Warnings of the answer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// The state in memory.
@@ -56,6 +66,9 @@ pub enum LoadError {
     /// A value cannot be read.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
+    /// An import into the store has not finished.
+    #[error("the store has a part of an import only: import the file again")]
+    Unfinished,
     /// The store changes all the time.
     #[error("the store changed while it was read: another director writes to it; try again")]
     Changing,
@@ -64,6 +77,9 @@ pub enum LoadError {
 impl Live {
     /// Reads all but the entries of the audit, as one commit left them.
     pub async fn load(store: &impl Store) -> Result<Self, LoadError> {
+        if store::is_unfinished(store).await? {
+            return Err(LoadError::Unfinished);
+        }
         let mut prefixes = State::prefixes();
         prefixes
             .extend([USERS, TOKENS, KEPT, audit::HEAD, audit::CHECKPOINTS].map(ToOwned::to_owned));
@@ -122,6 +138,26 @@ impl Live {
         } else {
             self.state.set(key, value, revision)
         }
+    }
+
+    /// Keys of the kept answers of a user, without their prefix.
+    pub fn kept_of(&self, user: &str) -> impl Iterator<Item = &str> {
+        let prefix = format!("{user}/");
+        let kept = self.kept.range(prefix.clone()..);
+        kept.map(|(key, _)| key.as_str())
+            .take_while(move |key| key.starts_with(&prefix))
+    }
+
+    /// Tokens of a user that have not expired.
+    pub fn tokens_of(&self, user: &str, now: Timestamp) -> impl Iterator<Item = &Token> {
+        let tokens = self.tokens.values().map(|(token, _)| token);
+        tokens.filter(move |token| token.user == user && now < token.expires)
+    }
+
+    /// Number of the audit's entries that no checkpoint covers.
+    pub fn unsigned(&self) -> u64 {
+        let signed = self.checkpoint.as_ref().map_or(0, |last| last.number);
+        self.head.number.saturating_sub(signed)
     }
 
     /// The user of a token.

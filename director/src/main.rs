@@ -18,7 +18,7 @@ use director::{
     audit::{self, Head},
     config::Config,
     daemon::{self, Reply, Request},
-    init,
+    init, transfer,
 };
 use service::{
     cli::{self, RunArgs},
@@ -82,6 +82,19 @@ enum Command {
         /// The backup.
         file: PathBuf,
     },
+    /// Write the running director's store as text, a key a line, to a new file.
+    Export {
+        /// The file, as an absolute path.
+        file: PathBuf,
+    },
+    /// Make a store of such a text, where there is none, whole or not at all.
+    Import {
+        /// Configuration file.
+        #[arg(long)]
+        config: PathBuf,
+        /// The text.
+        file: PathBuf,
+    },
     /// Check the chain of the audit in a backup, and its signed checkpoints.
     VerifyAudit {
         /// The backup.
@@ -133,13 +146,20 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             service::outln!("reloaded");
         }
         Command::Backup { file } => {
-            if !file.is_absolute() {
-                bail!(
-                    "{}: write an absolute path: the director writes the file",
-                    file.display()
-                );
-            }
+            require_absolute(&file)?;
             ask(&cli.socket, &Request::Backup(file))?;
+        }
+        Command::Export { file } => {
+            require_absolute(&file)?;
+            ask(&cli.socket, &Request::Export(file))?;
+        }
+        Command::Import { config, file } => {
+            let store = Config::load(&config)?.store;
+            let (keys, entries) = block_on(transfer::import(&file, &store))??;
+            service::outln!(
+                "{}: {keys} keys, {entries} audit entries, whose chain is good",
+                store.display()
+            );
         }
         Command::Restore { config, file } => {
             restore(&file, &Config::load(&config)?.store)?;
@@ -155,6 +175,17 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Openapi => {
             service::outln!("{:#}", api::document());
         }
+    }
+    Ok(())
+}
+
+/// The director, which has a working folder of its own, writes the file.
+fn require_absolute(file: &Path) -> anyhow::Result<()> {
+    if !file.is_absolute() {
+        bail!(
+            "{}: write an absolute path: the director writes the file",
+            file.display()
+        );
     }
     Ok(())
 }

@@ -1,15 +1,19 @@
 //! Users, their passwords and their API tokens.
 
 use argon2::{Argon2, PasswordHash, PasswordHasher as _, PasswordVerifier as _};
+use control::{Difference, FieldDifference, Transaction};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use utoipa::ToSchema;
 
-use crate::{Chance, audit::hex, roles::Role, totp::Authenticator};
+use crate::{Chance, audit::hex, live::Live, roles::Role, totp::Authenticator};
 
 /// Prefix of the keys of users.
 pub const USERS: &str = "user/";
+/// In place of a token's id: the actor has shown a password.
+pub const PASSWORD: &str = "password";
 /// Prefix of the keys of tokens, before the token's hash.
 pub const TOKENS: &str = "token/";
 /// Every token begins with this, so that scanners of leaked secrets find it.
@@ -114,4 +118,79 @@ pub fn is_password(password: &str, hash: &str) -> bool {
             .verify_password(password.as_bytes(), &hash)
             .is_ok()
     })
+}
+
+/// The differences that a transaction makes to users and tokens, without secrets and their hashes.
+pub(crate) fn differences(live: &Live, transaction: &Transaction) -> Vec<Difference> {
+    let mut found = Vec::new();
+    for (key, value) in &transaction.put {
+        if let Some(name) = key.strip_prefix(USERS) {
+            let before = live.users.get(name).map(|(user, _)| user);
+            let after = serde_json::from_str::<User>(value).ok();
+            found.extend(of_user(before, after.as_ref()));
+        } else if let Some(hash) = key.strip_prefix(TOKENS) {
+            let before = live.tokens.get(hash).map(|(token, _)| token);
+            let after = serde_json::from_str::<Token>(value).ok();
+            found.extend(of_token(live, before, after.as_ref()));
+        }
+    }
+    for key in &transaction.delete {
+        if let Some(name) = key.strip_prefix(USERS) {
+            found.extend(of_user(live.users.get(name).map(|(user, _)| user), None));
+        } else if let Some(hash) = key.strip_prefix(TOKENS) {
+            let before = live.tokens.get(hash).map(|(token, _)| token);
+            found.extend(of_token(live, before, None));
+        }
+    }
+    found
+}
+
+fn of_user(before: Option<&User>, after: Option<&User>) -> Option<Difference> {
+    let shown = |user: &User| {
+        json!({
+            "role": user.role,
+            "object": user.object,
+            "password": user.password.is_some(),
+            "authenticator": user.totp.as_ref().is_some_and(|totp| totp.is_confirmed),
+        })
+    };
+    let either = after.or(before)?;
+    let mut difference = Difference::between(
+        "user",
+        either.tenant.as_deref(),
+        &either.name,
+        before.map(shown).as_ref(),
+        after.map(shown).as_ref(),
+    );
+    // Its hash is not shown.
+    if let (Some(before), Some(after)) = (before, after)
+        && before.password.is_some()
+        && before.password != after.password
+    {
+        difference.fields.push(FieldDifference {
+            field: "password".to_owned(),
+            before: "the one before".into(),
+            after: "another one".into(),
+        });
+    }
+    Some(difference)
+}
+
+fn of_token(live: &Live, before: Option<&Token>, after: Option<&Token>) -> Option<Difference> {
+    let shown = |token: &Token| {
+        json!({
+            "user": token.user,
+            "description": token.description,
+            "expires": token.expires,
+        })
+    };
+    let either = after.or(before)?;
+    let user = live.users.get(&either.user);
+    Some(Difference::between(
+        "token",
+        user.and_then(|(user, _)| user.tenant.as_deref()),
+        &either.id,
+        before.map(shown).as_ref(),
+        after.map(shown).as_ref(),
+    ))
 }

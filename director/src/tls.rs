@@ -1,30 +1,38 @@
 //! TLS of the API: the certificate and its key from files, read again on reload.
 
 use std::{
+    collections::BTreeMap,
     fs,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
-use axum::{Router, serve::Listener};
+use axum::Router;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
 use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc},
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
     time::{sleep, timeout},
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::TlsAcceptor;
 
 /// Time for a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Handshakes at once; further clients wait.
-const HANDSHAKES: usize = 256;
+/// Time for the head of a request, also after the request before: an idle connection ends.
+const HEADER: Duration = Duration::from_secs(30);
+/// Connections at once, and those of one address. Watches are among them.
+const CONNECTIONS: usize = 4096;
+const OF_ADDRESS: usize = 512;
 /// Time before connections are accepted again when the kernel refuses, for example for want of
 /// file descriptors.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -133,83 +141,131 @@ fn read(files: &Files) -> Result<ServerConfig, Error> {
 }
 
 /// Serves the router on a listener, with or without TLS. Ends only when it is aborted.
+///
+/// Handshakes run beside each other, so that a client that is slow or silent keeps no other one
+/// waiting. Connections are limited in number, and an idle one has a limited time, so that clients
+/// without a token do not use up the sockets.
 pub async fn serve(listener: TcpListener, tls: Option<Arc<Tls>>, router: Router) {
-    // axum::serve never returns.
-    let _ = match tls {
-        None => axum::serve(listener, router).await,
-        Some(tls) => axum::serve(TlsListener::new(listener, tls), router).await,
-    };
-}
-
-/// Connections after their handshake. Handshakes run beside each other, so that a client that is
-/// slow or silent keeps no other one waiting.
-struct TlsListener {
-    ready: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
-    address: std::io::Result<SocketAddr>,
-    accepting: tokio::task::JoinHandle<()>,
-}
-
-impl TlsListener {
-    fn new(listener: TcpListener, tls: Arc<Tls>) -> Self {
-        let address = listener.local_addr();
-        let (sender, ready) = mpsc::channel(1);
-        let permits = Arc::new(Semaphore::new(HANDSHAKES));
-        let accepting = tokio::spawn(async move {
-            // The semaphore is never closed.
-            while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
-                let (stream, from) = match listener.accept().await {
-                    Ok(accepted) => accepted,
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot accept a connection of the API");
-                        sleep(RETRY_PAUSE).await;
-                        continue;
-                    }
-                };
-                let acceptor = TlsAcceptor::from(tls.config());
-                let sender = sender.clone();
-                tokio::spawn(async move {
-                    match timeout(HANDSHAKE, acceptor.accept(stream)).await {
-                        // It fails when the listener is gone.
-                        Ok(Ok(stream)) => drop(sender.send((stream, from)).await),
-                        Ok(Err(error)) => {
-                            tracing::debug!(%from, %error, "TLS handshake of the API failed")
-                        }
-                        Err(_) => tracing::debug!(%from, "handshake took too long"),
-                    }
-                    drop(permit);
-                });
+    let limits = Arc::new(Limits::default());
+    loop {
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection of the API");
+                sleep(RETRY_PAUSE).await;
+                continue;
+            }
+        };
+        let Some(admitted) = Admitted::new(&limits, from.ip()) else {
+            tracing::debug!(%from, "too many connections of the API; closing this one");
+            continue;
+        };
+        let (tls, router) = (tls.clone(), router.clone());
+        tokio::spawn(async move {
+            let _admitted = admitted;
+            let Some(tls) = tls else {
+                return connection(stream, from, router).await;
+            };
+            let acceptor = TlsAcceptor::from(tls.config());
+            match timeout(HANDSHAKE, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => connection(stream, from, router).await,
+                Ok(Err(error)) => tracing::debug!(%from, %error, "TLS handshake of the API failed"),
+                Err(_) => tracing::debug!(%from, "handshake took too long"),
             }
         });
-        Self {
-            ready,
+    }
+}
+
+/// The other end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
+/// Serves the requests of a connection.
+async fn connection<S>(stream: S, from: SocketAddr, router: Router)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let router = router.layer(axum::Extension(Peer(from)));
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%from, %error, "connection of the API ended");
+    }
+}
+
+/// Open connections, by address.
+#[derive(Debug, Default)]
+struct Limits(Mutex<BTreeMap<IpAddr, usize>>);
+
+impl Limits {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<IpAddr, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection that counts until it is dropped.
+struct Admitted {
+    limits: Arc<Limits>,
+    address: IpAddr,
+}
+
+impl Admitted {
+    /// `None` if there are as many connections as there may be, of all or of this address.
+    fn new(limits: &Arc<Limits>, address: IpAddr) -> Option<Self> {
+        let mut open = limits.lock();
+        let all: usize = open.values().sum();
+        let of_address = open.entry(address).or_default();
+        if all >= CONNECTIONS || *of_address >= OF_ADDRESS {
+            if *of_address == 0 {
+                open.remove(&address);
+            }
+            return None;
+        }
+        *of_address += 1;
+        drop(open);
+        Some(Self {
+            limits: Arc::clone(limits),
             address,
-            accepting,
-        }
+        })
     }
 }
 
-impl Drop for TlsListener {
+impl Drop for Admitted {
     fn drop(&mut self) {
-        self.accepting.abort();
+        let mut open = self.limits.lock();
+        if let Some(count) = open.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.address);
+            }
+        }
     }
 }
 
-impl Listener for TlsListener {
-    type Io = TlsStream<TcpStream>;
-    type Addr = SocketAddr;
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        match self.ready.recv().await {
-            Some(connection) => connection,
-            // The accepting task was aborted.
-            None => std::future::pending().await,
+    #[test]
+    fn connections_are_limited_in_all_and_for_an_address() {
+        let limits = Arc::new(Limits::default());
+        let address = |last: u16| {
+            let [high, low] = last.to_be_bytes();
+            IpAddr::from([10, 0, high, low])
+        };
+        let mut open: Vec<_> = (0..OF_ADDRESS)
+            .map(|_| Admitted::new(&limits, address(0)).expect("room"))
+            .collect();
+        assert!(Admitted::new(&limits, address(0)).is_none());
+        for other in 1..=(CONNECTIONS - OF_ADDRESS) as u16 {
+            open.push(Admitted::new(&limits, address(other)).expect("room"));
         }
-    }
-
-    fn local_addr(&self) -> std::io::Result<Self::Addr> {
-        match &self.address {
-            Ok(address) => Ok(*address),
-            Err(error) => Err(error.kind().into()),
-        }
+        assert!(Admitted::new(&limits, address(60_000)).is_none());
+        open.clear();
+        assert!(limits.lock().is_empty());
+        assert!(Admitted::new(&limits, address(0)).is_some());
     }
 }

@@ -145,6 +145,18 @@ impl Problem {
         )
     }
 
+    pub(crate) fn too_many(detail: &str) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "too-many", detail)
+    }
+
+    pub(crate) fn stopping() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "stopping",
+            "the director stops, and nothing was changed: try again when it has started",
+        )
+    }
+
     pub(crate) fn internal(error: &dyn std::error::Error) -> Self {
         tracing::error!(%error, "request failed");
         Self::new(
@@ -178,7 +190,7 @@ impl Problem {
         problem
     }
 
-    pub(super) fn no_token() -> Self {
+    pub(crate) fn no_token() -> Self {
         Self::new(
             StatusCode::UNAUTHORIZED,
             "no-token",

@@ -2,14 +2,21 @@
 
 use std::collections::BTreeMap;
 
+use control::NAME_PATTERN;
 use serde_json::{Map, Value, json};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::{
     answer::{ProblemBody, STATUSES},
     objects::Served,
-    table::{Operation, Parameter, Schema, operations},
+    request::LONGEST_HEADER,
+    table::{Operation, Parameter, Schema, Values, operations},
 };
+
+/// Hexadecimal digits of a page token, two for each byte.
+const PAGE_PATTERN: &str = "^([0-9a-fA-F]{2})*$";
+/// Printable ASCII, as headers have it.
+const HEADER_PATTERN: &str = "^[ -~]+$";
 
 /// The document.
 #[must_use]
@@ -50,15 +57,17 @@ fn described(operation: &Operation) -> Value {
         .split('/')
         .filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}'))
         .map(|name| {
-            json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } })
+            json!({ "name": name, "in": "path", "required": true,
+                "schema": { "type": "string", "minLength": 1 } })
         })
         .collect();
     let given = |place: &'static str, parameter: &Parameter| {
         json!({
             "name": parameter.name,
             "in": place,
+            "required": parameter.is_required,
             "description": parameter.description,
-            "schema": { "type": parameter.kind },
+            "schema": values(parameter.values),
         })
     };
     parameters.extend(operation.query.iter().map(|p| given("query", p)));
@@ -77,6 +86,26 @@ fn described(operation: &Operation) -> Value {
         });
     }
     described
+}
+
+/// The schema of a parameter.
+fn values(values: Values) -> Value {
+    match values {
+        Values::Flag => json!({ "type": "boolean" }),
+        Values::Number { least, most } => {
+            json!({ "type": "integer", "minimum": least, "maximum": most })
+        }
+        Values::Kind => {
+            let kinds: Vec<_> = control::KINDS.iter().map(|info| info.kind).collect();
+            json!({ "type": "string", "enum": kinds })
+        }
+        Values::Name => json!({ "type": "string", "pattern": NAME_PATTERN }),
+        Values::Page => json!({ "type": "string", "pattern": PAGE_PATTERN }),
+        Values::Header => {
+            json!({ "type": "string", "minLength": 1, "maxLength": LONGEST_HEADER,
+                "pattern": HEADER_PATTERN })
+        }
+    }
 }
 
 fn responses(operation: &Operation) -> Value {
@@ -181,8 +210,8 @@ pub(super) fn new_of<K: Served>() -> Schema {
         "required": ["name", "spec"],
         "additionalProperties": false,
         "properties": {
-            "name": { "type": "string" },
-            "owner": { "type": ["string", "null"] },
+            "name": { "type": "string", "pattern": NAME_PATTERN },
+            "owner": { "type": ["string", "null"], "pattern": NAME_PATTERN },
             "spec": reference(&spec.name),
         },
     });
@@ -197,7 +226,7 @@ pub(super) fn changed_of<K: Served>() -> Schema {
         "required": ["spec"],
         "additionalProperties": false,
         "properties": {
-            "owner": { "type": ["string", "null"] },
+            "owner": { "type": ["string", "null"], "pattern": NAME_PATTERN },
             "spec": reference(&spec.name),
         },
     });

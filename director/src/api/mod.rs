@@ -11,18 +11,21 @@
 mod answer;
 mod document;
 mod objects;
+mod password;
 mod people;
 mod records;
 mod request;
 mod table;
+mod tokens;
 mod totp;
+mod usage;
 mod watch;
 
 pub use answer::{Answer, Problem};
 pub use document::document;
 pub use table::{Operation, operations};
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -31,16 +34,21 @@ use axum::{
     http::{HeaderMap, Method, StatusCode, header},
     response::Response,
 };
+use tokio::time::timeout;
 
 use crate::{
     Director,
     metrics::Answered,
     people::{Actor, token_hash},
+    tls::Peer,
 };
 use request::{Call, Query};
 
 /// Longest body of a request, bytes.
 pub const MAX_BODY: usize = 1 << 20;
+
+/// Time for the body of a request.
+const BODY: Duration = Duration::from_secs(30);
 
 /// The router of a director.
 pub fn router(director: Arc<Director>) -> Router {
@@ -49,7 +57,21 @@ pub fn router(director: Arc<Director>) -> Router {
         .fallback(async move |request: Request| answer(director, operations, request).await)
 }
 
+/// Answers a request. Its handler runs to its end also if the client closes the connection: a
+/// commit is not cut from the state in memory, which would have to be read again.
 async fn answer(
+    director: Arc<Director>,
+    operations: Arc<[Operation]>,
+    request: Request,
+) -> Response {
+    let handler = tokio::spawn(handle(director, operations, request));
+    match handler.await {
+        Ok(response) => response,
+        Err(error) => Problem::internal(&error).into_response(),
+    }
+}
+
+async fn handle(
     director: Arc<Director>,
     operations: Arc<[Operation]>,
     request: Request,
@@ -137,6 +159,7 @@ async fn call(
         operation: operation.id.clone(),
         actor,
         token_hash: hash,
+        peer: parts.extensions.get::<Peer>().map(|peer| peer.0.ip()),
         parameters,
         query,
         headers: parts.headers,
@@ -154,7 +177,10 @@ async fn authenticate(
 ) -> Result<(Actor, String), Problem> {
     let value = headers.get(header::AUTHORIZATION);
     let value = value.and_then(|value| value.to_str().ok());
-    let secret = value.and_then(|value| value.strip_prefix("Bearer "));
+    // The scheme is of any case (RFC 9110 section 11.1).
+    let secret = value.and_then(|value| value.split_once(' '));
+    let secret = secret.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    let secret = secret.map(|(_, secret)| secret);
     let secret = secret.ok_or_else(Problem::no_token)?;
     // The hash of a secret of 256 bits is looked up: its time tells nothing of other secrets.
     let hash = token_hash(secret);
@@ -170,7 +196,13 @@ async fn read_body(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Vec<u8>, Problem> {
-    let bytes = axum::body::to_bytes(body, MAX_BODY).await;
+    let bytes = timeout(BODY, axum::body::to_bytes(body, MAX_BODY)).await;
+    let bytes = bytes.map_err(|_| {
+        Problem::bad_request(format!(
+            "the body did not come within {} seconds: send it again",
+            BODY.as_secs()
+        ))
+    })?;
     let bytes = bytes.map_err(|_| Problem::too_large())?;
     if operation.body.is_none() {
         return match bytes.is_empty() {

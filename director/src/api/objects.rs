@@ -13,9 +13,9 @@ use utoipa::ToSchema;
 use super::{
     answer::{Answer, Problem},
     document::{list_of, object_of, schema},
-    people::remove_users_of,
+    people::remove_users_of_deleted,
     request::Call,
-    table::{Answering, Operation, Parameter, Success},
+    table::{Answering, Operation, Parameter, Success, Values},
 };
 use crate::{
     audit::hex,
@@ -106,46 +106,45 @@ pub(super) struct DryRun {
     warnings: Vec<String>,
 }
 
-const DRY_RUN: Parameter = Parameter {
-    name: "dry_run",
-    kind: "boolean",
-    description: "Compute the change and answer its differences, without making it.",
-};
-const FORCE: Parameter = Parameter {
-    name: "force",
-    kind: "boolean",
-    description: "Do what would be refused for the sake of others.",
-};
-const TAKE_OVER: Parameter = Parameter {
-    name: "take_over",
-    kind: "boolean",
-    description: "Take the object from another owner.",
-};
-const LIMIT: Parameter = Parameter {
-    name: "limit",
-    kind: "integer",
-    description: "Objects on the page, 1 to 1000; 100 unless given.",
-};
-const AFTER: Parameter = Parameter {
-    name: "page",
-    kind: "string",
-    description: "The `next` of the page before.",
-};
-const IF_MATCH: Parameter = Parameter {
-    name: "If-Match",
-    kind: "string",
-    description: "The ETag that the object must have, or `*`.",
-};
-const KEY: Parameter = Parameter {
-    name: "Idempotency-Key",
-    kind: "string",
-    description: "The same answer is given to the same request with this key for a day.",
-};
-const REASON: Parameter = Parameter {
-    name: "X-Reason",
-    kind: "string",
-    description: "The reason for the change, for the audit.",
-};
+const DRY_RUN: Parameter = Parameter::new(
+    "dry_run",
+    Values::Flag,
+    "Compute the change and answer its differences, without making it.",
+);
+const FORCE: Parameter = Parameter::new(
+    "force",
+    Values::Flag,
+    "Do what would be refused for the sake of others.",
+);
+const TAKE_OVER: Parameter = Parameter::new(
+    "take_over",
+    Values::Flag,
+    "Take the object from another owner.",
+);
+const LIMIT: Parameter = Parameter::new(
+    "limit",
+    Values::Number {
+        least: 1,
+        most: LARGEST_PAGE,
+    },
+    "Objects on the page, 1 to 1000; 100 unless given.",
+);
+const AFTER: Parameter = Parameter::new("page", Values::Page, "The `next` of the page before.");
+const IF_MATCH: Parameter = Parameter::new(
+    "If-Match",
+    Values::Header,
+    "The ETag that the object must have, or `*`.",
+);
+const KEY: Parameter = Parameter::new(
+    "Idempotency-Key",
+    Values::Header,
+    "The same answer is given to the same request with this key for a day.",
+);
+const REASON: Parameter = Parameter::new(
+    "X-Reason",
+    Values::Header,
+    "The reason for the change, for the audit.",
+);
 
 fn register_kind<K: Served>(all: &mut Vec<Operation>) {
     let collection = match K::SCOPE {
@@ -173,7 +172,7 @@ fn register_kind<K: Served>(all: &mut Vec<Operation>) {
             Box::pin(list::<K>(call)) as Answering
         })
     });
-    let (query, headers) = change(&[], &[]);
+    let (query, headers) = change(&[FORCE], &[]);
     all.push(Operation {
         query,
         headers,
@@ -273,7 +272,7 @@ fn target<'c, K: Served>(tenant: Option<&'c str>, name: Option<&'c str>) -> Opti
 }
 
 /// As the crate `control` refuses an object that does not exist.
-fn absent<K: Kind>(tenant: Option<&str>, name: &str) -> Problem {
+pub(super) fn absent<K: Kind>(tenant: Option<&str>, name: &str) -> Problem {
     Refusal::not_found::<K>(tenant, name).into()
 }
 
@@ -362,11 +361,13 @@ fn found<'l, K: Kind>(
     object.ok_or_else(|| absent::<K>(tenant, name))
 }
 
-fn planned<K: Kind>(accepted: Accepted<K>) -> Result<Planned, Problem> {
+fn planned<K: Kind>(live: &Live, mut accepted: Accepted<K>) -> Result<Planned, Problem> {
+    remove_users_of_deleted(live, &mut accepted.transaction);
     Ok(Planned {
         body: serde_json::to_value(&accepted.object).map_err(|error| Problem::internal(&error))?,
         transaction: accepted.transaction,
         warnings: accepted.warnings,
+        differences: accepted.differences,
     })
 }
 
@@ -375,6 +376,7 @@ async fn create_one<K: Served>(call: Call) -> Result<Answer, Problem> {
     let (tenant, _) = place::<K>(&call);
     authorize(actor, K::GROUP, Verb::Write, tenant)?;
     let new: New<K> = call.read()?;
+    let force = call.query.flag("force")?;
     let wanted = Wanted {
         actor,
         subject: call.subject(K::KIND, tenant, &new.name)?,
@@ -386,19 +388,14 @@ async fn create_one<K: Served>(call: Call) -> Result<Answer, Problem> {
     let done = call.director.change(wanted, |live, origin| {
         let spec = new.spec.clone();
         let options = Options {
+            force,
             owner: new.owner.clone(),
             ..Options::default()
         };
-        planned(create(
-            &live.state,
-            tenant,
-            &new.name,
-            spec,
-            origin,
-            options,
-        )?)
+        let accepted = create(&live.state, tenant, &new.name, spec, origin, options)?;
+        planned(live, accepted)
     });
-    Ok(changed(done.await?, dry_run))
+    changed(done.await?, dry_run)
 }
 
 async fn replace_one<K: Served>(call: Call) -> Result<Answer, Problem> {
@@ -429,9 +426,10 @@ async fn replace_one<K: Served>(call: Call) -> Result<Answer, Problem> {
         call.check_revision(found::<K>(live, tenant, name)?.metadata.revision)?;
         let spec = new.spec.clone();
         let options = options.clone();
-        planned(replace(&live.state, tenant, name, spec, origin, options)?)
+        let accepted = replace(&live.state, tenant, name, spec, origin, options)?;
+        planned(live, accepted)
     });
-    Ok(changed(done.await?, dry_run))
+    changed(done.await?, dry_run)
 }
 
 async fn remove_one<K: Served>(call: Call) -> Result<Answer, Problem> {
@@ -459,28 +457,33 @@ async fn remove_one<K: Served>(call: Call) -> Result<Answer, Problem> {
     let done = call.director.change(wanted, |live, origin| {
         call.check_revision(found::<K>(live, tenant, name)?.metadata.revision)?;
         let options = options.clone();
-        let mut planned = planned(remove::<K>(&live.state, tenant, name, origin, options)?)?;
-        remove_users_of(K::KIND, tenant, name, live, &mut planned.transaction);
-        Ok(planned)
+        let accepted = remove::<K>(&live.state, tenant, name, origin, options)?;
+        planned(live, accepted)
     });
     let done = done.await?;
     if dry_run {
-        return Ok(changed(done, true));
+        return changed(done, true);
     }
     Ok(Answer::done().with_warnings(&done.warnings))
 }
 
 /// The answer to a change or a dry run.
-fn changed(done: Done, dry_run: bool) -> Answer {
+fn changed(done: Done, dry_run: bool) -> Result<Answer, Problem> {
     if dry_run {
-        let body = json!({ "differences": done.differences, "warnings": done.warnings });
-        return Answer::json(StatusCode::OK, &body);
+        let run = DryRun {
+            differences: done.differences,
+            warnings: done.warnings,
+        };
+        // It may have thousands of fields: it becomes text without a tree of values before.
+        return match serde_json::to_string(&run) {
+            Ok(text) => Ok(Answer::text(StatusCode::OK, text)),
+            Err(error) => Err(Problem::internal(&error)),
+        };
     }
     let status = StatusCode::from_u16(done.status).unwrap_or(StatusCode::OK);
     let revision: Revision = done.body["metadata"]["revision"]
         .as_u64()
         .unwrap_or_default();
-    Answer::json(status, &done.body)
-        .tagged(revision)
-        .with_warnings(&done.warnings)
+    let answer = Answer::json(status, &done.body).tagged(revision);
+    Ok(answer.with_warnings(&done.warnings))
 }

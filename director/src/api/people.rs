@@ -2,27 +2,25 @@
 
 use axum::http::{Method, StatusCode};
 use control::{Appliance, Gateway, Kind as _, Object, Precondition, Tenant, Transaction};
-use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use tokio::task::spawn_blocking;
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{
     answer::{Answer, Problem},
     document::schema,
-    objects::{authorize, no_tenant, role},
+    objects::{authorize, no_tenant},
+    password,
     request::Call,
     table::{Operation, Success},
+    tokens::{Issue, ShownToken, delete_tokens, issue},
     totp,
 };
 use crate::{
+    audit::Subject,
     change::{Planned, Wanted},
-    live::Live,
-    people::{
-        Actor, LONGEST, LONGEST_PASSWORD, SESSION, SHORTEST_PASSWORD, TOKENS, Token, USERS, User,
-        hash_password, is_password, new_secret, token_hash,
-    },
+    live::{KEPT, Live},
+    people::{Actor, LONGEST_PASSWORD, PASSWORD, SESSION, SHORTEST_PASSWORD, USERS, User},
     roles::{ObjectGroup, Role, Verb},
 };
 
@@ -42,16 +40,20 @@ struct Credentials {
 #[serde(deny_unknown_fields)]
 struct NewUser {
     /// Name, unique at the provider: 1 to 32 characters of a to z, 0 to 9 and '-'.
+    #[schema(pattern = "^[a-z0-9-]{1,32}$")]
     name: String,
     role: Role,
     /// Tenant, for roles of a tenant.
     #[serde(default)]
+    #[schema(pattern = "^[a-z0-9][a-z0-9-]{0,31}$")]
     tenant: Option<String>,
     /// The gateway or the appliance that a machine is, for the roles gateway and appliance.
     #[serde(default)]
+    #[schema(pattern = "^[a-z0-9][a-z0-9-]{0,31}$")]
     object: Option<String>,
     /// Password of at least 12 characters. Machines have none.
     #[serde(default)]
+    #[schema(min_length = 12, max_length = 1024)]
     password: Option<String>,
 }
 
@@ -75,32 +77,6 @@ struct UserList {
     items: Vec<ShownUser>,
 }
 
-/// A token as it is asked for.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-struct NewToken {
-    /// Description, for people.
-    #[serde(default)]
-    description: String,
-    /// Lifetime, hours, 1 to 8784 (366 days).
-    hours: u32,
-}
-
-/// A new token. The secret is shown this once.
-#[derive(Debug, Serialize, ToSchema)]
-struct ShownToken {
-    /// The secret, for `Authorization: Bearer`.
-    secret: String,
-    token: Token,
-}
-
-/// The actor's own tokens.
-#[derive(Debug, Serialize, ToSchema)]
-struct TokenList {
-    /// The tokens, by time of creation.
-    items: Vec<Token>,
-}
-
 /// The user of the token.
 #[derive(Debug, Serialize, ToSchema)]
 struct Myself {
@@ -111,6 +87,8 @@ struct Myself {
     tenant: Option<String>,
     /// Id of the token.
     token: String,
+    /// Whether the user has a password.
+    password: bool,
 }
 
 /// A new authenticator. Secret and recovery codes are shown this once.
@@ -187,17 +165,6 @@ pub(super) fn register(all: &mut Vec<Operation>) {
         )
     });
     all.push(Operation {
-        body: Some(schema::<NewToken>()),
-        success: success(StatusCode::CREATED, Some(schema::<ShownToken>())),
-        ..Operation::new(
-            "user.token.create",
-            Method::POST,
-            "/v1/users/{name}/tokens",
-            "Create a token of a machine.",
-            |call| Box::pin(create_machine_token(call)),
-        )
-    });
-    all.push(Operation {
         success: success(StatusCode::CREATED, Some(schema::<ShownAuthenticator>())),
         ..Operation::new(
             "self.totp.create",
@@ -228,37 +195,6 @@ pub(super) fn register(all: &mut Vec<Operation>) {
             |call| Box::pin(totp::remove(call)),
         )
     });
-    all.push(Operation {
-        success: success(StatusCode::OK, Some(schema::<TokenList>())),
-        ..Operation::new(
-            "token.list",
-            Method::GET,
-            "/v1/tokens",
-            "List your tokens.",
-            |call| Box::pin(tokens(call)),
-        )
-    });
-    all.push(Operation {
-        body: Some(schema::<NewToken>()),
-        success: success(StatusCode::CREATED, Some(schema::<ShownToken>())),
-        ..Operation::new(
-            "token.create",
-            Method::POST,
-            "/v1/tokens",
-            "Create a token.",
-            |call| Box::pin(create_token(call)),
-        )
-    });
-    all.push(Operation {
-        success: success(StatusCode::NO_CONTENT, None),
-        ..Operation::new(
-            "token.remove",
-            Method::DELETE,
-            "/v1/tokens/{id}",
-            "Remove a token of yours.",
-            |call| Box::pin(remove_token(call)),
-        )
-    });
 }
 
 pub(super) fn body(value: &impl Serialize) -> Result<Value, Problem> {
@@ -272,34 +208,34 @@ pub(super) fn first(call: &Call) -> &str {
 /// A name that does not exist costs as much time as a wrong password, and gets the same answer.
 async fn log_in(call: Call) -> Result<Answer, Problem> {
     let credentials: Credentials = call.read()?;
+    // Neither a name that no user can have nor such a password is hashed or logged.
+    if service::config::name(&credentials.user).is_err()
+        || credentials.password.len() > LONGEST_PASSWORD
+    {
+        return Err(wrong_credentials());
+    }
+    let now = call.director.chance.now();
+    let tries = format!("password {} {:?}", credentials.user, call.peer);
+    totp::check_patience(&call.director, &tries, now)?;
     let user = {
         let live = call.director.live().await?;
         live.users
             .get(&credentials.user)
             .map(|(user, _)| user.clone())
     };
-    let chance = std::sync::Arc::clone(&call.director.chance);
     let stored = user.as_ref().and_then(|user| user.password.clone());
-    let password = credentials.password;
-    // The semaphore is never closed.
-    let permit = call.director.passwords.acquire().await;
-    let checked = spawn_blocking(move || match stored {
-        _ if password.len() > LONGEST_PASSWORD => Ok(false),
-        Some(hash) => Ok(is_password(&password, &hash)),
-        None => hash_password(&password, &*chance).map(|_| false),
-    });
-    let is_right = checked.await.map_err(|error| Problem::internal(&error))?;
-    drop(permit);
-    let is_right = is_right.map_err(|error| Problem::internal(&error))?;
-    let Some(user) = user.filter(|_| is_right) else {
-        tracing::warn!(user = credentials.user, "log-in refused");
-        return Err(Problem::new(
-            StatusCode::UNAUTHORIZED,
-            "credentials",
-            "the name or the password is wrong: check both",
-        ));
+    let is_right = match stored.clone() {
+        Some(hash) => password::verified(&call.director, credentials.password, hash).await?,
+        None => {
+            password::hashed(&call.director, "as slow as a check".to_owned()).await?;
+            false
+        }
     };
-    let now = call.director.chance.now();
+    let Some(user) = user.filter(|_| is_right) else {
+        totp::count_wrong(&call.director, &tries, now);
+        tracing::warn!(user = credentials.user, peer = ?call.peer, "log-in refused");
+        return Err(wrong_credentials());
+    };
     let has_totp = user.totp.as_ref().is_some_and(|totp| totp.is_confirmed);
     let code = match (has_totp, credentials.code) {
         (false, _) => None,
@@ -314,107 +250,40 @@ async fn log_in(call: Call) -> Result<Answer, Problem> {
         role: user.role,
         tenant: user.tenant,
         object: user.object,
-        token: "password".to_owned(),
+        token: PASSWORD.to_owned(),
     };
     let new = Issue {
         user: &user.name,
+        tenant: actor.tenant.as_deref(),
         description: "session",
         lifetime: SESSION,
+        password: stored.as_deref(),
         code: code.as_deref(),
     };
     let answer = issue(&call, &actor, new).await?;
     totp::forgive(&call.director, &user.name);
+    totp::forgive(&call.director, &tries);
     Ok(answer)
 }
 
-/// A token to be issued.
-struct Issue<'a> {
-    /// Name of the token's user, who need not be the actor.
-    user: &'a str,
-    description: &'a str,
-    lifetime: SignedDuration,
-    /// The code that the user's authenticator must accept in the same transaction, so that no code
-    /// is accepted twice.
-    code: Option<&'a str>,
-}
-
-/// Stores a new token and answers its secret.
-async fn issue(call: &Call, actor: &Actor, new: Issue<'_>) -> Result<Answer, Problem> {
-    let chance = &*call.director.chance;
-    let secret = new_secret(chance).map_err(|error| Problem::internal(&error))?;
-    let hash = token_hash(&secret);
-    let id = hash[..16].to_owned();
-    let wanted = Wanted {
-        actor,
-        subject: call.subject("token", actor.tenant.as_deref(), &id)?,
-        dry_run: false,
-        status: StatusCode::CREATED.as_u16(),
-        idempotency: None,
-    };
-    let done = call.director.change(wanted, |live, origin| {
-        let (user, revision) = live.users.get(new.user).ok_or_else(Problem::no_token)?;
-        let expires = origin.now.checked_add(new.lifetime);
-        let token = Token {
-            id: id.clone(),
-            user: new.user.to_owned(),
-            description: new.description.to_owned(),
-            created: origin.now,
-            expires: expires.unwrap_or(Timestamp::MAX),
-        };
-        let mut transaction = forget_expired(live, origin.now);
-        let key = format!("{USERS}{}", new.user);
-        transaction
-            .preconditions
-            .insert(key.clone(), Precondition::At(*revision));
-        if let Some(code) = new.code {
-            let accepted = user
-                .totp
-                .as_ref()
-                .and_then(|totp| totp.accept(code, origin.now));
-            let after = User {
-                totp: Some(
-                    accepted.ok_or_else(|| totp::wrong(&call.director, new.user, origin.now))?,
-                ),
-                ..user.clone()
-            };
-            transaction.put.insert(key, body(&after)?.to_string());
-        }
-        let key = format!("{TOKENS}{hash}");
-        transaction
-            .preconditions
-            .insert(key.clone(), Precondition::Absent);
-        transaction.put.insert(key, body(&token)?.to_string());
-        Ok(Planned {
-            transaction,
-            body: body(&token)?,
-            warnings: Vec::new(),
-        })
-    });
-    let token = done.await?.body;
-    let answer = json!({ "secret": secret, "token": token });
-    Ok(Answer::json(StatusCode::CREATED, &answer))
-}
-
-/// A transaction that deletes some expired tokens.
-fn forget_expired(live: &Live, now: Timestamp) -> Transaction {
-    let mut transaction = Transaction::default();
-    let expired = live
-        .tokens
-        .iter()
-        .filter(|(_, (token, _))| token.expires <= now);
-    for (hash, _) in expired.take(16) {
-        transaction.delete.insert(format!("{TOKENS}{hash}"));
-    }
-    transaction
+pub(super) fn wrong_credentials() -> Problem {
+    Problem::new(
+        StatusCode::UNAUTHORIZED,
+        "credentials",
+        "the name or the password is wrong: check both",
+    )
 }
 
 async fn myself(call: Call) -> Result<Answer, Problem> {
     let actor = call.actor()?;
+    let live = call.director.live().await?;
+    let user = live.users.get(&actor.user);
     let myself = Myself {
         user: actor.user.clone(),
         role: actor.role,
         tenant: actor.tenant.clone(),
         token: actor.token.clone(),
+        password: user.is_some_and(|(user, _)| user.password.is_some()),
     };
     Ok(Answer::json(StatusCode::OK, &body(&myself)?))
 }
@@ -449,15 +318,10 @@ async fn create_user(call: Call) -> Result<Answer, Problem> {
         new.tenant.as_deref(),
     )?;
     check_user(actor, &new)?;
-    let chance = std::sync::Arc::clone(&call.director.chance);
-    let mut hash = None;
-    if let Some(password) = new.password.clone() {
-        let permit = call.director.passwords.acquire().await;
-        let hashed = spawn_blocking(move || hash_password(&password, &*chance)).await;
-        drop(permit);
-        let hashed = hashed.map_err(|error| Problem::internal(&error))?;
-        hash = Some(hashed.map_err(|error| Problem::internal(&error))?);
-    }
+    let hash = match new.password.clone() {
+        Some(password) => Some(password::hashed(&call.director, password).await?),
+        None => None,
+    };
     let user = User {
         name: new.name,
         role: new.role,
@@ -508,6 +372,7 @@ async fn create_user(call: Call) -> Result<Answer, Problem> {
             transaction,
             body: body(&shown(&user))?,
             warnings: Vec::new(),
+            differences: Vec::new(),
         })
     });
     Ok(Answer::json(StatusCode::CREATED, &done.await?.body))
@@ -523,6 +388,13 @@ fn check_user(actor: &Actor, new: &NewUser) -> Result<(), Problem> {
     };
     if let Err(text) = service::config::name(&new.name) {
         return invalid(format!("name: {text}"));
+    }
+    if let Some(tenant) = new
+        .tenant
+        .as_deref()
+        .filter(|tenant| !control::is_name(tenant))
+    {
+        return invalid(format!("tenant: {tenant:?}: {}", control::NAME_RULE));
     }
     if new.role.is_of_tenant() != new.tenant.is_some() {
         return invalid(match new.role.is_of_tenant() {
@@ -542,49 +414,57 @@ fn check_user(actor: &Actor, new: &NewUser) -> Result<(), Problem> {
             invalid("password: a machine has tokens only: omit the password".to_owned())
         }
         (None, Some(_), _) => invalid("object: the role is one of people: omit it".to_owned()),
-        (None, None, password) => {
-            let password = password.as_deref().unwrap_or_default();
-            let length = password.chars().count();
-            if length < SHORTEST_PASSWORD || password.len() > LONGEST_PASSWORD {
-                return invalid(format!(
-                    "password: write {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters"
-                ));
-            }
-            Ok(())
-        }
+        (None, None, password) => check_password(password.as_deref().unwrap_or_default()),
     }
 }
 
-/// Deletes users and their tokens together with their tenant, or with the object that a machine is:
-/// a later one of the same name is another one.
-pub(super) fn remove_users_of(
-    kind: &str,
-    tenant: Option<&str>,
-    object: &str,
-    live: &Live,
-    transaction: &mut Transaction,
-) {
-    for (name, (user, revision)) in &live.users {
-        let is_of_tenant = kind == Tenant::KIND && user.tenant.as_deref() == Some(object);
-        let is_machine = user.role.machine() == Some(kind)
-            && user.object.as_deref() == Some(object)
-            && user.tenant.as_deref() == tenant;
-        if is_of_tenant || is_machine {
-            let key = format!("{USERS}{name}");
-            transaction
-                .preconditions
-                .insert(key.clone(), Precondition::At(*revision));
-            transaction.delete.insert(key);
-            delete_tokens(name, live, transaction);
-        }
+/// Refuses a new password that is too short, or longer than a hash may take.
+pub(super) fn check_password(password: &str) -> Result<(), Problem> {
+    if password.chars().count() < SHORTEST_PASSWORD || password.len() > LONGEST_PASSWORD {
+        return Err(Problem::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "invalid",
+            format!("password: write {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters"),
+        ));
+    }
+    Ok(())
+}
+
+/// Deletes users, their tokens and their kept answers together with their tenant, or with the
+/// object that a machine is: a later one of the same name is another one. The transaction deletes
+/// tenants and objects, also such that follow from the change of another one.
+pub(super) fn remove_users_of_deleted(live: &Live, transaction: &mut Transaction) {
+    let is_deleted = |kind: &str, tenant: Option<&str>, name: &str| {
+        let key = match tenant {
+            Some(tenant) => format!("{kind}/{tenant}/{name}"),
+            None => format!("{kind}/{name}"),
+        };
+        transaction.delete.contains(&key)
+    };
+    let users = live.users.values().map(|(user, _)| user);
+    let ended = users.filter(|user| {
+        let tenant = user.tenant.as_deref();
+        let is_of_tenant = tenant.is_some_and(|tenant| is_deleted(Tenant::KIND, None, tenant));
+        let machine = user.role.machine().zip(user.object.as_deref());
+        is_of_tenant || machine.is_some_and(|(kind, object)| is_deleted(kind, tenant, object))
+    });
+    let ended: Vec<_> = ended.map(|user| user.name.clone()).collect();
+    for name in ended {
+        delete_user(&name, live, transaction);
     }
 }
 
-fn delete_tokens(user: &str, live: &Live, transaction: &mut Transaction) {
-    for (hash, (token, _)) in &live.tokens {
-        if token.user == user {
-            transaction.delete.insert(format!("{TOKENS}{hash}"));
-        }
+/// Deletes a user with all that it has.
+fn delete_user(name: &str, live: &Live, transaction: &mut Transaction) {
+    let key = format!("{USERS}{name}");
+    if let Some((_, revision)) = live.users.get(name) {
+        let precondition = Precondition::At(*revision);
+        transaction.preconditions.insert(key.clone(), precondition);
+    }
+    transaction.delete.insert(key);
+    delete_tokens(name, live, transaction);
+    for key in live.kept_of(name) {
+        transaction.delete.insert(format!("{KEPT}{key}"));
     }
 }
 
@@ -594,13 +474,13 @@ async fn remove_user(call: Call) -> Result<Answer, Problem> {
     authorize(actor, ObjectGroup::People, Verb::Write, None)?;
     let wanted = Wanted {
         actor,
-        subject: call.subject("user", actor.tenant.as_deref(), name)?,
+        subject: subject_of(&call, name).await?,
         dry_run: false,
         status: StatusCode::NO_CONTENT.as_u16(),
         idempotency: None,
     };
     let done = call.director.change(wanted, |live, _| {
-        let (user, revision) = found_user(live, actor, name)?;
+        let (user, _) = found_user(live, actor, name)?;
         let admins = live
             .users
             .values()
@@ -613,74 +493,26 @@ async fn remove_user(call: Call) -> Result<Answer, Problem> {
             ));
         }
         let mut transaction = Transaction::default();
-        let key = format!("{USERS}{name}");
-        transaction
-            .preconditions
-            .insert(key.clone(), Precondition::At(*revision));
-        transaction.delete.insert(key);
-        delete_tokens(name, live, &mut transaction);
+        delete_user(name, live, &mut transaction);
         Ok(Planned {
             transaction,
             body: Value::Null,
             warnings: Vec::new(),
+            differences: Vec::new(),
         })
     });
     done.await?;
     Ok(Answer::done())
 }
 
-async fn tokens(call: Call) -> Result<Answer, Problem> {
-    let actor = call.actor()?;
+/// The subject of a change of a user, in the audit of the user's tenant.
+///
+/// # Errors
+/// The user does not exist, as far as the actor may know.
+pub(super) async fn subject_of(call: &Call, name: &str) -> Result<Subject, Problem> {
     let live = call.director.live().await?;
-    let tokens = live.tokens.values().map(|(token, _)| token);
-    let mut items: Vec<_> = tokens
-        .filter(|token| token.user == actor.user)
-        .cloned()
-        .collect();
-    items.sort_by_key(|token| token.created);
-    Ok(Answer::json(StatusCode::OK, &body(&TokenList { items })?))
-}
-
-async fn create_token(call: Call) -> Result<Answer, Problem> {
-    let actor = call.actor()?.clone();
-    if actor.role.machine().is_some() {
-        return Err(Problem::forbidden(&role(&actor)));
-    }
-    let new: NewToken = call.read()?;
-    let lifetime = lifetime(&new)?;
-    let new = Issue {
-        user: &actor.user,
-        description: &new.description,
-        lifetime,
-        code: None,
-    };
-    issue(&call, &actor, new).await
-}
-
-/// Machines have no password: an administrator makes their tokens.
-async fn create_machine_token(call: Call) -> Result<Answer, Problem> {
-    let actor = call.actor()?.clone();
-    let name = first(&call);
-    authorize(&actor, ObjectGroup::People, Verb::Write, None)?;
-    let new: NewToken = call.read()?;
-    let lifetime = lifetime(&new)?;
-    {
-        let live = call.director.live().await?;
-        let user = found_user(&live, &actor, name)?;
-        if user.0.role.machine().is_none() {
-            let text = format!(
-                "user {name:?} has a password, so only that user creates its tokens: name a machine"
-            );
-            return Err(Problem::new(StatusCode::CONFLICT, "conflict", text));
-        }
-    }
-    let new = Issue {
-        user: name,
-        description: &new.description,
-        lifetime,
-        code: None,
-    };
-    issue(&call, &actor, new).await
+    let (user, _) = found_user(&live, call.actor()?, name)?;
+    call.subject("user", user.tenant.as_deref(), name)
 }
 
 /// A user that the actor may know of. One of another tenant is answered as one that does not exist.
@@ -698,55 +530,4 @@ pub(super) fn found_user<'l>(
             format!("user {name:?} does not exist: check the name with `list`"),
         )
     })
-}
-
-fn lifetime(new: &NewToken) -> Result<SignedDuration, Problem> {
-    let lifetime = SignedDuration::from_hours(i64::from(new.hours));
-    if new.hours == 0 || lifetime > LONGEST || new.description.chars().count() > 256 {
-        return Err(Problem::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "invalid",
-            format!(
-                "hours: write 1 to {}; description: at most 256 characters",
-                LONGEST.as_hours()
-            ),
-        ));
-    }
-    Ok(lifetime)
-}
-
-async fn remove_token(call: Call) -> Result<Answer, Problem> {
-    let actor = call.actor()?;
-    let id = first(&call);
-    let wanted = Wanted {
-        actor,
-        subject: call.subject("token", actor.tenant.as_deref(), id)?,
-        dry_run: false,
-        status: StatusCode::NO_CONTENT.as_u16(),
-        idempotency: None,
-    };
-    let done = call.director.change(wanted, |live, _| {
-        let mut tokens = live.tokens.iter();
-        let found = tokens.find(|(_, (token, _))| token.id == id && token.user == actor.user);
-        let Some((hash, (_, revision))) = found else {
-            return Err(Problem::new(
-                StatusCode::NOT_FOUND,
-                "not-found",
-                format!("you have no token {id:?}: check the id with `list`"),
-            ));
-        };
-        let mut transaction = Transaction::default();
-        let key = format!("{TOKENS}{hash}");
-        transaction
-            .preconditions
-            .insert(key.clone(), Precondition::At(*revision));
-        transaction.delete.insert(key);
-        Ok(Planned {
-            transaction,
-            body: Value::Null,
-            warnings: Vec::new(),
-        })
-    });
-    done.await?;
-    Ok(Answer::done())
 }

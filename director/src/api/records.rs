@@ -4,6 +4,7 @@ use std::sync::LazyLock;
 
 use axum::http::{Method, StatusCode};
 use control::{Kind as _, Tenant};
+use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::json;
 use store::Store as _;
@@ -14,7 +15,7 @@ use super::{
     document::{document, schema},
     objects::authorize,
     request::Call,
-    table::{Operation, Parameter, Success},
+    table::{Operation, Parameter, Success, Values},
 };
 use crate::{
     audit::{self, Checkpoint, Entry},
@@ -25,6 +26,8 @@ use crate::{
 /// Entries on a page unless asked otherwise, and at most.
 const PAGE: u64 = 100;
 const LARGEST_PAGE: u64 = 1000;
+/// Bytes after which a page ends: an entry of a change of many objects is long.
+const LARGEST_BYTES: usize = 4 << 20;
 /// Entries that a request reads at most: few of them may concern a tenant, and its page is then
 /// short, or empty, with a `next`.
 const LARGEST_SCAN: u64 = 2000;
@@ -53,12 +56,18 @@ pub(super) fn register(all: &mut Vec<Operation>) {
         query: vec![
             Parameter::new(
                 "after",
-                "integer",
+                Values::Number {
+                    least: 0,
+                    most: u64::MAX,
+                },
                 "Entries after this number; from the first unless given.",
             ),
             Parameter::new(
                 "limit",
-                "integer",
+                Values::Number {
+                    least: 1,
+                    most: LARGEST_PAGE,
+                },
                 "Entries on the page, 1 to 1000; 100 unless given.",
             ),
         ],
@@ -104,10 +113,19 @@ async fn list(call: Call) -> Result<Answer, Problem> {
     authorize(actor, ObjectGroup::Audit, Verb::Read, None)?;
     let limit = call.query.number("limit", PAGE, 1..=LARGEST_PAGE)?;
     let mut after = call.query.number("after", 0, 0..=u64::MAX)?;
-    let last = call.director.live().await?.head.number;
+    let (last, since) = {
+        let live = call.director.live().await?;
+        let own = actor.tenant.as_deref();
+        let tenant = own.and_then(|own| live.state.get::<Tenant>(None, own));
+        (
+            live.head.number,
+            tenant.map(|tenant| tenant.metadata.created),
+        )
+    };
     let until = last.min(after.saturating_add(LARGEST_SCAN));
     let mut items = Vec::new();
-    while after < until && (items.len() as u64) < limit {
+    let (mut bytes, mut is_full) = (0, false);
+    while after < until && !is_full {
         // The keys of a hundred entries have the same digits but two.
         let hundred = (after + 1) / 100;
         let key = format!("{}{hundred:018}", audit::PREFIX);
@@ -120,13 +138,16 @@ async fn list(call: Call) -> Result<Answer, Problem> {
             if number <= after || number > last {
                 continue;
             }
-            if items.len() as u64 == limit {
+            if items.len() as u64 == limit || bytes >= LARGEST_BYTES {
+                is_full = true;
                 break;
             }
             after = number;
-            items.extend(seen_by(actor, stored.value)?);
+            let seen = seen_by(actor, since, stored.value)?;
+            bytes += seen.as_ref().map_or(0, String::len);
+            items.extend(seen);
         }
-        if (items.len() as u64) < limit {
+        if !is_full {
             after = end;
         }
     }
@@ -139,8 +160,13 @@ async fn list(call: Call) -> Result<Answer, Problem> {
 }
 
 /// An entry as the actor sees it: of a change that concerns several tenants, each sees its own
-/// part.
-fn seen_by(actor: &Actor, text: String) -> Result<Option<String>, Problem> {
+/// part. Entries from before the tenant was made concern another one of the same name. A reason may
+/// speak of other tenants, unless it is given for a change of the tenant's own.
+fn seen_by(
+    actor: &Actor,
+    since: Option<Timestamp>,
+    text: String,
+) -> Result<Option<String>, Problem> {
     let Some(own) = &actor.tenant else {
         return Ok(Some(text));
     };
@@ -152,8 +178,13 @@ fn seen_by(actor: &Actor, text: String) -> Result<Option<String>, Problem> {
     entry.changes.retain(|change| {
         change.tenant.as_ref() == Some(own) || (change.kind == Tenant::KIND && change.name == *own)
     });
-    if entry.tenant.as_ref() != Some(own) && entry.changes.is_empty() {
+    let is_own =
+        entry.tenant.as_ref() == Some(own) || (entry.kind == Tenant::KIND && entry.name == *own);
+    if since.is_none_or(|since| entry.at < since) || !(is_own || !entry.changes.is_empty()) {
         return Ok(None);
+    }
+    if !is_own {
+        entry.reason = None;
     }
     serde_json::to_string(&entry).map(Some).map_err(failed)
 }

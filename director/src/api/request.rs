@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     answer::{Problem, etag},
-    table::{Parameter, Schema},
+    table::{Parameter, Schema, Values},
 };
 use crate::{
     Director,
@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Longest reason and longest `Idempotency-Key`, characters.
-const LONGEST_HEADER: usize = 256;
+pub(super) const LONGEST_HEADER: usize = 256;
 
 /// A request of an operation.
 pub struct Call {
@@ -28,6 +28,8 @@ pub struct Call {
     /// `None` for operations without token.
     pub(super) actor: Option<Actor>,
     pub(super) token_hash: String,
+    /// Address of the client, where it is known.
+    pub(super) peer: Option<std::net::IpAddr>,
     /// Values in the path.
     pub(super) parameters: Vec<String>,
     pub(super) query: Query,
@@ -116,6 +118,7 @@ impl Call {
             tenant: tenant.map(ToOwned::to_owned),
             name: name.to_owned(),
             reason: self.header(&HeaderName::from_static("x-reason"))?,
+            address: self.peer,
         })
     }
 
@@ -194,7 +197,7 @@ impl Query {
             let (name, value) = both.ok_or_else(|| {
                 Problem::bad_request(format!("{pair:?} of the query is not encoded as UTF-8"))
             })?;
-            if !known.iter().any(|parameter| parameter.name == name) {
+            let Some(parameter) = known.iter().find(|parameter| parameter.name == name) else {
                 let known: Vec<_> = known.iter().map(|parameter| parameter.name).collect();
                 return Err(Problem::bad_request(format!(
                     "{name:?} is no parameter of this operation; its parameters are: {}",
@@ -204,12 +207,20 @@ impl Query {
                         known.join(", ")
                     }
                 )));
+            };
+            if let Err(rule) = check(parameter.values, &value) {
+                return Err(Problem::bad_request(format!("{name}: {value:?}: {rule}")));
             }
             if values.insert(name.clone(), value).is_some() {
                 return Err(Problem::bad_request(format!(
                     "{name:?} was sent twice: send it once"
                 )));
             }
+        }
+        let is_missing = |p: &&Parameter| p.is_required && !values.contains_key(p.name);
+        if let Some(missing) = known.iter().find(is_missing) {
+            let name = missing.name;
+            return Err(Problem::bad_request(format!("{name} is missing: send it")));
         }
         Ok(Self {
             values,
@@ -250,6 +261,36 @@ impl Query {
                 range.end()
             ))
         })
+    }
+}
+
+/// Whether a parameter may have this value; what to write otherwise.
+fn check(values: Values, value: &str) -> Result<(), String> {
+    let (fits, rule) = match values {
+        Values::Flag => (matches!(value, "true" | "false"), "write true or false"),
+        Values::Number { least, most } => {
+            let is_decimal = value.bytes().all(|byte| byte.is_ascii_digit());
+            let number = value.parse().ok().filter(|_| is_decimal);
+            let fits = number.is_some_and(|number| (least..=most).contains(&number));
+            return match fits {
+                true => Ok(()),
+                false => Err(format!("write a number from {least} to {most}")),
+            };
+        }
+        Values::Kind => (
+            control::kind(value).is_some(),
+            "is no kind: write one such as vlan-pool",
+        ),
+        Values::Name => (control::is_name(value), control::NAME_RULE),
+        Values::Page => (
+            value.len().is_multiple_of(2) && value.bytes().all(|b| b.is_ascii_hexdigit()),
+            "write the `next` of the page before, or omit it",
+        ),
+        Values::Header => (true, ""),
+    };
+    match fits {
+        true => Ok(()),
+        false => Err(rule.to_owned()),
     }
 }
 

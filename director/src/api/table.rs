@@ -7,21 +7,41 @@ use serde_json::Value;
 
 use super::{
     answer::{Answer, Problem},
-    objects, people, records,
+    objects, password, people, records,
     request::Call,
-    watch,
+    tokens, usage, watch,
 };
 
 /// The future of a handler.
 pub(super) type Answering = Pin<Box<dyn Future<Output = Result<Answer, Problem>> + Send>>;
 
-/// A parameter of a query.
+/// A parameter of a query, or a header.
 #[derive(Clone, Copy, Debug)]
 pub struct Parameter {
     pub name: &'static str,
-    /// Type in JSON Schema: `boolean`, `integer` or `string`.
-    pub kind: &'static str,
+    /// What it may be.
+    pub values: Values,
+    /// Whether a request must have it.
+    pub is_required: bool,
     pub description: &'static str,
+}
+
+/// Values of a parameter. The document shows them, and [`Query`](super::request::Query) refuses
+/// any other before the operation sees the request.
+#[derive(Clone, Copy, Debug)]
+pub enum Values {
+    /// `true` or `false`.
+    Flag,
+    /// A number within these bounds.
+    Number { least: u64, most: u64 },
+    /// The name of a kind of objects.
+    Kind,
+    /// The name of an object.
+    Name,
+    /// A token of a page: hexadecimal digits, two for each byte.
+    Page,
+    /// A header of 1 to 256 characters of ASCII.
+    Header,
 }
 
 /// A schema of the document, by name.
@@ -67,14 +87,12 @@ pub struct Operation {
 }
 
 impl Parameter {
-    pub(super) const fn new(
-        name: &'static str,
-        kind: &'static str,
-        description: &'static str,
-    ) -> Self {
+    /// A parameter that may be omitted.
+    pub(super) const fn new(name: &'static str, values: Values, description: &'static str) -> Self {
         Self {
             name,
-            kind,
+            values,
+            is_required: false,
             description,
         }
     }
@@ -120,7 +138,10 @@ impl Operation {
 pub fn operations() -> Vec<Operation> {
     let mut all = Vec::new();
     people::register(&mut all);
+    password::register(&mut all);
+    tokens::register(&mut all);
     objects::register(&mut all);
+    usage::register(&mut all);
     records::register(&mut all);
     watch::register(&mut all);
     all

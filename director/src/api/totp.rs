@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{
     answer::{Answer, Problem},
     objects::authorize,
-    people::{Code, ShownAuthenticator, body, first, found_user},
+    people::{Code, ShownAuthenticator, body, first, found_user, subject_of},
     request::Call,
 };
 use crate::{
@@ -50,8 +50,8 @@ pub(super) fn check_patience(
             StatusCode::TOO_MANY_REQUESTS,
             "too-many",
             format!(
-                "{WRONG} codes in a row were wrong: wait for {} minutes, or ask an administrator \
-                 to remove the authenticator",
+                "{WRONG} codes or passwords in a row were wrong: wait for {} minutes, or ask an \
+                 administrator for help",
                 WAIT.as_mins()
             ),
         )),
@@ -68,12 +68,17 @@ fn lock(
         .unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Counts a wrong code.
-pub(super) fn wrong(director: &Director, user: &str, now: Timestamp) -> Problem {
+/// Counts a wrong code or password.
+pub(super) fn count_wrong(director: &Director, user: &str, now: Timestamp) {
     let mut wrong = lock(director);
     let (count, last) = wrong.entry(user.to_owned()).or_insert((0, now));
     *count += 1;
     *last = now;
+}
+
+/// Counts a wrong code.
+pub(super) fn wrong(director: &Director, user: &str, now: Timestamp) -> Problem {
+    count_wrong(director, user, now);
     tracing::warn!(user, "code of an authenticator refused");
     Problem::new(
         StatusCode::UNAUTHORIZED,
@@ -98,7 +103,7 @@ async fn change(
     let actor = call.actor()?;
     let wanted = Wanted {
         actor,
-        subject: call.subject("user", actor.tenant.as_deref(), name)?,
+        subject: subject_of(call, name).await?,
         dry_run: false,
         status: status.as_u16(),
         idempotency: None,
@@ -119,6 +124,7 @@ async fn change(
             transaction,
             body: Value::Null,
             warnings: Vec::new(),
+            differences: Vec::new(),
         })
     });
     done.await.map(drop)

@@ -6,16 +6,16 @@ use axum::{
     body::Body,
     http::{Method, StatusCode},
 };
-use control::{Revision, Scope};
+use control::{Kind as _, Revision, Scope, Tenant};
 use serde_json::{Value, json};
 use store::{Changes, ReadError, Sqlite, Store as _, Watch};
 use tokio::time::timeout;
 
 use super::{
     answer::{Answer, Problem},
-    objects::{authorize, group_of},
+    objects::{authorize, group_of, no_tenant},
     request::Call,
-    table::{Operation, Parameter, Success},
+    table::{Operation, Parameter, Success, Values},
 };
 use crate::{
     Director,
@@ -28,21 +28,29 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 pub(super) fn register(all: &mut Vec<Operation>) {
     all.push(Operation {
         query: vec![
-            Parameter::new("kind", "string", "The kind, such as vlan-pool."),
+            Parameter {
+                name: "kind",
+                values: Values::Kind,
+                is_required: true,
+                description: "The kind, such as vlan-pool.",
+            },
             Parameter::new(
                 "tenant",
-                "string",
+                Values::Name,
                 "The tenant, for kinds that belong to one.",
             ),
             Parameter::new(
                 "from",
-                "integer",
+                Values::Number {
+                    least: 0,
+                    most: u64::MAX,
+                },
                 "Changes after this revision; those to come unless given.",
             ),
         ],
         headers: vec![Parameter::new(
             "Last-Event-ID",
-            "string",
+            Values::Header,
             "As `from`; browsers send it when they connect again.",
         )],
         success: vec![Success {
@@ -81,6 +89,18 @@ async fn watch(call: Call) -> Result<Answer, Problem> {
     if !is_itself {
         authorize(actor, group, Verb::Read, tenant.as_deref())?;
     }
+    if let Some(tenant) = &tenant
+        && scope == Scope::Tenant
+        && call
+            .director
+            .live()
+            .await?
+            .state
+            .get::<Tenant>(None, tenant)
+            .is_none()
+    {
+        return Err(no_tenant(tenant));
+    }
     let own = match is_itself {
         true => actor.object.as_deref(),
         false => actor.tenant.as_deref().filter(|_| scope == Scope::Provider),
@@ -109,7 +129,12 @@ async fn watch(call: Call) -> Result<Answer, Problem> {
         Err(ReadError::Compacted { .. }) => return Err(compacted(from)),
         Err(ReadError::Unavailable(_)) => return Err(Problem::unavailable()),
     }
+    if let Some(tenant) = &actor.tenant {
+        refuse_earlier(&call, tenant, from).await?;
+    }
     let stream = Stream {
+        through: from,
+        is_new: true,
         watch: call.director.store.watch(&prefix, from),
         director: Arc::clone(&call.director),
         token_hash: call.token_hash,
@@ -121,6 +146,22 @@ async fn watch(call: Call) -> Result<Answer, Problem> {
         Some((Ok::<_, std::convert::Infallible>(text), stream))
     });
     Ok(Answer::events(Body::from_stream(events)))
+}
+
+/// Refuses changes from before the tenant was made: they are those of another one of the same name.
+async fn refuse_earlier(call: &Call, tenant: &str, from: Revision) -> Result<(), Problem> {
+    let key = format!("{}/{tenant}", Tenant::KIND);
+    match call.director.store.changes(&key, from).await {
+        Ok(found) => {
+            let mut changes = found.changes.iter();
+            match changes.any(|change| change.key == key && change.value.is_none()) {
+                true => Err(compacted(from)),
+                false => Ok(()),
+            }
+        }
+        Err(ReadError::Compacted { .. }) => Err(compacted(from)),
+        Err(ReadError::Unavailable(_)) => Err(Problem::unavailable()),
+    }
 }
 
 fn compacted(from: Revision) -> Problem {
@@ -139,6 +180,10 @@ struct Stream {
     director: Arc<Director>,
     token_hash: String,
     kind: String,
+    /// All changes up to this revision are sent.
+    through: Revision,
+    /// Nothing is sent yet.
+    is_new: bool,
     /// The only key that is of interest.
     exact: Option<String>,
 }
@@ -146,14 +191,24 @@ struct Stream {
 impl Stream {
     /// The next events; `None` at the end.
     async fn next(&mut self) -> Option<String> {
+        if std::mem::take(&mut self.is_new) {
+            // A client that connects again before the first change resumes here.
+            return Some(format!("id: {}\n\n", self.through));
+        }
         let changes = timeout(HEARTBEAT, self.watch.next()).await;
         let now = self.director.chance.now();
         let live = self.director.live().await.ok()?;
         live.actor(&self.token_hash, now)?;
         match changes {
-            // A comment.
-            Err(_) => Some(":\n\n".to_owned()),
-            Ok(Ok(changes)) => Some(self.events(&changes)),
+            // No event: a comment, and the id from which the client resumes.
+            Err(_) => {
+                self.through = self.watch.after().max(self.through);
+                Some(format!(":\nid: {}\n\n", self.through))
+            }
+            Ok(Ok(changes)) => {
+                self.through = changes.through;
+                Some(self.events(&changes))
+            }
             // The client lists again.
             Ok(Err(ReadError::Compacted { .. } | ReadError::Unavailable(_))) => None,
         }

@@ -277,7 +277,7 @@ async fn a_watch_resumes_at_the_last_event() {
     let first = read(&from, &["initech", "umbrella"]).await;
     let id = first
         .split("id: ")
-        .nth(1)
+        .nth(2)
         .expect("an id")
         .lines()
         .next()

@@ -1,11 +1,16 @@
 //! The API through a real server: HTTP in, HTTP out.
 
+mod again;
 mod bad_input;
 mod changes;
 mod document;
 mod matrix;
+mod password;
 mod people;
+mod process;
 mod roles;
+mod schema;
+mod usage;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 

@@ -52,6 +52,9 @@ pub struct Entry {
     /// The reason that the user gave.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// The address that the request came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
     /// All objects that the change created, changed or removed.
     #[schema(value_type = Vec<Object>)]
     pub changes: Vec<Difference>,
@@ -130,6 +133,25 @@ impl Entry {
             ..self.clone()
         };
         Ok(hex(&Sha256::digest(serde_json::to_vec(&unsigned)?)))
+    }
+
+    /// The text of an entry without hash, with its hash; and the hash.
+    ///
+    /// # Errors
+    /// When the entry has no JSON form.
+    pub fn signed(&self) -> serde_json::Result<(String, String)> {
+        debug_assert!(
+            self.hash.is_empty(),
+            "the hash is not part of the hashed text"
+        );
+        let mut text = serde_json::to_string(self)?;
+        let hash = hex(&Sha256::digest(text.as_bytes()));
+        // The field is the last one.
+        text.pop();
+        text.push_str(",\"hash\":\"");
+        text.push_str(&hash);
+        text.push_str("\"}");
+        Ok((text, hash))
     }
 }
 

@@ -1,7 +1,8 @@
 //! The three changes of an object: create, replace its spec, remove.
 
 use crate::{
-    Conflict, Kind, Metadata, Object, Origin, Precondition, Refusal, Scope, State, Transaction,
+    Conflict, Difference, Kind, Metadata, Object, Origin, Precondition, Refusal, Scope, State,
+    Transaction,
     draft::Draft,
     name::{NAME_RULE, is_name},
     refusal::Problems,
@@ -28,6 +29,8 @@ pub struct Accepted<K: Kind> {
     /// The object after the change, with the revision of before; the removed object for
     /// [`remove`].
     pub object: Object<K>,
+    /// The differences that the transaction makes to objects, sorted by kind, tenant and name.
+    pub differences: Vec<Difference>,
     /// Consequences that the person who asked should know.
     pub warnings: Vec<String>,
 }
@@ -102,6 +105,7 @@ pub fn replace<K: Kind>(
         return Ok(Accepted {
             transaction,
             object: old.clone(),
+            differences: Vec::new(),
             warnings: Vec::new(),
         });
     }
@@ -161,10 +165,11 @@ pub fn remove<K: Kind>(
     let old = existing::<K>(state, tenant, name)?;
     K::delete(old, &mut draft)?;
     draft.erase(old);
-    let (transaction, warnings) = draft.finish();
+    let (transaction, differences, warnings) = draft.finish();
     Ok(Accepted {
         transaction,
         object: old.clone(),
+        differences,
         warnings,
     })
 }
@@ -232,10 +237,11 @@ fn check<K: Kind>(
 
 fn finish<K: Kind>(mut draft: Draft<'_>, object: Object<K>) -> Accepted<K> {
     draft.write(&object);
-    let (transaction, warnings) = draft.finish();
+    let (transaction, differences, warnings) = draft.finish();
     Accepted {
         transaction,
         object,
+        differences,
         warnings,
     }
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{State, Transaction};
+use crate::{Kind, Object, State, Transaction};
 
 /// One object that a transaction creates, changes or removes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,7 +18,7 @@ pub struct Difference {
     pub name: String,
     /// The effect on it.
     pub change: ChangeOfObject,
-    /// Fields of spec and status that differ. Empty for an object that is removed.
+    /// Fields of owner, spec and status that differ; the spec of an object that is removed.
     pub fields: Vec<FieldDifference>,
 }
 
@@ -46,8 +46,47 @@ pub struct FieldDifference {
     pub after: Value,
 }
 
+impl Difference {
+    /// The difference of something that is no object of a kind; `None` where it is not.
+    #[must_use]
+    pub fn between(
+        kind: &str,
+        tenant: Option<&str>,
+        name: &str,
+        before: Option<&Value>,
+        after: Option<&Value>,
+    ) -> Self {
+        let change = match (before, after) {
+            (None, _) => ChangeOfObject::Created,
+            (Some(_), Some(_)) => ChangeOfObject::Changed,
+            (Some(_), None) => ChangeOfObject::Removed,
+        };
+        let none = Value::Object(serde_json::Map::new());
+        let (before, after) = (before.unwrap_or(&none), after.unwrap_or(&none));
+        let names = before.as_object().into_iter().flatten();
+        let names = names.chain(after.as_object().into_iter().flatten());
+        let mut names: Vec<_> = names.map(|(name, _)| name).collect();
+        names.sort();
+        names.dedup();
+        let mut fields = Vec::new();
+        for name in names {
+            compare(name, &before[name], &after[name], &mut fields);
+        }
+        Self {
+            kind: kind.to_owned(),
+            tenant: tenant.map(ToOwned::to_owned),
+            name: name.to_owned(),
+            change,
+            fields,
+        }
+    }
+}
+
+const OWNER: &str = "metadata.owner";
+
 /// The differences that a transaction makes to the objects of a state, sorted by kind, tenant and
-/// name. Claims and guards are not among them: they follow from objects.
+/// name. Claims and guards are not among them: they follow from objects. It reads the JSON of the
+/// transaction; [`Accepted::differences`](crate::Accepted) are the same, and cost less.
 #[must_use]
 pub fn differences(state: &State, transaction: &Transaction) -> Vec<Difference> {
     let mut found = Vec::new();
@@ -55,6 +94,9 @@ pub fn differences(state: &State, transaction: &Transaction) -> Vec<Difference> 
         let after = serde_json::from_str::<Value>(value).unwrap_or_default();
         let before = state.value(key);
         let mut fields = Vec::new();
+        let owner = |object: &Value| object["metadata"]["owner"].clone();
+        let before_owner = before.as_ref().map_or(Value::Null, owner);
+        compare(OWNER, &before_owner, &owner(&after), &mut fields);
         for part in ["spec", "status"] {
             let before = before.as_ref().map_or(&Value::Null, |object| &object[part]);
             compare(part, before, &after[part], &mut fields);
@@ -67,10 +109,12 @@ pub fn differences(state: &State, transaction: &Transaction) -> Vec<Difference> 
     }
     for key in &transaction.delete {
         if let Some(before) = state.value(key) {
-            found.extend(named(key, &before, ChangeOfObject::Removed, Vec::new()));
+            let mut fields = Vec::new();
+            gone("spec", &before["spec"], &mut fields);
+            found.extend(named(key, &before, ChangeOfObject::Removed, fields));
         }
     }
-    found.sort_by(|a, b| (&a.kind, &a.tenant, &a.name).cmp(&(&b.kind, &b.tenant, &b.name)));
+    sort(&mut found);
     found
 }
 
@@ -80,6 +124,89 @@ pub fn spec_differences(before: &Value, after: &Value) -> Vec<FieldDifference> {
     let mut fields = Vec::new();
     compare("spec", before, after, &mut fields);
     fields
+}
+
+/// The fields of spec and status of an object that differ. `before` is `None` for a new object.
+pub(crate) fn of_object<K: Kind>(before: Option<&Object<K>>, after: &Object<K>) -> Difference {
+    let mut fields = Vec::new();
+    let owner = |object: &Object<K>| match &object.metadata.owner {
+        Some(owner) => Value::from(owner.as_str()),
+        None => Value::Null,
+    };
+    let before_owner = before.map_or(Value::Null, owner);
+    compare(OWNER, &before_owner, &owner(after), &mut fields);
+    part("spec", before.map(|o| &o.spec), &after.spec, &mut fields);
+    part(
+        "status",
+        before.map(|o| &o.status),
+        &after.status,
+        &mut fields,
+    );
+    let change = match before {
+        Some(_) => ChangeOfObject::Changed,
+        None => ChangeOfObject::Created,
+    };
+    with_name(after, change, fields)
+}
+
+/// The removal of an object.
+pub(crate) fn of_removed<K: Kind>(object: &Object<K>) -> Difference {
+    // Specs always have a JSON form.
+    let spec = serde_json::to_value(&object.spec).unwrap_or_default();
+    let mut fields = Vec::new();
+    gone("spec", &spec, &mut fields);
+    with_name(object, ChangeOfObject::Removed, fields)
+}
+
+/// The fields of a value that is no more.
+fn gone(at: &str, before: &Value, fields: &mut Vec<FieldDifference>) {
+    match before {
+        Value::Object(old) => {
+            for (name, value) in old {
+                gone(&format!("{at}.{name}"), value, fields);
+            }
+        }
+        value => compare(at, value, &Value::Null, fields),
+    }
+}
+
+fn with_name<K: Kind>(
+    object: &Object<K>,
+    change: ChangeOfObject,
+    fields: Vec<FieldDifference>,
+) -> Difference {
+    Difference {
+        kind: K::KIND.to_owned(),
+        tenant: object.metadata.tenant.clone(),
+        name: object.metadata.name.clone(),
+        change,
+        fields,
+    }
+}
+
+/// Compares a part of an object; equal ones get no JSON form.
+fn part<T: Serialize + PartialEq>(
+    name: &str,
+    before: Option<&T>,
+    after: &T,
+    fields: &mut Vec<FieldDifference>,
+) {
+    if before == Some(after) {
+        return;
+    }
+    // Specs and statuses always have a JSON form.
+    let json = |value: &T| serde_json::to_value(value).unwrap_or_default();
+    compare(
+        name,
+        &before.map_or(Value::Null, json),
+        &json(after),
+        fields,
+    );
+}
+
+/// In the order of kind, tenant and name.
+pub(crate) fn sort(differences: &mut [Difference]) {
+    differences.sort_by(|a, b| (&a.kind, &a.tenant, &a.name).cmp(&(&b.kind, &b.tenant, &b.name)));
 }
 
 fn named(

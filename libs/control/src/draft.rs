@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    Claim, Conflict, Kind, Object, Options, Origin, Precondition, Refusal, State, Tenant,
-    Transaction,
+    Claim, Conflict, Difference, Kind, Object, Options, Origin, Precondition, Refusal, State,
+    Tenant, Transaction, VlanPool, difference,
     name::NAME,
-    state::{provider_guard, tenant_guard, vlan_claims},
+    state::{provider_guard, tenant_guard, vlan_claims, vlan_domain},
 };
 
 /// A transaction in the making, over the state that it is computed from.
@@ -16,8 +16,15 @@ pub struct Draft<'s> {
     pub(crate) options: Options,
     transaction: Transaction,
     warnings: Vec<String>,
+    /// Differences of objects, by key.
+    differences: BTreeMap<String, Difference>,
     /// VLANs that are in use, before or after the change, by domain.
     vlans: BTreeMap<String, Vec<bool>>,
+    /// For each pool's VLANs with or without internet access, the number of the first ones that
+    /// are in use: none of them becomes free during a change.
+    skipped: BTreeMap<(String, bool), usize>,
+    /// The last host and switch, and their domain: a change has few, and asks for them often.
+    domain: Option<(String, String, Option<String>)>,
 }
 
 impl<'s> Draft<'s> {
@@ -28,13 +35,18 @@ impl<'s> Draft<'s> {
             options,
             transaction: Transaction::default(),
             warnings: Vec::new(),
+            differences: BTreeMap::new(),
             vlans: BTreeMap::new(),
+            skipped: BTreeMap::new(),
+            domain: None,
         }
     }
 
-    /// The transaction, and what the person who asked should know of it.
-    pub(crate) fn finish(self) -> (Transaction, Vec<String>) {
-        (self.transaction, self.warnings)
+    /// The transaction, the differences that it makes, and what the person who asked should know.
+    pub(crate) fn finish(self) -> (Transaction, Vec<Difference>, Vec<String>) {
+        let mut differences: Vec<_> = self.differences.into_values().collect();
+        difference::sort(&mut differences);
+        (self.transaction, differences, self.warnings)
     }
 
     pub(crate) fn warn(&mut self, text: impl Into<String>) {
@@ -76,11 +88,10 @@ impl<'s> Draft<'s> {
     pub(crate) fn write<K: Kind>(&mut self, object: &Object<K>) {
         let key = object.key();
         self.must_be(&key, object);
-        let mut stored = object.clone();
-        stored.metadata.revision = 0;
-        let value = serde_json::to_string(&stored);
-        // Keys are texts and numbers finite in every kind, so that there always is a JSON form.
-        self.transaction.put.insert(key, value.unwrap_or_default());
+        let before = K::table(self.state).get(object.tenant(), object.name());
+        let difference = difference::of_object(before, object);
+        self.differences.insert(key.clone(), difference);
+        self.transaction.put.insert(key, object.stored());
     }
 
     /// Deletes an object that is at the revision in its metadata.
@@ -88,7 +99,28 @@ impl<'s> Draft<'s> {
         let key = object.key();
         self.must_be(&key, object);
         self.transaction.put.remove(&key);
+        let before = K::table(self.state).get(object.tenant(), object.name());
+        match before {
+            Some(before) => {
+                let difference = difference::of_removed(before);
+                self.differences.insert(key.clone(), difference);
+            }
+            None => drop(self.differences.remove(&key)),
+        }
         self.transaction.delete.insert(key);
+    }
+
+    /// The VLANs' domain of a switch, as [`vlan_domain`] finds it.
+    pub(crate) fn domain(&mut self, host: &str, switch: &str) -> Option<String> {
+        if let Some((of_host, of_switch, domain)) = &self.domain
+            && of_host == host
+            && of_switch == switch
+        {
+            return domain.clone();
+        }
+        let domain = vlan_domain(self.state, host, switch);
+        self.domain = Some((host.to_owned(), switch.to_owned(), domain.clone()));
+        domain
     }
 
     fn must_be<K: Kind>(&mut self, key: &str, object: &Object<K>) {
@@ -106,30 +138,51 @@ impl<'s> Draft<'s> {
         !self.state.claims.contains_key(key) && !self.transaction.put.contains_key(key)
     }
 
-    /// The first of these VLANs that is not in use, which then counts as used. VLANs that the
-    /// change gives back count as used, too.
-    pub(crate) fn take_vlan(
+    /// The first VLANs of a pool that are not in use, up to `count`, which then count as used. VLANs
+    /// that the change gives back count as used, too.
+    pub(crate) fn take_vlans(
         &mut self,
         domain: &str,
-        candidates: &mut impl Iterator<Item = u16>,
-    ) -> Option<u16> {
-        let state = self.state;
-        let used = self.vlans.entry(domain.to_owned()).or_insert_with(|| {
-            let mut used = vec![false; usize::from(u16::MAX) + 1];
-            let prefix = vlan_claims(domain);
-            for (key, _) in state.claims.range(prefix.clone()..) {
-                let Some(vlan) = key.strip_prefix(&prefix) else {
-                    break;
-                };
-                if let Ok(vlan) = vlan.parse::<u16>() {
-                    used[usize::from(vlan)] = true;
-                }
+        pool: &Object<VlanPool>,
+        internet: bool,
+        count: usize,
+    ) -> Vec<u16> {
+        if !self.vlans.contains_key(domain) {
+            let used = self.used_vlans(domain);
+            self.vlans.insert(domain.to_owned(), used);
+        }
+        let Some(used) = self.vlans.get_mut(domain) else {
+            return Vec::new();
+        };
+        let place = (pool.name().to_owned(), internet);
+        let skipped = self.skipped.entry(place).or_default();
+        let mut taken = Vec::new();
+        for vlan in pool.spec.vlans(internet).skip(*skipped) {
+            if taken.len() == count {
+                break;
             }
-            used
-        });
-        let vlan = candidates.find(|vlan| !used[usize::from(*vlan)])?;
-        used[usize::from(vlan)] = true;
-        Some(vlan)
+            *skipped += 1;
+            let is_used = &mut used[usize::from(vlan)];
+            if !*is_used {
+                *is_used = true;
+                taken.push(vlan);
+            }
+        }
+        taken
+    }
+
+    fn used_vlans(&self, domain: &str) -> Vec<bool> {
+        let mut used = vec![false; usize::from(u16::MAX) + 1];
+        let prefix = vlan_claims(domain);
+        for (key, _) in self.state.claims.range(prefix.clone()..) {
+            let Some(vlan) = key.strip_prefix(&prefix) else {
+                break;
+            };
+            if let Ok(vlan) = vlan.parse::<u16>() {
+                used[usize::from(vlan)] = true;
+            }
+        }
+        used
     }
 
     /// Claims a VLAN or an address that is free.
@@ -211,5 +264,6 @@ pub(crate) fn shown<T: AsRef<str>>(names: &[T]) -> String {
     }
 }
 
-/// Longest name of a subscription: its networks' names have a number behind it.
-pub(crate) const SUBSCRIPTION_NAME: usize = NAME - 4;
+/// Longest name of a subscription: its networks' names have a dash and a number behind it, and
+/// numbers are not used again.
+pub(crate) const SUBSCRIPTION_NAME: usize = NAME - 7;

@@ -35,9 +35,11 @@ mod object;
 mod range;
 mod refusal;
 mod role;
+mod schema;
 mod state;
 mod tenant_view;
 mod transaction;
+mod usage;
 
 pub use catalogue::{KINDS, KindInfo, kind};
 pub use change::{Accepted, Options, create, remove, replace};
@@ -48,9 +50,14 @@ pub use kinds::{
     PlanVm, Platform, Policy, Rule, Subscription, SubscriptionStatus, Switch, Tenant, TenantStatus,
     Uplink, VlanPool,
 };
+pub use name::{NAME_PATTERN, NAME_RULE, is_name};
 pub use object::{Kind, Metadata, Nothing, Object, Origin, Scope};
 pub use range::{AddressRange, RangeError, VlanRange};
 pub use refusal::{Conflict, Reason, Refusal};
 pub use role::{ROLES, Role};
 pub use state::{Claim, Corrupt, State, Table};
 pub use transaction::{Precondition, Revision, Transaction};
+pub use usage::{
+    AddressPoolUsage, Amount, HardwarePlanTenants, Part, Subscriber, VlanPoolUsage,
+    address_pool_usage, hardware_plan_tenants, vlan_pool_usage,
+};

@@ -2,13 +2,19 @@
 
 /// Longest name of an object, characters.
 pub(crate) const NAME: usize = 32;
+/// Most entries of a list that has no smaller bound of its own.
+pub(crate) const LIST: usize = 256;
+/// How long a list may be.
+pub(crate) const LIST_RULE: &str = "write at most 256";
 /// Longest name that another system gave, such as a switch or a virtual machine, characters.
 pub(crate) const FOREIGN_NAME: usize = 128;
 /// Longest description, characters.
 pub(crate) const DESCRIPTION: usize = 256;
 
+/// Names of objects, as a regular expression.
+pub const NAME_PATTERN: &str = "^[a-z0-9][a-z0-9-]{0,31}$";
 /// How to write a name.
-pub(crate) const NAME_RULE: &str = "write 1 to 32 characters of a to z, 0 to 9 and '-', the first \
+pub const NAME_RULE: &str = "write 1 to 32 characters of a to z, 0 to 9 and '-', the first \
                                     a letter or a digit";
 /// How to write a name that another system gave.
 pub(crate) const FOREIGN_RULE: &str =
@@ -17,7 +23,8 @@ pub(crate) const FOREIGN_RULE: &str =
 pub(crate) const DESCRIPTION_RULE: &str = "write at most 256 characters, on one line";
 
 /// Whether this is a name of an object. Appliances accept the same names in their configuration.
-pub(crate) fn is_name(name: &str) -> bool {
+#[must_use]
+pub fn is_name(name: &str) -> bool {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     (1..=NAME).contains(&name.len()) && name.bytes().all(plain) && !name.starts_with('-')
 }

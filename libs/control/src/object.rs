@@ -154,7 +154,30 @@ impl Origin {
     }
 }
 
+/// An object as it is stored: without its revision.
+#[derive(Serialize)]
+#[serde(bound = "")]
+struct Stored<'o, K: Kind> {
+    metadata: Metadata,
+    spec: &'o K,
+    status: &'o K::Status,
+}
+
 impl<K: Kind> Object<K> {
+    /// The text that is stored.
+    pub(crate) fn stored(&self) -> String {
+        let stored = Stored::<K> {
+            metadata: Metadata {
+                revision: 0,
+                ..self.metadata.clone()
+            },
+            spec: &self.spec,
+            status: &self.status,
+        };
+        // Keys are texts and numbers finite in every kind, so that there always is a JSON form.
+        serde_json::to_string(&stored).unwrap_or_default()
+    }
+
     /// The object's key in the store.
     #[must_use]
     pub fn key(&self) -> String {

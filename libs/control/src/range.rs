@@ -163,6 +163,37 @@ impl AddressRange {
     }
 }
 
+/// Addresses that no host has, or that hosts of other links cannot reach.
+const NO_HOSTS: [&str; 9] = [
+    "0.0.0.0/8",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "224.0.0.0/3",
+    "::/127",
+    // IPv4 addresses in another form: they would be given out twice.
+    "::ffff:0.0.0.0/96",
+    "64:ff9b::/96",
+    "fe80::/10",
+    "ff00::/8",
+];
+
+impl AddressRange {
+    /// A part of the range that no host of other links can have (RFC 6890).
+    pub(crate) fn without_hosts(self) -> Option<Self> {
+        let mut ranges = NO_HOSTS.iter().filter_map(|text| text.parse::<Self>().ok());
+        ranges.find_map(|range| range.intersection(self))
+    }
+}
+
+/// Whether a host can have this address and be reached by it from other links.
+pub(crate) fn is_host(address: IpAddr) -> bool {
+    let range = AddressRange {
+        first: address,
+        last: address,
+    };
+    range.without_hosts().is_none()
+}
+
 /// The next address of the family.
 fn successor(address: IpAddr) -> Option<IpAddr> {
     match address {
@@ -272,6 +303,29 @@ mod tests {
             vlans("9-7"),
             Err("9-7 ends before it begins: write 7-9".to_owned())
         );
+    }
+
+    #[test]
+    fn addresses_that_no_host_has_are_found_within_ranges() {
+        for text in NO_HOSTS {
+            let range = addresses(text).map(|_| ());
+            assert_eq!(range, Ok(()), "{text}");
+        }
+        for (text, part) in [
+            ("126.0.0.0-128.0.0.0", "127.0.0.0-127.255.255.255"),
+            ("::ffff:192.0.2.10", "::ffff:192.0.2.10"),
+            ("223.0.0.0-224.0.0.1", "224.0.0.0-224.0.0.1"),
+            ("::1", "::1"),
+            ("fe80::1-fe80::2", "fe80::1-fe80::2"),
+        ] {
+            let range: AddressRange = text.parse().expect("a range");
+            let found = range.without_hosts().map(|range| range.to_string());
+            assert_eq!(found.as_deref(), Some(part), "{text}");
+        }
+        for good in ["192.0.2.0/24", "2001:db8::/32", "10.0.0.1", "::2:0:0:0"] {
+            let range: AddressRange = good.parse().expect("a range");
+            assert_eq!(range.without_hosts(), None, "{good}");
+        }
     }
 
     #[test]

@@ -293,7 +293,7 @@ impl State {
         match value {
             Some(value) => {
                 let mut object: Object<K> = parse(key, value)?;
-                if object.key() != key {
+                if (object.tenant(), object.name()) != (tenant, name) {
                     return Err(unknown());
                 }
                 object.metadata.revision = revision;

@@ -198,6 +198,7 @@ impl TenantView {
                 ));
             }
         }
+        self.check_machines(plan)?;
         let inside = |name: &str| plan.networks.iter().any(|network| network.name == name);
         let networks: Vec<_> = plan
             .networks
@@ -231,6 +232,35 @@ impl TenantView {
             "allow": allow,
             "rule": rules,
         }))
+    }
+
+    /// Checks that each address of a machine is in a network of the plan, and is that of one
+    /// machine alone.
+    fn check_machines(&self, plan: &Plan) -> Result<(), String> {
+        let networks = plan.networks.iter();
+        let networks = networks.filter_map(|network| self.networks.get(&network.name));
+        let prefixes: Vec<_> = networks
+            .flat_map(|(network, _)| &network.prefixes)
+            .collect();
+        let mut seen: BTreeMap<IpAddr, &str> = BTreeMap::new();
+        for vm in &plan.vms {
+            for address in &vm.addresses {
+                if let Some(other) = seen.insert(*address, &vm.name) {
+                    return Err(format!(
+                        "machines {other:?} and {:?} both have {address}: write each address once",
+                        vm.name
+                    ));
+                }
+                if !prefixes.iter().any(|prefix| prefix.contains(*address)) {
+                    return Err(format!(
+                        "machine {:?} has {address}, which is in no network of the plan: write an \
+                         address of their prefixes, or add its network",
+                        vm.name
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn plan_network(&self, name: &str, internet: bool, router_advertisements: bool) -> Value {

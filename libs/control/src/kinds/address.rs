@@ -12,6 +12,7 @@ use crate::{
     name::{NAME_RULE, is_name},
     object::Rules,
     refusal::Problems,
+    schema::{AddressText, ObjectName},
     state::address_claim,
 };
 
@@ -20,10 +21,11 @@ use crate::{
 #[serde(deny_unknown_fields)]
 pub struct Address {
     /// The pool. Cannot be changed.
+    #[schema(value_type = ObjectName)]
     pub pool: String,
     /// The address; omitted for the pool's next free one. Cannot be changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<AddressText>)]
     pub address: Option<IpAddr>,
 }
 

@@ -13,6 +13,7 @@ use crate::{
     name::{DESCRIPTION_RULE, is_description},
     object::Rules,
     refusal::Problems,
+    schema::{AddressRangeText, AddressText, Line, PrefixText},
 };
 
 /// Most ranges of a pool.
@@ -23,19 +24,20 @@ const MAX_RANGES: usize = 256;
 #[serde(deny_unknown_fields)]
 pub struct AddressPool {
     /// The addresses.
-    #[schema(value_type = Vec<String>)]
+    #[schema(value_type = Vec<AddressRangeText>, min_items = 1, max_items = 256)]
     pub ranges: Vec<AddressRange>,
     /// The prefix of the uplink that the addresses are in; omitted for addresses that the
     /// provider's router routes to the appliances.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<PrefixText>)]
     pub prefix: Option<IpPrefix>,
     /// The provider's router in this prefix. No tenant gets its address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<AddressText>)]
     pub router: Option<IpAddr>,
     /// Description, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schema(value_type = Line)]
     pub description: String,
 }
 
@@ -110,14 +112,17 @@ impl AddressPool {
         self.ranges.iter().any(|range| range.contains(address))
     }
 
+    /// Whether the pool, or its router, has this address.
+    fn has(&self, address: IpAddr) -> bool {
+        self.router == Some(address) || self.contains(address)
+    }
+
     fn check_range(&self, range: AddressRange, problems: &mut Problems) {
-        for address in [range.first(), range.last()] {
-            // Whether hosts can have it: see `failover::Rule::new`, which rules go through.
-            problems.require(
-                !(address.is_loopback() || address.is_multicast() || address.is_unspecified()),
+        if let Some(part) = range.without_hosts() {
+            problems.add(
                 "ranges",
-                address,
-                format_args!("{address} is not a host address: write public addresses"),
+                part,
+                format_args!("{part} are not host addresses: write public addresses"),
             );
         }
         if let Some(router) = self.router.filter(|router| range.contains(*router)) {
@@ -215,12 +220,7 @@ fn refuse_overlap(state: &State, new: &Object<AddressPool>) -> Result<(), Refusa
 fn refuse_own_addresses(state: &State, new: &Object<AddressPool>) -> Result<(), Refusal> {
     let mut conflicts = Vec::new();
     for gateway in state.gateways.iter() {
-        for address in gateway
-            .spec
-            .addresses
-            .iter()
-            .filter(|a| new.spec.contains(**a))
-        {
+        for address in gateway.spec.addresses.iter().filter(|a| new.spec.has(**a)) {
             conflicts.push(Conflict::new::<Gateway>(
                 gateway.name(),
                 "addresses",
@@ -229,7 +229,7 @@ fn refuse_own_addresses(state: &State, new: &Object<AddressPool>) -> Result<(), 
         }
     }
     for appliance in state.appliances.iter() {
-        if let Some(address) = appliance.spec.address().filter(|a| new.spec.contains(*a)) {
+        if let Some(address) = appliance.spec.address().filter(|a| new.spec.has(*a)) {
             let conflict = Conflict::new::<Appliance>(appliance.name(), "uplink.address", address);
             conflicts.push(conflict.of(appliance.tenant()));
         }

@@ -11,7 +11,9 @@ use crate::{
     draft::Draft,
     name::{DESCRIPTION_RULE, is_description},
     object::Rules,
+    range::is_host,
     refusal::Problems,
+    schema::{AddressText, Line},
 };
 
 /// A tenant's appliance on one host of the provider. A subscription makes it; it has the host's
@@ -23,6 +25,7 @@ pub struct Appliance {
     pub uplink: Uplink,
     /// Description, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schema(value_type = Line)]
     pub description: String,
 }
 
@@ -35,12 +38,13 @@ pub enum Uplink {
     /// As written here.
     Static {
         /// The appliance's address.
-        #[schema(value_type = String)]
+        #[schema(value_type = AddressText)]
         address: IpAddr,
         /// Prefix length, bits.
+        #[schema(maximum = 128)]
         prefix_length: u8,
         /// The next hop of packets to other networks.
-        #[schema(value_type = String)]
+        #[schema(value_type = AddressText)]
         router: IpAddr,
     },
 }
@@ -80,6 +84,10 @@ impl Rules for Appliance {
             router,
         } = self.uplink
         {
+            for (field, address) in [("uplink.address", address), ("uplink.router", router)] {
+                let text = format_args!("{address} is not a host address: write another one");
+                problems.require(is_host(address), field, address, text);
+            }
             let prefix = failover::IpPrefix::new_truncated(address, prefix_length);
             match prefix {
                 None => problems.add(

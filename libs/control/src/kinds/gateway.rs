@@ -14,7 +14,9 @@ use crate::{
     draft::{Draft, shown},
     name::{DESCRIPTION_RULE, is_description},
     object::Rules,
+    range::is_host,
     refusal::Problems,
+    schema::{AddressText, DnsName, Line},
 };
 
 /// Port of gateways unless configured.
@@ -29,19 +31,22 @@ const DNS_NAME: usize = 253;
 #[serde(deny_unknown_fields)]
 pub struct Gateway {
     /// Addresses that tenants connect to, public ones where the gateway is behind NAT.
-    #[schema(value_type = Vec<String>)]
+    #[schema(value_type = Vec<AddressText>, min_items = 1, max_items = 16)]
     pub addresses: Vec<IpAddr>,
     /// DNS name of these addresses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<DnsName>)]
     pub dns_name: Option<String>,
     /// TCP and UDP port, 1 to 65535.
     #[serde(default = "default_port")]
+    #[schema(minimum = 1, maximum = 65535)]
     pub port: u16,
     /// Whether tenants may use it.
     #[serde(default = "yes")]
     pub enabled: bool,
     /// Description, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schema(value_type = Line)]
     pub description: String,
 }
 
@@ -68,7 +73,7 @@ impl Rules for Gateway {
                 format_args!("{address} is listed twice: write each address once"),
             );
             problems.require(
-                !(address.is_multicast() || address.is_unspecified()),
+                is_host(*address),
                 "addresses",
                 address,
                 format_args!("{address} is not a host address: write a unicast address"),
@@ -192,6 +197,43 @@ impl<'s> Gateways<'s> {
                     .iter()
                     .any(|gateway| is_enabled(gateway.name()) && !pooled(gateway.name()))
     }
+}
+
+/// Refuses other pools for a tenant, of which it would have no gateway; warns of it with `force`.
+pub(super) fn keep_gateways_of(
+    draft: &mut Draft<'_>,
+    name: &str,
+    old: &Tenant,
+    new: &Tenant,
+) -> Result<(), Refusal> {
+    let gateways = Gateways::of(draft.state);
+    if !gateways.has_any(old) || gateways.has_any(new) {
+        return Ok(());
+    }
+    if draft.options.force {
+        draft.warn(format!("tenant {name:?} has no gateway left"));
+        return Ok(());
+    }
+    let pools = new.gateway_pools.iter();
+    let conflicts: Vec<_> = pools
+        .filter_map(|pool| draft.state.gateway_pools.get("", pool))
+        .map(|pool| {
+            let gateways = pool.spec.gateways.join(", ");
+            Conflict::new::<GatewayPool>(pool.name(), "gateways", gateways)
+        })
+        .collect();
+    let conflicts = match conflicts.is_empty() {
+        // It would use the gateways that are in no pool, and there are none.
+        true => vec![Conflict::new::<Tenant>(name, "gateway_pools", "")],
+        false => conflicts,
+    };
+    Err(Refusal::conflict(
+        format!(
+            "gateway_pools: tenant {name:?} would have no gateway left: write a pool with a \
+             gateway that is enabled, set gateway_fallback, or repeat the request with force"
+        ),
+        conflicts,
+    ))
 }
 
 /// Refuses a change that takes the last gateway from tenants; warns of it with `force`.

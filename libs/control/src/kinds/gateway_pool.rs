@@ -9,9 +9,10 @@ use super::{Gateway, Tenant, gateway::check_gateways_in_use, kind};
 use crate::{
     Conflict, Nothing, Object, Refusal,
     draft::{Draft, shown},
-    name::{DESCRIPTION_RULE, is_description},
+    name::{DESCRIPTION_RULE, LIST, LIST_RULE, NAME_RULE, is_description, is_name},
     object::Rules,
     refusal::Problems,
+    schema::{Line, ObjectName},
 };
 
 /// Gateways that only those tenants use which the pool is assigned to. A gateway is in at most one
@@ -20,9 +21,11 @@ use crate::{
 #[serde(deny_unknown_fields)]
 pub struct GatewayPool {
     /// The gateways, at least one.
+    #[schema(value_type = Vec<ObjectName>, min_items = 1, max_items = 256)]
     pub gateways: Vec<String>,
     /// Description, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schema(value_type = Line)]
     pub description: String,
 }
 
@@ -43,8 +46,11 @@ impl Rules for GatewayPool {
             "",
             "the pool is empty: write at least one gateway",
         );
+        let count = self.gateways.len();
+        problems.require(count <= LIST, "gateways", count, LIST_RULE);
         let mut seen = BTreeSet::new();
         for gateway in &self.gateways {
+            problems.require(is_name(gateway), "gateways", gateway, NAME_RULE);
             problems.require(
                 seen.insert(gateway),
                 "gateways",

@@ -13,6 +13,7 @@ use crate::{
     name::{DESCRIPTION_RULE, NAME_RULE, is_description, is_name},
     object::Rules,
     refusal::Problems,
+    schema::{Line, ObjectName},
 };
 
 /// Most networks of one plan. A subscription writes two keys for each, and etcd takes 128
@@ -25,15 +26,19 @@ const MAX_NETWORKS: u16 = 50;
 #[serde(deny_unknown_fields)]
 pub struct HardwarePlan {
     /// The pool that the networks' VLANs are taken from.
+    #[schema(value_type = ObjectName)]
     pub vlan_pool: String,
     /// Number of networks with internet access.
     #[serde(default)]
+    #[schema(maximum = 50)]
     pub networks_with_internet: u16,
     /// Number of networks without internet access.
     #[serde(default)]
+    #[schema(maximum = 50)]
     pub networks_without_internet: u16,
     /// Description, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schema(value_type = Line)]
     pub description: String,
 }
 
@@ -107,6 +112,12 @@ impl Rules for HardwarePlan {
                 subscriptions.into_iter().map(subscribed).collect(),
             ));
         }
+        let grows = [true, false]
+            .into_iter()
+            .any(|internet| new.spec.networks(internet) > old.spec.networks(internet));
+        if grows {
+            warn_of_disabled(draft, &subscriptions);
+        }
         for subscription in subscriptions {
             draft.guard_tenant(subscription.tenant());
             let mut changed = subscription.clone();
@@ -142,6 +153,23 @@ impl Rules for HardwarePlan {
             ),
             conflicts,
         ))
+    }
+}
+
+/// A disabled tenant gets nothing new, but a plan is one for all of its tenants.
+fn warn_of_disabled(draft: &mut Draft<'_>, subscriptions: &[&Object<Subscription>]) {
+    let tenants = subscriptions
+        .iter()
+        .map(|subscription| subscription.tenant());
+    let disabled: Vec<_> = tenants
+        .filter(|tenant| draft.active_tenant(tenant).is_err())
+        .collect();
+    if !disabled.is_empty() {
+        draft.warn(format!(
+            "tenants {} are disabled, or their lease has ended: they get the new networks, too, \
+             as they are subscribed to the plan",
+            shown(&disabled)
+        ));
     }
 }
 

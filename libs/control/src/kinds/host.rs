@@ -9,9 +9,10 @@ use super::{VlanPool, kind};
 use crate::{
     Appliance, Conflict, Nothing, Object, Refusal,
     draft::{Draft, shown},
-    name::{DESCRIPTION_RULE, FOREIGN_RULE, is_description, is_foreign_name},
+    name::{DESCRIPTION_RULE, FOREIGN_RULE, LIST, LIST_RULE, is_description, is_foreign_name},
     object::Rules,
     refusal::Problems,
+    schema::{ForeignName, Line},
 };
 
 /// Virtualization platform of a host.
@@ -34,9 +35,11 @@ pub struct Host {
     pub platform: Platform,
     /// Virtual switches that tenants' networks may be on.
     #[serde(default)]
+    #[schema(max_items = 256)]
     pub switches: Vec<Switch>,
     /// Description, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schema(value_type = Line)]
     pub description: String,
 }
 
@@ -45,10 +48,12 @@ pub struct Host {
 #[serde(deny_unknown_fields)]
 pub struct Switch {
     /// The name that the platform has for it.
+    #[schema(value_type = ForeignName)]
     pub name: String,
     /// The trunk that the switch is attached to. Switches with the same trunk share their VLANs,
     /// so no VLAN is given out twice among them. Without it, the switch has VLANs of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<ForeignName>)]
     pub trunk: Option<String>,
 }
 
@@ -56,6 +61,12 @@ kind!(Host, "host", "hosts", Provider, hosts, Nothing);
 
 impl Rules for Host {
     fn check(&self, problems: &mut Problems) {
+        problems.require(
+            self.switches.len() <= LIST,
+            "switches",
+            self.switches.len(),
+            LIST_RULE,
+        );
         let mut names = BTreeSet::new();
         for switch in &self.switches {
             let name = &switch.name;

@@ -10,6 +10,7 @@ use crate::{
     name::{FOREIGN_RULE, NAME_RULE, is_foreign_name, is_name},
     object::Rules,
     refusal::Problems,
+    schema::{ForeignName, ObjectName},
 };
 
 /// Replicas of machines on a production network are on a network at the provider.
@@ -17,8 +18,10 @@ use crate::{
 #[serde(deny_unknown_fields)]
 pub struct Mapping {
     /// The production network, as the tenant's platform names it.
+    #[schema(value_type = ForeignName)]
     pub production: String,
     /// The tenant's network at the provider.
+    #[schema(value_type = ObjectName)]
     pub replica: String,
 }
 

@@ -13,11 +13,14 @@ use crate::{
     name::{DESCRIPTION_RULE, is_description},
     object::Rules,
     refusal::Problems,
+    schema::{AddressText, Line, PrefixText},
     tenant_view::TenantView,
 };
 
 /// Most prefixes of a network.
 const MAX_PREFIXES: usize = 16;
+/// Most default gateways of a network: one of each address family.
+const MAX_GATEWAYS: usize = 2;
 
 /// A tenant's settings for one of its networks at the provider, where replicas are. A subscription
 /// makes the network.
@@ -26,15 +29,16 @@ const MAX_PREFIXES: usize = 16;
 pub struct Network {
     /// Prefixes of the production network, IPv4 and IPv6.
     #[serde(default)]
-    #[schema(value_type = Vec<String>)]
+    #[schema(value_type = Vec<PrefixText>, max_items = 16)]
     pub prefixes: Vec<IpPrefix>,
     /// Default gateways of its machines, at most one of each address family. In full failover the
     /// appliance takes them over.
     #[serde(default)]
-    #[schema(value_type = Vec<String>)]
+    #[schema(value_type = Vec<AddressText>, max_items = 2)]
     pub gateways: Vec<IpAddr>,
     /// Description, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schema(value_type = Line)]
     pub description: String,
 }
 
@@ -72,6 +76,12 @@ impl Rules for Network {
             "prefixes",
             self.prefixes.len(),
             format_args!("write at most {MAX_PREFIXES}"),
+        );
+        problems.require(
+            self.gateways.len() <= MAX_GATEWAYS,
+            "gateways",
+            self.gateways.len(),
+            "write at most one IPv4 and one IPv6 address",
         );
         for (place, prefix) in self.prefixes.iter().enumerate() {
             problems.require(

@@ -9,9 +9,13 @@ use super::{Rule, kind, mapping::require_network, yes};
 use crate::{
     Conflict, Mode, Nothing, Object, Refusal,
     draft::Draft,
-    name::{DESCRIPTION_RULE, FOREIGN_RULE, is_description, is_foreign_name},
+    name::{
+        DESCRIPTION_RULE, FOREIGN_RULE, LIST, LIST_RULE, NAME_RULE, is_description,
+        is_foreign_name, is_name,
+    },
     object::Rules,
     refusal::Problems,
+    schema::{AddressText, ForeignName, HookText, Line, ObjectName},
     tenant_view::TenantView,
 };
 
@@ -28,17 +32,21 @@ const MAX_VMS: usize = 1000;
 pub struct Plan {
     /// The tenant's networks that fail over, at least one. Their default gateways, and the policies
     /// between them, are those of the tenant.
+    #[schema(min_items = 1, max_items = 256)]
     pub networks: Vec<PlanNetwork>,
     /// The machines, at least one, in the order in which they start.
+    #[schema(min_items = 1, max_items = 1000)]
     pub vms: Vec<PlanVm>,
     /// The tenant's public IP rules that are in force during the failover.
     #[serde(default)]
+    #[schema(value_type = Vec<ObjectName>, max_items = 256)]
     pub rules: Vec<String>,
     /// Commands before and after a run.
     #[serde(default)]
     pub hooks: Hooks,
     /// Description, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schema(value_type = Line)]
     pub description: String,
 }
 
@@ -47,6 +55,7 @@ pub struct Plan {
 #[serde(deny_unknown_fields)]
 pub struct PlanNetwork {
     /// The tenant's network.
+    #[schema(value_type = ObjectName)]
     pub name: String,
     /// Whether its machines reach the internet; only for networks with internet access. The
     /// default is the network's own.
@@ -62,13 +71,15 @@ pub struct PlanNetwork {
 #[serde(deny_unknown_fields)]
 pub struct PlanVm {
     /// The machine, as the tenant's platform names it.
+    #[schema(value_type = ForeignName)]
     pub name: String,
     /// Its addresses, as far as they are known.
     #[serde(default)]
-    #[schema(value_type = Vec<String>)]
+    #[schema(value_type = Vec<AddressText>, max_items = 256)]
     pub addresses: Vec<IpAddr>,
     /// Time until the next machine starts, seconds, at most a day.
     #[serde(default = "default_delay")]
+    #[schema(maximum = 86400)]
     pub delay_seconds: u32,
 }
 
@@ -79,9 +90,11 @@ pub struct PlanVm {
 pub struct Hooks {
     /// Before the first machine starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<HookText>)]
     pub before: Option<String>,
     /// After the last machine has started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<HookText>)]
     pub after: Option<String>,
 }
 
@@ -105,6 +118,12 @@ impl Rules for Plan {
             self.vms.len(),
             format_args!("write 1 to {MAX_VMS} machines"),
         );
+        for (field, count) in [
+            ("networks", self.networks.len()),
+            ("rules", self.rules.len()),
+        ] {
+            problems.require(count <= LIST, field, count, LIST_RULE);
+        }
         let mut seen = BTreeSet::new();
         for network in &self.networks {
             let name = &network.name;
@@ -114,6 +133,8 @@ impl Rules for Plan {
         let mut seen = BTreeSet::new();
         for vm in &self.vms {
             let (name, delay) = (&vm.name, vm.delay_seconds);
+            let count = vm.addresses.len();
+            problems.require(count <= LIST, "vms.addresses", count, LIST_RULE);
             problems.require(is_foreign_name(name), "vms.name", name, FOREIGN_RULE);
             let text = format_args!("{name:?} is listed twice: write each machine once");
             problems.require(seen.insert(name), "vms.name", name, text);
@@ -122,6 +143,7 @@ impl Rules for Plan {
         }
         let mut seen = BTreeSet::new();
         for rule in &self.rules {
+            problems.require(is_name(rule), "rules", rule, NAME_RULE);
             let text = format_args!("{rule:?} is listed twice: write each rule once");
             problems.require(seen.insert(rule), "rules", rule, text);
         }

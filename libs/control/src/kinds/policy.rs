@@ -10,6 +10,7 @@ use crate::{
     name::{NAME_RULE, is_name},
     object::Rules,
     refusal::Problems,
+    schema::ObjectName,
 };
 
 /// Permission to route from one network of a tenant to another during full failover. Nothing else
@@ -18,8 +19,10 @@ use crate::{
 #[serde(deny_unknown_fields)]
 pub struct Policy {
     /// Network that packets come from.
+    #[schema(value_type = ObjectName)]
     pub from: String,
     /// Network that packets go to.
+    #[schema(value_type = ObjectName)]
     pub to: String,
     /// Whether the other direction is allowed, too. Otherwise replies need a policy of their own.
     #[serde(default = "yes")]

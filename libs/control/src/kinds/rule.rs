@@ -10,8 +10,10 @@ use super::{Plan, kind};
 use crate::{
     Conflict, Nothing, Object, Refusal,
     draft::{Draft, shown},
+    name::{LIST, LIST_RULE},
     object::Rules,
     refusal::Problems,
+    schema::{AddressText, Line, PortsText, PrefixText, ProtocolText},
     tenant_view::TenantView,
 };
 
@@ -21,41 +23,34 @@ use crate::{
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// A public address of the tenant.
-    #[schema(value_type = String)]
+    #[schema(value_type = AddressText)]
     pub public_ip: IpAddr,
     /// Public port, or a range such as `8000-8100`; omitted for a whole address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(schema_with = ports)]
+    #[schema(value_type = Option<PortsText>)]
     pub public_port: Option<PortRange>,
     /// The machine's address.
-    #[schema(value_type = String)]
+    #[schema(value_type = AddressText)]
     pub internal_ip: IpAddr,
     /// First port of the machine; the public one if it is omitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 65535)]
     pub internal_port: Option<u16>,
     /// Protocols; TCP if they are omitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<ProtocolText>)]
     pub protocol: Option<Protocol>,
     /// Whether the whole address but port 22 leads to the machine.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub one_to_one: bool,
     /// Sources that the rule admits; empty for every source.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schema(value_type = Vec<String>)]
+    #[schema(value_type = Vec<PrefixText>, max_items = 256)]
     pub allow: Vec<IpPrefix>,
     /// Description, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schema(value_type = Line)]
     pub description: String,
-}
-
-/// The schema of ports: a number, or a text for a range.
-fn ports() -> utoipa::openapi::schema::Object {
-    use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
-    let types = [Type::String, Type::Integer, Type::Null];
-    ObjectBuilder::new()
-        .schema_type(SchemaType::from_iter(types))
-        .build()
 }
 
 kind!(Rule, "rule", "rules", Tenant, rules, Nothing);
@@ -83,6 +78,8 @@ impl Rule {
 
 impl Rules for Rule {
     fn check(&self, problems: &mut Problems) {
+        let count = self.allow.len();
+        problems.require(count <= LIST, "allow", count, LIST_RULE);
         // The name has a check of its own.
         if let Err((field, text)) = self.to_failover("r") {
             let value = match field.as_str() {

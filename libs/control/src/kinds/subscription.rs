@@ -17,6 +17,7 @@ use crate::{
     name::{NAME_RULE, is_name},
     object::Rules,
     refusal::Problems,
+    schema::ObjectName,
 };
 
 /// A tenant's subscription to a hardware plan.
@@ -24,6 +25,7 @@ use crate::{
 #[serde(deny_unknown_fields)]
 pub struct Subscription {
     /// The hardware plan. Cannot be changed.
+    #[schema(value_type = ObjectName)]
     pub hardware_plan: String,
 }
 
@@ -190,7 +192,7 @@ fn plan_and_pool<'s>(
 fn networks<'s>(
     draft: &Draft<'s>,
     subscription: &Object<Subscription>,
-) -> impl DoubleEndedIterator<Item = &'s Object<Network>> {
+) -> impl Iterator<Item = &'s Object<Network>> {
     let state = draft.state;
     let names = subscription.status.networks.iter();
     let networks = names.filter_map(|name| state.networks.get(subscription.tenant(), name));
@@ -241,11 +243,15 @@ pub(super) fn remove_networks(
     let mut gone = BTreeSet::new();
     let mut conflicts = Vec::new();
     let mut texts = Vec::new();
-    let networks: Vec<_> = networks(draft, subscription).rev().collect();
-    for network in networks {
+    let state = draft.state;
+    let tenant = subscription.tenant();
+    for name in subscription.status.networks.iter().rev() {
         if gone.len() == count {
             break;
         }
+        let Some(network) = state.networks.get(tenant, name) else {
+            continue;
+        };
         if network.status.internet != internet {
             continue;
         }

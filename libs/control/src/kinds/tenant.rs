@@ -7,15 +7,16 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    Address, GatewayPool, Mapping, Plan, Policy, Rule, Subscription, address, kind, subscription,
-    yes,
+    Address, GatewayPool, Mapping, Plan, Policy, Rule, Subscription, address, gateway, kind,
+    subscription, yes,
 };
 use crate::{
     Conflict, Kind, Object, Refusal,
     draft::{Draft, shown},
-    name::{DESCRIPTION_RULE, is_description},
+    name::{DESCRIPTION_RULE, LIST, LIST_RULE, NAME_RULE, is_description, is_name},
     object::Rules,
     refusal::Problems,
+    schema::{Line, ObjectName},
 };
 
 /// A customer of the provider.
@@ -28,7 +29,7 @@ pub struct Tenant {
     pub enabled: bool,
     /// End of the lease; from then on the tenant counts as disabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<String>, format = DateTime)]
     pub lease_ends: Option<Timestamp>,
     /// Limits.
     #[serde(default)]
@@ -36,12 +37,14 @@ pub struct Tenant {
     /// Gateway pools, in the order of preference. Without any, the tenant uses the gateways that
     /// are in no pool.
     #[serde(default)]
+    #[schema(value_type = Vec<ObjectName>, max_items = 256)]
     pub gateway_pools: Vec<String>,
     /// Whether the tenant may also use gateways that are in no pool when those of its pools fail.
     #[serde(default)]
     pub gateway_fallback: bool,
     /// Description, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schema(value_type = Line)]
     pub description: String,
 }
 
@@ -51,9 +54,11 @@ pub struct Tenant {
 pub struct Limits {
     /// Most public addresses; omitted for no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0, maximum = 4294967295_u32)]
     pub public_addresses: Option<u32>,
     /// Bandwidth of the tunnels in each direction, Mbit/s, at least 1; omitted for no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 4294967295_u32)]
     pub bandwidth_mbit: Option<u32>,
 }
 
@@ -105,8 +110,11 @@ kind!(Tenant, "tenant", "tenants", Provider, tenants, TenantStatus);
 
 impl Rules for Tenant {
     fn check(&self, problems: &mut Problems) {
+        let count = self.gateway_pools.len();
+        problems.require(count <= LIST, "gateway_pools", count, LIST_RULE);
         let mut seen = BTreeSet::new();
         for pool in &self.gateway_pools {
+            problems.require(is_name(pool), "gateway_pools", pool, NAME_RULE);
             problems.require(
                 seen.insert(pool),
                 "gateway_pools",
@@ -143,6 +151,10 @@ impl Rules for Tenant {
                 first.name
             )
         })?;
+        if let Some(old) = old {
+            let name = new.name().to_owned();
+            gateway::keep_gateways_of(draft, &name, &old.spec, &new.spec)?;
+        }
         let count = draft.state.addresses.of_tenant(new.name()).count();
         let limit = new.spec.limits.public_addresses;
         if old.is_some() && limit.is_some_and(|limit| (limit as usize) < count) {
@@ -181,6 +193,14 @@ impl Rules for Tenant {
                     shown(&names)
                 ),
                 conflicts,
+            ));
+        }
+        if !conflicts.is_empty() {
+            let names: Vec<_> = conflicts.iter().map(Conflict::to_string).collect();
+            let networks = state.networks.of_tenant(name).count();
+            draft.warn(format!(
+                "tenant {name:?} loses {}, with {networks} networks",
+                shown(&names)
             ));
         }
         for subscription in state.subscriptions.of_tenant(name) {

@@ -7,9 +7,13 @@ use super::{HardwarePlan, Host, Network, kind};
 use crate::{
     Claim, Conflict, Nothing, Object, Reason, Refusal, State, VlanRange,
     draft::{Draft, shown},
-    name::{DESCRIPTION_RULE, FOREIGN_RULE, NAME_RULE, is_description, is_foreign_name, is_name},
+    name::{
+        DESCRIPTION_RULE, FOREIGN_RULE, LIST, LIST_RULE, NAME_RULE, is_description,
+        is_foreign_name, is_name,
+    },
     object::Rules,
     refusal::Problems,
+    schema::{ForeignName, Line, ObjectName, VlanRangeText},
     state::{vlan_claim, vlan_domain},
 };
 
@@ -19,19 +23,22 @@ use crate::{
 #[serde(deny_unknown_fields)]
 pub struct VlanPool {
     /// Name of the host that has the switch.
+    #[schema(value_type = ObjectName)]
     pub host: String,
     /// The virtual switch of the host.
+    #[schema(value_type = ForeignName)]
     pub switch: String,
     /// VLANs for networks with internet access.
     #[serde(default)]
-    #[schema(value_type = Vec<String>)]
+    #[schema(value_type = Vec<VlanRangeText>, max_items = 256)]
     pub with_internet: Vec<VlanRange>,
     /// VLANs for networks without internet access.
     #[serde(default)]
-    #[schema(value_type = Vec<String>)]
+    #[schema(value_type = Vec<VlanRangeText>, max_items = 256)]
     pub without_internet: Vec<VlanRange>,
     /// Description, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schema(value_type = Line)]
     pub description: String,
 }
 
@@ -56,7 +63,7 @@ impl VlanPool {
     }
 
     /// The VLANs of networks with or without internet access, in order.
-    fn vlans(&self, internet: bool) -> impl Iterator<Item = u16> {
+    pub(crate) fn vlans(&self, internet: bool) -> impl Iterator<Item = u16> {
         let ranges = match internet {
             true => &self.with_internet,
             false => &self.without_internet,
@@ -89,8 +96,14 @@ impl Rules for VlanPool {
         let (host, switch) = (&self.host, &self.switch);
         problems.require(is_name(host), "host", host, NAME_RULE);
         problems.require(is_foreign_name(switch), "switch", switch, FOREIGN_RULE);
+        for (field, ranges) in [
+            ("with_internet", &self.with_internet),
+            ("without_internet", &self.without_internet),
+        ] {
+            problems.require(ranges.len() <= LIST, field, ranges.len(), LIST_RULE);
+        }
         let mut seen: Vec<(&str, VlanRange)> = Vec::new();
-        for (field, range) in self.ranges() {
+        for (field, range) in self.ranges().take(2 * LIST) {
             for (other, before) in &seen {
                 if let Some(both) = range.intersection(*before) {
                     problems.add(
@@ -257,22 +270,24 @@ pub(super) fn claim_vlans(
     networks: &[String],
 ) -> Result<Vec<u16>, Refusal> {
     let spec = &pool.spec;
-    let domain = switch_domain(draft.state, spec)?;
-    let mut candidates = spec.vlans(internet);
-    let mut claimed = Vec::new();
-    for network in networks {
-        let Some(vlan) = draft.take_vlan(&domain, &mut candidates) else {
-            return Err(exhausted(pool, internet, networks.len() - claimed.len()));
-        };
+    let domain = match draft.domain(&spec.host, &spec.switch) {
+        Some(domain) => domain,
+        // Refuses: the host or the switch is not there.
+        None => switch_domain(draft.state, spec)?,
+    };
+    let vlans = draft.take_vlans(&domain, pool, internet, networks.len());
+    if vlans.len() < networks.len() {
+        return Err(exhausted(pool, internet, networks.len() - vlans.len()));
+    }
+    for (network, vlan) in networks.iter().zip(&vlans) {
         let claim = Claim {
             pool: pool.name().to_owned(),
             tenant: tenant.to_owned(),
             owner: network.clone(),
         };
-        draft.claim(vlan_claim(&domain, vlan), &claim);
-        claimed.push(vlan);
+        draft.claim(vlan_claim(&domain, *vlan), &claim);
     }
-    Ok(claimed)
+    Ok(vlans)
 }
 
 fn exhausted(pool: &Object<VlanPool>, internet: bool, missing: usize) -> Refusal {
@@ -300,7 +315,7 @@ fn exhausted(pool: &Object<VlanPool>, internet: bool, missing: usize) -> Refusal
 /// Gives the VLAN of a network back.
 pub(super) fn release_vlan(draft: &mut Draft<'_>, network: &Object<Network>) {
     let status = &network.status;
-    if let Some(domain) = vlan_domain(draft.state, &status.host, &status.switch) {
+    if let Some(domain) = draft.domain(&status.host, &status.switch) {
         draft.release(vlan_claim(&domain, status.vlan));
     }
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use control::{
     Accepted, Address, AddressPool, HardwarePlan, Host, Kind, Mapping, Network, Options, Origin,
     Platform, Reason, Refusal, State, Subscription, Switch, Tenant, VlanPool, VlanRange, create,
-    remove, replace,
+    differences, remove, replace,
 };
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -555,9 +555,14 @@ fn compute(
     origin: Origin,
 ) -> Option<Result<control::Transaction, Refusal>> {
     fn done<K: Kind>(
+        state: &State,
         result: Result<Accepted<K>, Refusal>,
     ) -> Result<control::Transaction, Refusal> {
-        result.map(|accepted| accepted.transaction)
+        result.map(|accepted| {
+            let expected = differences(state, &accepted.transaction);
+            assert_eq!(accepted.differences, expected);
+            accepted.transaction
+        })
     }
     let usual = Options::default();
     let t = |tenant: u8| format!("t{tenant}");
@@ -574,13 +579,10 @@ fn compute(
             };
             put(state, None, &format!("h{host}"), spec, origin)
         }
-        Operation::RemoveHost { host } => done(remove::<Host>(
+        Operation::RemoveHost { host } => done(
             state,
-            None,
-            &format!("h{host}"),
-            origin,
-            usual,
-        )),
+            remove::<Host>(state, None, &format!("h{host}"), origin, usual),
+        ),
         Operation::Pool {
             pool,
             host,
@@ -604,13 +606,10 @@ fn compute(
             spec.switch = format!("v{switch}");
             put(state, None, &name, spec, origin)
         }
-        Operation::RemovePool { pool } => done(remove::<VlanPool>(
+        Operation::RemovePool { pool } => done(
             state,
-            None,
-            &format!("p{pool}"),
-            origin,
-            usual,
-        )),
+            remove::<VlanPool>(state, None, &format!("p{pool}"), origin, usual),
+        ),
         Operation::Plan {
             plan,
             pool,
@@ -625,43 +624,43 @@ fn compute(
             };
             put(state, None, &format!("plan{plan}"), spec, origin)
         }
-        Operation::RemovePlan { plan } => done(remove::<HardwarePlan>(
+        Operation::RemovePlan { plan } => done(
             state,
-            None,
-            &format!("plan{plan}"),
-            origin,
-            usual,
-        )),
+            remove::<HardwarePlan>(state, None, &format!("plan{plan}"), origin, usual),
+        ),
         Operation::Tenant { tenant } => {
             let spec: Tenant = serde_json::from_str("{}").expect("defaults");
             put(state, None, &t(tenant), spec, origin)
         }
-        Operation::RemoveTenant { tenant, force } => done(remove::<Tenant>(
+        Operation::RemoveTenant { tenant, force } => done(
             state,
-            None,
-            &t(tenant),
-            origin,
-            Options {
-                force,
-                ..Options::default()
-            },
-        )),
+            remove::<Tenant>(
+                state,
+                None,
+                &t(tenant),
+                origin,
+                Options {
+                    force,
+                    ..Options::default()
+                },
+            ),
+        ),
         Operation::Subscribe { tenant, plan } => {
             let spec = Subscription {
                 hardware_plan: format!("plan{plan}"),
             };
             let (tenant, name) = (t(tenant), format!("s{plan}"));
-            done(create(state, Some(&tenant), &name, spec, origin, usual))
+            done(
+                state,
+                create(state, Some(&tenant), &name, spec, origin, usual),
+            )
         }
         Operation::Unsubscribe { tenant, plan } => {
             let (tenant, name) = (t(tenant), format!("s{plan}"));
-            done(remove::<Subscription>(
+            done(
                 state,
-                Some(&tenant),
-                &name,
-                origin,
-                usual,
-            ))
+                remove::<Subscription>(state, Some(&tenant), &name, origin, usual),
+            )
         }
         Operation::Settings {
             tenant,
@@ -689,17 +688,17 @@ fn compute(
                 production: format!("VM Network {name}"),
                 replica: name.clone(),
             };
-            done(create(state, Some(&t(tenant)), &name, spec, origin, usual))
+            done(
+                state,
+                create(state, Some(&t(tenant)), &name, spec, origin, usual),
+            )
         }
         Operation::Unmap { tenant, place } => {
             let name = network_at(state, &t(tenant), place)?;
-            done(remove::<Mapping>(
+            done(
                 state,
-                Some(&t(tenant)),
-                &name,
-                origin,
-                usual,
-            ))
+                remove::<Mapping>(state, Some(&t(tenant)), &name, origin, usual),
+            )
         }
         Operation::AddressPool { pool, first, last } => {
             let range = control::AddressRange::new(ip(first), ip(last)).expect("a range");
@@ -711,13 +710,10 @@ fn compute(
             };
             put(state, None, &format!("a{pool}"), spec, origin)
         }
-        Operation::RemoveAddressPool { pool } => done(remove::<AddressPool>(
+        Operation::RemoveAddressPool { pool } => done(
             state,
-            None,
-            &format!("a{pool}"),
-            origin,
-            usual,
-        )),
+            remove::<AddressPool>(state, None, &format!("a{pool}"), origin, usual),
+        ),
         Operation::Assign {
             tenant,
             name,
@@ -729,17 +725,17 @@ fn compute(
                 address: address.map(ip),
             };
             let (tenant, name) = (t(tenant), format!("n{name}"));
-            done(create(state, Some(&tenant), &name, spec, origin, usual))
+            done(
+                state,
+                create(state, Some(&tenant), &name, spec, origin, usual),
+            )
         }
         Operation::Release { tenant, name } => {
             let (tenant, name) = (t(tenant), format!("n{name}"));
-            done(remove::<Address>(
+            done(
                 state,
-                Some(&tenant),
-                &name,
-                origin,
-                usual,
-            ))
+                remove::<Address>(state, Some(&tenant), &name, origin, usual),
+            )
         }
     })
 }

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use control::{
     Accepted, Address, AddressPool, Appliance, Conflict, Gateway, GatewayPool, HardwarePlan, Host,
     Kind, Mapping, Network, Options, Origin, Plan, Policy, Reason, Refusal, Rule, State,
-    Subscription, Tenant, VlanPool, create, remove, replace,
+    Subscription, Tenant, VlanPool, create, differences, remove, replace,
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -95,6 +95,7 @@ impl World {
 
     fn commit<K: Kind>(&mut self, accepted: Accepted<K>) -> Accepted<K> {
         let transaction = &accepted.transaction;
+        assert_eq!(accepted.differences, differences(&self.state, transaction));
         let revision = self.store.commit(transaction).expect("a fresh state");
         self.state.apply(transaction, revision).expect("readable");
         assert_eq!(self.state, self.store.load());
@@ -543,7 +544,7 @@ fn subscriptions_are_made_once_and_do_not_change() {
         result,
         INVALID,
         &format!("subscription {long} name {long}"),
-        "at most 28",
+        "at most 25",
     );
     for result in [
         world.create::<Network>("acme", "n", json!({})).map(|_| ()),
@@ -731,7 +732,7 @@ fn address_pools_have_no_address_that_is_in_use() {
         result,
         INVALID,
         "address-pool p ranges 127.0.0.1",
-        "not a host address",
+        "not host addresses",
     );
     let result = world.create::<AddressPool>("", "p", json!({"ranges": []}));
     refused(result, INVALID, "address-pool p ranges 0", "write 1 to 256");
@@ -1291,5 +1292,118 @@ fn specs_of_the_wrong_form_are_refused() {
     wrong::<Appliance>(
         json!({"uplink": {"method": "static"}}),
         "missing field `address`",
+    );
+}
+
+#[test]
+fn a_tenant_is_not_moved_to_pools_that_leave_it_without_a_gateway() {
+    let mut world = World::new();
+    world.ok::<Gateway>("", "gw1", json!({"addresses": ["192.0.2.1"]}));
+    let off = json!({"addresses": ["192.0.2.2"], "enabled": false});
+    world.ok::<Gateway>("", "gw2", off);
+    world.ok::<Gateway>("", "gw3", json!({"addresses": ["192.0.2.3"]}));
+    world.ok::<GatewayPool>("", "silver", json!({"gateways": ["gw2"]}));
+    world.ok::<GatewayPool>("", "gold", json!({"gateways": ["gw3"]}));
+    world.ok::<Tenant>("", "acme", json!({}));
+    let result = world.replace::<Tenant>("", "acme", json!({"gateway_pools": ["silver"]}));
+    refused(
+        result,
+        CONFLICT,
+        "gateway-pool silver gateways gw2",
+        "would have no gateway left",
+    );
+    let both = json!({"gateway_pools": ["silver"], "gateway_fallback": true});
+    world.set::<Tenant>("", "acme", both);
+    world.set::<Tenant>("", "acme", json!({"gateway_pools": ["gold"]}));
+    world.set::<Tenant>("", "acme", json!({"gateway_pools": ["silver", "gold"]}));
+    world.set::<Tenant>("", "acme", json!({}));
+}
+
+#[test]
+fn addresses_that_no_host_has_are_given_to_nobody() {
+    let mut world = World::with_networks();
+    for (range, part) in [
+        ("::ffff:192.0.2.10", "::ffff:192.0.2.10"),
+        ("126.0.0.0-128.0.0.0", "127.0.0.0-127.255.255.255"),
+        ("fe80::1-fe80::9", "fe80::1-fe80::9"),
+    ] {
+        let result = world.create::<AddressPool>("", "odd", json!({"ranges": [range]}));
+        let conflict = format!("address-pool odd ranges {part}");
+        refused(result, INVALID, &conflict, "are not host addresses");
+    }
+    for address in ["::ffff:192.0.2.10", "127.0.0.1", "fe80::1"] {
+        let result = world.create::<Gateway>("", "odd", json!({"addresses": [address]}));
+        let conflict = format!("gateway odd addresses {address}");
+        refused(result, INVALID, &conflict, "not a host address");
+    }
+    // A router that a gateway is, whichever comes first.
+    world.ok::<Gateway>("", "edge", json!({"addresses": ["198.51.100.1"]}));
+    let pool = json!({"ranges": ["198.51.100.8"], "prefix": "198.51.100.0/24",
+        "router": "198.51.100.1"});
+    let result = world.create::<AddressPool>("", "odd", pool);
+    refused(
+        result,
+        CONFLICT,
+        "gateway edge addresses 198.51.100.1",
+        "the address of gateway",
+    );
+}
+
+#[test]
+fn machines_of_a_plan_have_addresses_of_their_own_in_its_networks() {
+    let mut world = World::with_networks();
+    let plan = |vms: Value| json!({"networks": [{"name": "web-1"}], "vms": vms});
+    let twice = json!([{"name": "a", "addresses": ["10.1.0.9"]},
+        {"name": "b", "addresses": ["10.1.0.9"]}]);
+    let result = world.create::<Plan>("acme", "all", plan(twice));
+    refused(
+        result,
+        CONFLICT,
+        "plan all networks web-1",
+        "both have 10.1.0.9",
+    );
+    let outside = json!([{"name": "a", "addresses": ["172.16.0.9"]}]);
+    let result = world.create::<Plan>("acme", "all", plan(outside));
+    refused(
+        result,
+        CONFLICT,
+        "plan all networks web-1",
+        "in no network of the plan",
+    );
+    let inside = json!([{"name": "a", "addresses": ["10.1.0.9"]}]);
+    world.ok::<Plan>("acme", "all", plan(inside));
+    let moved = json!({"prefixes": ["10.7.0.0/24"], "gateways": ["10.7.0.1"]});
+    let result = world.replace::<Network>("acme", "web-1", moved);
+    refused(
+        result,
+        CONFLICT,
+        "plan all networks web-1",
+        "in no network of the plan",
+    );
+}
+
+#[test]
+fn a_plan_grows_for_disabled_tenants_with_a_warning() {
+    let mut world = World::with_networks();
+    world.set::<Tenant>("", "acme", json!({"enabled": false}));
+    let plan = world
+        .state
+        .all::<HardwarePlan>()
+        .iter()
+        .next()
+        .expect("a plan");
+    let (name, mut spec) = (plan.name().to_owned(), plan.spec.clone());
+    spec.networks_with_internet += 1;
+    let spec = serde_json::to_value(spec).expect("a spec");
+    let accepted = world
+        .replace::<HardwarePlan>("", &name, spec)
+        .expect("growth");
+    assert!(
+        accepted
+            .warnings
+            .iter()
+            .any(|text| text.contains("tenants acme are disabled")),
+        "{:?}",
+        accepted.warnings
     );
 }

@@ -1,0 +1,232 @@
+//! Tenants, users and machines that end, and others of the same names.
+
+use serde_json::{Value, json};
+
+use super::Server;
+
+async fn delete(server: &Server, path: &str, status: u16) {
+    let done = server.call(&server.admin, "DELETE", path, &[], None).await;
+    done.expect(status);
+}
+
+async fn machine(server: &Server, body: Value) -> String {
+    let name = body["name"].as_str().expect("a name").to_owned();
+    server
+        .post(&server.admin, "/v1/users", body)
+        .await
+        .expect(201);
+    let path = format!("/v1/users/{name}/tokens");
+    let made = server
+        .post(&server.admin, &path, json!({ "hours": 8784 }))
+        .await;
+    let made = made.expect(201).json();
+    made["secret"].as_str().expect("a secret").to_owned()
+}
+
+#[tokio::test]
+async fn a_machine_ends_with_the_subscription_that_its_appliance_is_of() {
+    let server = Server::with_tenants().await;
+    let user = json!({ "name": "m", "role": "appliance", "tenant": "acme", "object": "h1" });
+    let token = machine(&server, user).await;
+    server
+        .get(&token, "/v1/tenants/acme/networks")
+        .await
+        .expect(200);
+    delete(&server, "/v1/tenants/acme/subscriptions/web", 204).await;
+    server.get(&token, "/v1/self").await.expect(401);
+    let users = server.get(&server.admin, "/v1/users").await.expect(200);
+    assert!(!users.text.contains("\"m\""), "{}", users.text);
+    // The next appliance of that name is another one.
+    let spec = json!({ "hardware_plan": "small" });
+    server
+        .create("/v1/tenants/acme/subscriptions", "web", spec)
+        .await;
+    server.get(&token, "/v1/self").await.expect(401);
+}
+
+#[tokio::test]
+async fn administrators_see_and_remove_tokens_of_their_users() {
+    let server = Server::with_tenants().await;
+    let alice = server.user("alice", "tenant-admin", Some("acme")).await;
+    let bob = server.user("bob", "tenant-operator", Some("acme")).await;
+    server
+        .user("carol", "tenant-operator", Some("globex"))
+        .await;
+    let tokens = server
+        .get(&alice, "/v1/users/bob/tokens")
+        .await
+        .expect(200)
+        .json();
+    let id = tokens["items"][0]["id"].as_str().expect("an id");
+    assert_eq!(tokens["items"][0]["description"], "session");
+    server
+        .get(&alice, "/v1/users/carol/tokens")
+        .await
+        .expect(404);
+    server.get(&bob, "/v1/users/alice/tokens").await.expect(403);
+    let remove = async |user: &str, id: &str| {
+        let path = format!("/v1/users/{user}/tokens/{id}");
+        server.call(&alice, "DELETE", &path, &[], None).await
+    };
+    remove("alice", id).await.expect(404);
+    remove("bob", "0").await.expect(404);
+    remove("carol", id).await.expect(404);
+    remove("bob", id).await.expect(204);
+    server.get(&bob, "/v1/self").await.expect(401);
+    // Of which user, is in the audit.
+    let audit = server
+        .get(&alice, "/v1/audit?limit=1000")
+        .await
+        .expect(200)
+        .json();
+    let last = audit["items"]
+        .as_array()
+        .expect("a list")
+        .last()
+        .expect("an entry")
+        .clone();
+    assert_eq!(last["operation"], "user.token.remove");
+    assert!(last["changes"][0].to_string().contains("bob"), "{last}");
+}
+
+#[tokio::test]
+async fn a_new_tenant_of_an_old_name_learns_nothing_of_that_one() {
+    let server = Server::with_tenants().await;
+    server.user("alice", "tenant-admin", Some("acme")).await;
+    let secret = json!({ "spec": { "prefixes": ["10.99.0.0/24"] } });
+    let path = "/v1/tenants/acme/networks/web-1";
+    let done = server
+        .call(&server.admin, "PUT", path, &[], Some(&secret))
+        .await;
+    done.expect(200);
+    delete(&server, "/v1/tenants/acme?force=true", 204).await;
+    server.create("/v1/tenants", "acme", json!({})).await;
+    let bob = server.user("bob", "tenant-admin", Some("acme")).await;
+    let audit = server.get(&bob, "/v1/audit?limit=1000").await.expect(200);
+    for part in ["alice", "10.99.0.0", "subscription.create"] {
+        assert!(!audit.text.contains(part), "{part}: {}", audit.text);
+    }
+    assert!(audit.text.contains("tenant.create"), "{}", audit.text);
+    for from in ["0", "1"] {
+        let path = format!("/v1/watch?kind=network&tenant=acme&from={from}");
+        server.get(&bob, &path).await.expect(410);
+    }
+}
+
+#[tokio::test]
+async fn a_new_user_of_an_old_name_gets_no_answers_of_that_one() {
+    let server = Server::with_tenants().await;
+    let body = json!({ "name": "p", "spec": { "from": "web-1", "to": "web-2" } });
+    let path = "/v1/tenants/acme/policies";
+    let key = [("idempotency-key", "1")];
+    let alice = server.user("alice", "tenant-admin", Some("acme")).await;
+    server
+        .call(&alice, "POST", path, &key, Some(&body))
+        .await
+        .expect(201);
+    delete(&server, "/v1/users/alice", 204).await;
+    delete(&server, "/v1/tenants/acme/policies/p", 204).await;
+    let alice = server.user("alice", "tenant-admin", Some("acme")).await;
+    server
+        .call(&alice, "POST", path, &key, Some(&body))
+        .await
+        .expect(201);
+    server
+        .get(&alice, "/v1/tenants/acme/policies/p")
+        .await
+        .expect(200);
+}
+
+#[tokio::test]
+async fn a_tenant_admin_makes_no_user_of_the_provider() {
+    let server = Server::with_tenants().await;
+    let alice = server.user("alice", "tenant-admin", Some("acme")).await;
+    for role in [
+        "provider-admin",
+        "provider-operator",
+        "provider-auditor",
+        "gateway",
+    ] {
+        for tenant in [None, Some("acme")] {
+            let mut body = json!({ "name": "eve", "role": role, "password": "correct horse b" });
+            if let Some(tenant) = tenant {
+                body["tenant"] = tenant.into();
+            }
+            let answer = server.post(&alice, "/v1/users", body).await;
+            assert!(
+                [403, 422].contains(&answer.status),
+                "{role} {tenant:?}: {answer:?}"
+            );
+        }
+    }
+    let users = server.get(&server.admin, "/v1/users").await.expect(200);
+    assert!(!users.text.contains("eve"), "{}", users.text);
+}
+
+#[tokio::test]
+async fn a_user_has_a_hundred_tokens_at_most() {
+    let server = Server::start().await;
+    let body = json!({ "hours": 1 });
+    // The first one is that of `init`.
+    for _ in 1..100 {
+        server
+            .post(&server.admin, "/v1/tokens", body.clone())
+            .await
+            .expect(201);
+    }
+    server
+        .post(&server.admin, "/v1/tokens", body)
+        .await
+        .expect(429);
+}
+
+#[tokio::test]
+async fn the_audit_tells_roles_owners_and_what_was_removed() {
+    let server = Server::with_tenants().await;
+    server.user("eve", "provider-auditor", None).await;
+    let put = json!({ "owner": "site", "spec": {} });
+    server
+        .call(&server.admin, "PUT", "/v1/tenants/acme", &[], Some(&put))
+        .await
+        .expect(200);
+    server
+        .create(
+            "/v1/tenants",
+            "initech",
+            json!({ "description": "soon gone" }),
+        )
+        .await;
+    delete(&server, "/v1/tenants/initech", 204).await;
+    let audit = server
+        .get(&server.admin, "/v1/audit?limit=1000")
+        .await
+        .expect(200)
+        .json();
+    let entries = audit["items"].as_array().expect("a list");
+    let of = |operation: &str| {
+        let found = entries
+            .iter()
+            .rfind(|entry| entry["operation"] == operation);
+        found.expect("an entry")["changes"].to_string()
+    };
+    assert!(
+        of("user.create").contains("provider-auditor"),
+        "{}",
+        of("user.create")
+    );
+    assert!(
+        of("session.create").contains("\"eve\""),
+        "{}",
+        of("session.create")
+    );
+    assert!(
+        of("tenant.replace").contains("metadata.owner"),
+        "{}",
+        of("tenant.replace")
+    );
+    assert!(
+        of("tenant.remove").contains("soon gone"),
+        "{}",
+        of("tenant.remove")
+    );
+}

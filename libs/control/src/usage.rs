@@ -1,0 +1,154 @@
+//! What tenants use of the provider's pools and plans, for people who plan for more.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{AddressPool, HardwarePlan, State, VlanPool};
+
+/// VLANs or addresses of a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Amount {
+    /// Those of the pool; at most 2^64 - 1, which stands for any greater number.
+    pub total: u64,
+    /// Those that tenants have.
+    pub used: u64,
+    /// Those that are left.
+    pub free: u64,
+}
+
+impl Amount {
+    const fn new(total: u64, used: u64) -> Self {
+        Self {
+            total,
+            used,
+            free: total.saturating_sub(used),
+        }
+    }
+}
+
+/// A tenant's part of a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Part {
+    /// The tenant.
+    pub tenant: String,
+    /// The VLANs or addresses that the tenant has.
+    pub used: u64,
+}
+
+/// The use of a VLAN pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VlanPoolUsage {
+    /// VLANs for networks with internet access.
+    pub with_internet: Amount,
+    /// VLANs for networks without internet access.
+    pub without_internet: Amount,
+    /// Tenants that have VLANs of the pool, by name.
+    pub tenants: Vec<Part>,
+}
+
+/// The use of a pool of public addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AddressPoolUsage {
+    /// The addresses.
+    pub addresses: Amount,
+    /// Tenants that have addresses of the pool, by name.
+    pub tenants: Vec<Part>,
+}
+
+/// A subscription to a hardware plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Subscriber {
+    /// The tenant.
+    pub tenant: String,
+    /// Name of the tenant's subscription.
+    pub subscription: String,
+    /// Number of networks that the tenant has by it.
+    pub networks: u64,
+}
+
+/// The tenants that are subscribed to a hardware plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HardwarePlanTenants {
+    /// The subscriptions, by tenant.
+    pub items: Vec<Subscriber>,
+}
+
+fn parts<'s>(tenants: impl Iterator<Item = &'s str>) -> Vec<Part> {
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    for tenant in tenants {
+        *counts.entry(tenant).or_default() += 1;
+    }
+    let parts = counts.into_iter().map(|(tenant, used)| Part {
+        tenant: tenant.to_owned(),
+        used,
+    });
+    parts.collect()
+}
+
+/// The use of a VLAN pool; `None` if it does not exist.
+#[must_use]
+pub fn vlan_pool_usage(state: &State, name: &str) -> Option<VlanPoolUsage> {
+    let pool = &state.get::<VlanPool>(None, name)?.spec;
+    let networks = || {
+        let networks = state.networks.iter();
+        networks.filter(|network| network.status.pool == name)
+    };
+    let amount = |internet: bool| {
+        let used = networks().filter(|network| network.status.internet == internet);
+        Amount::new(pool.vlans(internet).count() as u64, used.count() as u64)
+    };
+    Some(VlanPoolUsage {
+        with_internet: amount(true),
+        without_internet: amount(false),
+        tenants: parts(networks().map(|network| network.tenant())),
+    })
+}
+
+/// The use of a pool of public addresses; `None` if it does not exist.
+#[must_use]
+pub fn address_pool_usage(state: &State, name: &str) -> Option<AddressPoolUsage> {
+    let pool = &state.get::<AddressPool>(None, name)?.spec;
+    let total = pool.ranges.iter().fold(0_u64, |total, range| {
+        total.saturating_add(count(range.first(), range.last()))
+    });
+    let addresses = state.addresses.iter();
+    let tenants = parts(
+        addresses
+            .filter(|address| address.spec.pool == name)
+            .map(|address| address.tenant()),
+    );
+    let used = tenants.iter().map(|part| part.used).sum();
+    Some(AddressPoolUsage {
+        addresses: Amount::new(total, used),
+        tenants,
+    })
+}
+
+/// Number of addresses from a first to a last of the same family; at most 2^64 - 1.
+fn count(first: IpAddr, last: IpAddr) -> u64 {
+    let number = |address| match address {
+        IpAddr::V4(v4) => u128::from(u32::from(v4)),
+        IpAddr::V6(v6) => u128::from(v6),
+    };
+    let between = number(last).saturating_sub(number(first));
+    u64::try_from(between).map_or(u64::MAX, |between| between.saturating_add(1))
+}
+
+/// The subscriptions to a hardware plan; `None` if it does not exist.
+#[must_use]
+pub fn hardware_plan_tenants(state: &State, name: &str) -> Option<HardwarePlanTenants> {
+    state.get::<HardwarePlan>(None, name)?;
+    let subscriptions = state.subscriptions.iter();
+    let items = subscriptions
+        .filter(|subscription| subscription.spec.hardware_plan == name)
+        .map(|subscription| Subscriber {
+            tenant: subscription.tenant().to_owned(),
+            subscription: subscription.name().to_owned(),
+            networks: subscription.status.networks.len() as u64,
+        });
+    Some(HardwarePlanTenants {
+        items: items.collect(),
+    })
+}
