@@ -1,9 +1,9 @@
 //! The audit: entries, and the check of their chain.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
-use control::audit::{Chain, Checkpoint, Entry};
+use control::audit::{Chain, Checkpoint, Entry, Trust};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use service::{errln, outln};
@@ -26,16 +26,22 @@ pub enum Verb {
         limit: usize,
     },
     /// Check that no entry was altered, removed or put in between, and that the signed checkpoints
-    /// agree. Exits with 1 if the chain is broken.
+    /// agree. Only with --since it finds that the last entries are missing. Exits with 1 if the
+    /// chain is broken.
     Verify {
-        /// Public key that must have signed the checkpoints, hexadecimal. Keep it apart from the
-        /// director.
-        #[arg(long, value_name = "HEX", conflicts_with = "key_file")]
-        key: Option<String>,
-        /// File with the public key.
+        /// Public key that must have signed the last checkpoints, hexadecimal; may be repeated.
+        /// Keep it apart from the director.
+        #[arg(long, value_name = "HEX")]
+        key: Vec<String>,
+        /// File with such keys, one a line.
         #[arg(long, value_name = "FILE")]
         key_file: Option<PathBuf>,
+        /// File with a checkpoint that `audit checkpoint` printed before: its entry must be there.
+        #[arg(long, value_name = "FILE")]
+        since: Option<PathBuf>,
     },
+    /// Print the last signed checkpoint, as JSON. Keep it apart from the director, for `--since`.
+    Checkpoint,
     /// Print the public key that signs checkpoints.
     Key,
 }
@@ -52,19 +58,42 @@ pub fn run(session: &Session, verb: &Verb) -> Result<Option<Exit>, Failure> {
             };
             Ok(None)
         }
-        Verb::Verify { key, key_file } => {
-            let key = match key_file {
-                None => key.clone(),
-                Some(path) => {
-                    let text = std::fs::read_to_string(path).map_err(|error| {
-                        Failure::local(format!("cannot read {}: {error}", path.display()))
-                    })?;
-                    Some(text.trim().to_owned())
-                }
+        Verb::Checkpoint => {
+            let answer = session.client()?.get("/v1/audit/checkpoints", Vec::new())?;
+            match answer["items"].as_array().and_then(|items| items.last()) {
+                Some(last) => outln!("{last}"),
+                None => return Err(Failure::new(Exit::Absent, "the director signs nothing yet")),
             };
-            verify(session, key.as_deref())
+            Ok(None)
+        }
+        Verb::Verify {
+            key,
+            key_file,
+            since,
+        } => {
+            let mut keys = key.clone();
+            if let Some(path) = key_file {
+                let text = text(path)?;
+                let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+                keys.extend(lines.map(ToOwned::to_owned));
+            }
+            let since = since.as_ref().map(|path| {
+                serde_json::from_str(&text(path)?).map_err(|error| {
+                    Failure::local(format!("{}: no checkpoint: {error}", path.display()))
+                })
+            });
+            let trust = Trust {
+                keys,
+                since: since.transpose()?,
+            };
+            verify(session, &trust)
         }
     }
+}
+
+fn text(path: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(path)
+        .map_err(|error| Failure::local(format!("cannot read {}: {error}", path.display())))
 }
 
 /// Calls `each` with every page of entries after a number, until it returns false.
@@ -125,7 +154,7 @@ fn read<T: DeserializeOwned>(value: &Value) -> Result<T, Failure> {
     })
 }
 
-fn verify(session: &Session, key: Option<&str>) -> Result<Option<Exit>, Failure> {
+fn verify(session: &Session, trust: &Trust) -> Result<Option<Exit>, Failure> {
     let user = session.client()?.get("/v1/self", Vec::new())?;
     if !user["tenant"].is_null() {
         let text = "a tenant sees its own entries only, which are no chain: ask a provider-auditor";
@@ -135,7 +164,7 @@ fn verify(session: &Session, key: Option<&str>) -> Result<Option<Exit>, Failure>
     let checkpoints: Vec<Checkpoint> = read(&answer["items"])?;
     let count = checkpoints.len();
     let mut entries = 0_u64;
-    let checked = Chain::new(checkpoints, key).and_then(|mut chain| {
+    let checked = Chain::new(checkpoints, trust).and_then(|mut chain| {
         let mut broken = None;
         let mut failed = None;
         let result = pages(session, 0, 1000, |items| {
@@ -178,7 +207,7 @@ fn verify(session: &Session, key: Option<&str>) -> Result<Option<Exit>, Failure>
                     }
                 }
             };
-            if key.is_none() && count > 0 {
+            if trust.keys.is_empty() && count > 0 {
                 errln!(
                     "causeway: warning: without --key, checkpoints that an intruder signed with a \
                      key of its own pass"

@@ -5,7 +5,7 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use control::{Difference, Precondition, Revision, Transaction};
 use jiff::Timestamp;
 
-pub use control::audit::{Broken, Chain, Checkpoint, Entry, Head, hex};
+pub use control::audit::{Broken, Chain, Checkpoint, Entry, Head, Trust, hex};
 
 use store::Store;
 
@@ -95,27 +95,48 @@ pub fn checkpoint(
     at: Timestamp,
     key: &Ed25519KeyPair,
 ) -> serde_json::Result<Transaction> {
-    let mut checkpoint = Checkpoint {
-        number: head.number,
-        hash: head.hash.clone(),
-        at,
-        key: hex(key.public_key().as_ref()),
-        signature: String::new(),
-    };
-    checkpoint.signature = hex(key.sign(checkpoint.text().as_bytes()).as_ref());
     let mut transaction = Transaction::default();
     let precondition = written.map_or(Precondition::Absent, Precondition::At);
     transaction
         .preconditions
         .insert(HEAD.to_owned(), precondition);
-    let stored = format!("{CHECKPOINTS}{:020}", head.number);
+    sign(&mut transaction, head, at, key, None)?;
+    Ok(transaction)
+}
+
+/// Adds a checkpoint of the last entry to a transaction, which may write that entry. `next` is the
+/// public key, hexadecimal, that signs later ones; it may sign the same entry in the same
+/// transaction.
+///
+/// # Errors
+/// When the checkpoint has no JSON form.
+pub fn sign(
+    transaction: &mut Transaction,
+    head: &Head,
+    at: Timestamp,
+    key: &Ed25519KeyPair,
+    next: Option<String>,
+) -> serde_json::Result<()> {
+    let mut checkpoint = Checkpoint {
+        number: head.number,
+        hash: head.hash.clone(),
+        at,
+        key: hex(key.public_key().as_ref()),
+        next,
+        signature: String::new(),
+    };
+    checkpoint.signature = hex(key.sign(checkpoint.text().as_bytes()).as_ref());
+    let mut stored = format!("{CHECKPOINTS}{:020}", head.number);
+    if transaction.put.contains_key(&stored) {
+        stored += "-next";
+    }
     transaction
         .preconditions
         .insert(stored.clone(), Precondition::Absent);
     transaction
         .put
         .insert(stored, serde_json::to_string(&checkpoint)?);
-    Ok(transaction)
+    Ok(())
 }
 
 /// Checks the chain of all stored entries, in order, with its checkpoints: the number of entries,
@@ -127,9 +148,9 @@ pub fn verify<'a>(
     entries: impl IntoIterator<Item = &'a str>,
     checkpoints: impl IntoIterator<Item = Checkpoint>,
     head: &Head,
-    key: Option<&str>,
+    trust: &Trust,
 ) -> Result<(u64, Option<u64>), Broken> {
-    let mut chain = Chain::new(checkpoints, key)?;
+    let mut chain = Chain::new(checkpoints, trust)?;
     let mut after = 0;
     for text in entries {
         let entry: Entry = serde_json::from_str(text).map_err(|error| Broken::Unreadable {

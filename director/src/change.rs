@@ -120,6 +120,14 @@ impl Director {
         !self.live.read().await.users.is_empty()
     }
 
+    /// The public key that signs the audit, hexadecimal, as its last checkpoint names it.
+    pub(crate) async fn signer(&self) -> Option<String> {
+        let live = self.live.read().await;
+        live.checkpoint
+            .as_ref()
+            .map(|last| last.signer().to_owned())
+    }
+
     /// The state, for reading.
     pub(crate) async fn live(&self) -> Result<RwLockReadGuard<'_, Live>, Problem> {
         if self.is_unknown.load(Ordering::Acquire) {

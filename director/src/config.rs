@@ -34,7 +34,7 @@ pub struct Config {
     pub store: PathBuf,
     /// Age of changes that a watch may still ask for.
     pub keep_changes: Duration,
-    /// File with the key that signs checkpoints of the audit; it is made if there is none.
+    /// File with the key that signs checkpoints of the audit.
     pub audit_key: PathBuf,
     /// Time between checkpoints of the audit.
     pub checkpoint: Duration,

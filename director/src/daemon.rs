@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+use aws_lc_rs::signature::Ed25519KeyPair;
 use axum::{
     Router,
     extract::Request as HttpRequest,
@@ -27,7 +27,7 @@ use store::{Export, Options, Sqlite, Store as _};
 use tokio::{net::TcpListener, task::JoinHandle};
 
 use crate::{
-    Director, Kernel, api, audit, audit_key,
+    Director, Kernel, api, audit_key,
     config::{self, Config},
     live::LoadError,
     self_test::{self, SelfTest},
@@ -182,8 +182,9 @@ impl Daemon {
             }
             None => None,
         };
-        let key = Arc::new(audit_key::load(&config.audit_key, &Kernel)?);
-        let public = audit::hex(key.public_key().as_ref());
+        let signer = director.signer().await;
+        let key = Arc::new(audit_key::load_signer(&config.audit_key, signer.as_deref())?);
+        let public = audit_key::public(&key);
         tracing::info!(key = public, "signing checkpoints of the audit");
         let tls = config.tls.clone().map(Tls::load).transpose()?.map(Arc::new);
         let failed = |source| Error::Listen {

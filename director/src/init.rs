@@ -9,12 +9,13 @@ use store::{CommitError, Options, Sqlite, Store as _};
 use crate::{
     Chance,
     audit::{self, Head, Subject},
-    people::{Actor, TOKENS, Token, USERS, User, new_secret, token_hash},
+    offline::add_token,
+    people::{Actor, LONGEST_PASSWORD, SHORTEST_PASSWORD, USERS, User, hash_password, token_hash},
     roles::Role,
 };
 
-/// Lifetime of the first token.
-const LIFETIME: SignedDuration = SignedDuration::from_hours(24);
+/// Lifetime of the first token, and of one that lets an administrator in again.
+pub(crate) const LIFETIME: SignedDuration = SignedDuration::from_hours(24);
 
 /// The store cannot be initialised.
 #[derive(Debug, thiserror::Error)]
@@ -23,11 +24,16 @@ pub enum Error {
     #[error(transparent)]
     Store(#[from] store::Error),
     /// It has been initialised already.
-    #[error("the store has users already: log in as one of them")]
+    #[error(
+        "the store has users already: log in as one of them, or run `causeway-director recover`"
+    )]
     Done,
     /// It has a part of an import.
     #[error("the store has a part of an import only: import the file again")]
     Unfinished,
+    /// The password cannot be used.
+    #[error("{0}")]
+    Password(String),
     /// The commit failed.
     #[error(transparent)]
     Commit(#[from] CommitError),
@@ -39,11 +45,20 @@ pub enum Error {
     Json(#[from] serde_json::Error),
 }
 
-/// Creates a store and its first administrator: the secret of a token for 24 hours.
+/// Creates a store and its first administrator, who may have a password: the secret of a token for
+/// 24 hours.
 ///
 /// # Errors
 /// [`Error`].
-pub async fn init(path: &Path, user: &str, chance: &dyn Chance) -> Result<String, Error> {
+pub async fn init(
+    path: &Path,
+    user: &str,
+    password: Option<&str>,
+    chance: &dyn Chance,
+) -> Result<String, Error> {
+    if let Some(password) = password {
+        check_password(password).map_err(Error::Password)?;
+    }
     let store = Sqlite::open(path, Options::default())?;
     if store::is_unfinished(&store).await? {
         return Err(Error::Unfinished);
@@ -51,39 +66,29 @@ pub async fn init(path: &Path, user: &str, chance: &dyn Chance) -> Result<String
     if !store.snapshot(USERS).await?.entries.is_empty() {
         return Err(Error::Done);
     }
-    let secret = new_secret(chance)?;
-    let (hash, now) = (token_hash(&secret), chance.now());
+    let now = chance.now();
+    let password = password.map(|password| hash_password(password, chance));
     let admin = User {
         name: user.to_owned(),
         role: Role::ProviderAdmin,
         tenant: None,
         object: None,
         totp: None,
-        password: None,
-    };
-    let token = Token {
-        id: hash[..16].to_owned(),
-        user: user.to_owned(),
-        description: "init".to_owned(),
-        created: now,
-        expires: now.checked_add(LIFETIME).unwrap_or(now),
+        password: password.transpose()?,
     };
     let mut transaction = Transaction::default();
-    for (key, value) in [
-        (format!("{USERS}{user}"), serde_json::to_string(&admin)?),
-        (format!("{TOKENS}{hash}"), serde_json::to_string(&token)?),
-    ] {
-        transaction
-            .preconditions
-            .insert(key.clone(), Precondition::Absent);
-        transaction.put.insert(key, value);
-    }
+    let key = format!("{USERS}{user}");
+    transaction
+        .preconditions
+        .insert(key.clone(), Precondition::Absent);
+    transaction.put.insert(key, serde_json::to_string(&admin)?);
+    let secret = add_token(&mut transaction, user, "init", now, chance)?;
     let actor = Actor {
         user: user.to_owned(),
         role: Role::ProviderAdmin,
         tenant: None,
         object: None,
-        token: token.id.clone(),
+        token: token_hash(&secret)[..16].to_owned(),
     };
     let subject = Subject {
         operation: "init".to_owned(),
@@ -105,4 +110,15 @@ pub async fn init(path: &Path, user: &str, chance: &dyn Chance) -> Result<String
     )?;
     store.commit(transaction, None).await?;
     Ok(secret)
+}
+
+/// Refuses a password that is too short or too long.
+pub(crate) fn check_password(password: &str) -> Result<(), String> {
+    let length = password.chars().count();
+    if length < SHORTEST_PASSWORD || password.len() > LONGEST_PASSWORD {
+        return Err(format!(
+            "password: write {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters"
+        ));
+    }
+    Ok(())
 }

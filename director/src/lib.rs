@@ -23,6 +23,7 @@ pub mod daemon;
 mod init;
 mod live;
 mod metrics;
+pub mod offline;
 pub mod people;
 pub mod roles;
 mod self_test;

@@ -160,6 +160,13 @@ impl Live {
         self.head.number.saturating_sub(signed)
     }
 
+    /// Whether a user can log in, or has a token that holds.
+    pub fn can_enter(&self, user: &User, now: Timestamp) -> bool {
+        let mut tokens = self.tokens.values().map(|(token, _)| token);
+        user.password.is_some()
+            || tokens.any(|token| token.user == user.name && now < token.expires)
+    }
+
     /// The user of a token.
     pub fn actor(&self, hash: &str, now: Timestamp) -> Option<Actor> {
         let (token, _) = self.tokens.get(hash)?;

@@ -7,6 +7,7 @@
 )]
 
 use std::{
+    io::{BufRead as _, IsTerminal as _, stdin},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -15,10 +16,11 @@ use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use director::{
     Kernel, api,
-    audit::{self, Head},
+    audit::{self, Head, Trust},
+    audit_key,
     config::Config,
     daemon::{self, Reply, Request},
-    init, transfer,
+    init, offline, transfer,
 };
 use service::{
     cli::{self, RunArgs},
@@ -44,7 +46,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Create the store and its first administrator, and print a token for 24 hours.
+    /// Create the store, the key of the audit and the first administrator, and print a token for 24
+    /// hours. On a terminal it asks for a password, with which the administrator can log in.
     Init {
         /// Configuration file.
         #[arg(long)]
@@ -52,6 +55,33 @@ enum Command {
         /// Name of the administrator.
         #[arg(long, default_value = "admin")]
         user: String,
+        /// Read the password from the first line of standard input.
+        #[arg(long)]
+        password_stdin: bool,
+    },
+    /// Let an administrator in again, while the director is stopped: print a token for 24 hours of
+    /// a provider-admin, who is made if there is none of that name.
+    Recover {
+        /// Configuration file.
+        #[arg(long)]
+        config: PathBuf,
+        /// Name of the administrator.
+        #[arg(long, default_value = "admin")]
+        user: String,
+        /// Read another password from the first line of standard input, and remove the
+        /// authenticator.
+        #[arg(long)]
+        password_stdin: bool,
+    },
+    /// Replace the key that signs the audit, while the director is stopped, and print the public
+    /// part of the new one. The old key signs that it hands over.
+    ReplaceAuditKey {
+        /// Configuration file.
+        #[arg(long)]
+        config: PathBuf,
+        /// Do so without the old key. Those who check the audit must be told the new one.
+        #[arg(long)]
+        lost: bool,
     },
     /// Run the director.
     #[command(alias = "serve")]
@@ -99,9 +129,12 @@ enum Command {
     VerifyAudit {
         /// The backup.
         file: PathBuf,
-        /// Public key that must have signed the checkpoints, hexadecimal.
+        /// Public key that must have signed the last checkpoints, hexadecimal; may be repeated.
         #[arg(long, value_name = "HEX")]
-        key: Option<String>,
+        key: Vec<String>,
+        /// File with a checkpoint that was kept: the chain must have its entry.
+        #[arg(long, value_name = "FILE")]
+        since: Option<PathBuf>,
     },
     /// Print the document of the API (OpenAPI 3.1).
     Openapi,
@@ -113,11 +146,39 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
-        Command::Init { config, user } => {
+        Command::Init {
+            config,
+            user,
+            password_stdin,
+        } => {
             let config = Config::load(&config)?;
             service::config::name(&user).map_err(anyhow::Error::msg)?;
-            let secret = block_on(init(&config.store, &user, &Kernel))??;
-            service::outln!("{secret}");
+            let password = match password_stdin {
+                false if stdin().is_terminal() => asked()?,
+                false => None,
+                true => Some(line()?),
+            };
+            let made = init(&config.store, &user, password.as_deref(), &Kernel);
+            service::outln!("{}", block_on(made)??);
+            audit_key::create(&config.audit_key, &Kernel)?;
+        }
+        Command::Recover {
+            config,
+            user,
+            password_stdin,
+        } => {
+            let store = Config::load(&config)?.store;
+            service::config::name(&user).map_err(anyhow::Error::msg)?;
+            let password = password_stdin.then(line).transpose()?;
+            let made = offline::recover(&store, &user, password.as_deref(), &Kernel);
+            service::outln!("{}", block_on(made)??);
+        }
+        Command::ReplaceAuditKey { config, lost } => {
+            let Config {
+                store, audit_key, ..
+            } = Config::load(&config)?;
+            let replaced = offline::replace_audit_key(&store, &audit_key, lost, &Kernel);
+            service::outln!("{}", block_on(replaced)??);
         }
         Command::Run(args) => daemon::run(&args)?,
         Command::Check { file } => {
@@ -162,10 +223,22 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             );
         }
         Command::Restore { config, file } => {
-            restore(&file, &Config::load(&config)?.store)?;
+            let store = Config::load(&config)?.store;
+            restore(&file, &store)?;
+            let noted = offline::note_restore(&store, &file, &Kernel);
+            block_on(noted)?.context("the store is restored, but its audit has no entry of it")?;
         }
-        Command::VerifyAudit { file, key } => {
-            let (number, signed) = verify(&file, key.as_deref())?;
+        Command::VerifyAudit { file, key, since } => {
+            let since = since.map(|path| {
+                let failed = || format!("cannot read the checkpoint {}", path.display());
+                let text = std::fs::read_to_string(&path).with_context(failed)?;
+                serde_json::from_str(&text).with_context(failed)
+            });
+            let trust = Trust {
+                keys: key,
+                since: since.transpose()?,
+            };
+            let (number, signed) = verify(&file, &trust)?;
             let signed = signed.unwrap_or_default();
             service::outln!(
                 "{}: good: {number} entries, the first {signed} of them signed",
@@ -190,6 +263,27 @@ fn require_absolute(file: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The first line of standard input.
+fn line() -> anyhow::Result<String> {
+    let mut text = String::new();
+    let read = stdin().lock().read_line(&mut text);
+    read.context("cannot read the password")?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// A password that is typed twice without an echo; `None` for no password.
+fn asked() -> anyhow::Result<Option<String>> {
+    let prompt = |text| rpassword::prompt_password(text).context("cannot read the password");
+    let password = prompt("Password of the administrator (empty for none): ")?;
+    if password.is_empty() {
+        return Ok(None);
+    }
+    if prompt("The same again: ")? != password {
+        bail!("the passwords differ");
+    }
+    Ok(Some(password))
+}
+
 fn ask(path: &Path, request: &Request) -> anyhow::Result<Reply> {
     Ok(socket::ask(&daemon::SOCKET, path, request)?)
 }
@@ -203,7 +297,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {
         .block_on(future))
 }
 
-fn verify(file: &Path, key: Option<&str>) -> anyhow::Result<(u64, Option<u64>)> {
+fn verify(file: &Path, trust: &Trust) -> anyhow::Result<(u64, Option<u64>)> {
     let backup = Backup::open(file)?;
     let head = backup.snapshot(audit::HEAD)?;
     let head: Head = match head.entries.first() {
@@ -217,7 +311,7 @@ fn verify(file: &Path, key: Option<&str>) -> anyhow::Result<(u64, Option<u64>)> 
     let checkpoints: Vec<_> = checkpoints
         .map(|entry| serde_json::from_str(&entry.value))
         .collect::<Result<_, _>>()?;
-    Ok(audit::verify(entries, checkpoints, &head, key)?)
+    Ok(audit::verify(entries, checkpoints, &head, trust)?)
 }
 
 #[cfg(test)]

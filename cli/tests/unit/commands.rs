@@ -450,6 +450,25 @@ fn the_audit_is_listed_and_its_chain_is_checked() {
         .run(&format!("audit verify --key {}", key.trim()))
         .exits(0);
     assert!(verified.error.is_empty(), "{verified:?}");
+    // One of several keys suffices.
+    let keys = format!("{}\n{}\n", "00".repeat(32), key.trim());
+    let keys = site.write("keys", &keys).display().to_string();
+    site.run(&format!("audit verify --key-file {keys}"))
+        .exits(0);
+    // A checkpoint that was kept: the chain has its entry, and must not lose it.
+    let kept = site.run("audit checkpoint").exits(0).out;
+    let file = site.write("kept.json", &kept).display().to_string();
+    site.run(&format!("audit verify --since {file}")).exits(0);
+    let none = site.write("none.json", "{}").display().to_string();
+    site.run(&format!("audit verify --since {none}"))
+        .exits(8)
+        .says("no checkpoint");
+    let site_b = Site::start();
+    let cut = site_b.run(&format!("audit verify --since {file}")).exits(1);
+    assert!(
+        cut.out.contains("the end of the chain is missing"),
+        "{cut:?}"
+    );
     let other = format!("audit verify --key {}", "00".repeat(32));
     let broken = site.run(&other).exits(1);
     assert!(

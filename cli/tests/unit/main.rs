@@ -77,7 +77,7 @@ impl Site {
         let store = folder.path().join("store");
         let tls = Arc::new(Tls::load(files).expect("a certificate"));
         let (director, admin, address) = runtime.block_on(async {
-            let admin = init(&store, "admin", &Kernel).await.expect("a store");
+            let admin = init(&store, "admin", None, &Kernel).await.expect("a store");
             let store = open(&store);
             let director = Director::new(store, Arc::new(Kernel)).await;
             let director = Arc::new(director.expect("a director"));
@@ -173,7 +173,7 @@ impl Site {
 
     /// Signs a checkpoint of the audit.
     pub fn checkpoint(&self) {
-        let key = audit_key::load(&self.path("audit-key"), &Kernel).expect("a key");
+        let key = audit_key::create(&self.path("audit-key"), &Kernel).expect("a key");
         let made = self.runtime.block_on(self.director.checkpoint(&key));
         assert!(made.expect("a checkpoint"));
     }

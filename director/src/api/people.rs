@@ -19,6 +19,7 @@ use super::{
 use crate::{
     audit::Subject,
     change::{Planned, Wanted},
+    init,
     live::{KEPT, Live},
     people::{Actor, LONGEST_PASSWORD, PASSWORD, SESSION, SHORTEST_PASSWORD, USERS, User},
     roles::{ObjectGroup, Role, Verb},
@@ -420,14 +421,8 @@ fn check_user(actor: &Actor, new: &NewUser) -> Result<(), Problem> {
 
 /// Refuses a new password that is too short, or longer than a hash may take.
 pub(super) fn check_password(password: &str) -> Result<(), Problem> {
-    if password.chars().count() < SHORTEST_PASSWORD || password.len() > LONGEST_PASSWORD {
-        return Err(Problem::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "invalid",
-            format!("password: write {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters"),
-        ));
-    }
-    Ok(())
+    let invalid = |text| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", text);
+    init::check_password(password).map_err(invalid)
 }
 
 /// Deletes users, their tokens and their kept answers together with their tenant, or with the
@@ -479,17 +474,22 @@ async fn remove_user(call: Call) -> Result<Answer, Problem> {
         status: StatusCode::NO_CONTENT.as_u16(),
         idempotency: None,
     };
-    let done = call.director.change(wanted, |live, _| {
-        let (user, _) = found_user(live, actor, name)?;
-        let admins = live
-            .users
-            .values()
-            .filter(|(user, _)| user.role == Role::ProviderAdmin);
-        if user.role == Role::ProviderAdmin && admins.count() == 1 {
+    let done = call.director.change(wanted, |live, origin| {
+        let (user, revision) = found_user(live, actor, name)?;
+        let mut others = live.users.values().map(|(user, _)| user);
+        let is_last = !others.any(|other| {
+            other.role == Role::ProviderAdmin
+                && other.name != *name
+                && live.can_enter(other, origin.now)
+        });
+        if user.role == Role::ProviderAdmin && is_last {
             return Err(Problem::new(
                 StatusCode::CONFLICT,
                 "conflict",
-                format!("user {name:?} is the last provider-admin: create another one first"),
+                format!(
+                    "user {name:?} is the last provider-admin that has a password or a valid \
+                     token: create another one first"
+                ),
             ));
         }
         let mut transaction = Transaction::default();

@@ -198,7 +198,7 @@ async fn checkpoints(call: Call) -> Result<Answer, Problem> {
         .map(|entry| serde_json::from_str(&entry.value))
         .collect::<Result<_, _>>()
         .map_err(|error| Problem::internal(&error))?;
-    let key = items.last().map(|checkpoint| checkpoint.key.clone());
+    let key = items.last().map(|last| last.signer().to_owned());
     Ok(Answer::json(
         StatusCode::OK,
         &json!({ "items": items, "key": key }),

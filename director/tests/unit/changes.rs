@@ -1,6 +1,6 @@
 //! Changes: revisions, dry runs, repeated requests, refusals, and the audit.
 
-use director::audit::{self, Head};
+use director::audit::{self, Head, Trust};
 use serde_json::{Value, json};
 use store::{Options, Sqlite, Store as _};
 use tokio::{
@@ -235,17 +235,29 @@ async fn every_change_has_an_audit_entry_and_the_chain_holds() {
         .entries;
     let texts: Vec<_> = entries.iter().map(|entry| entry.value.as_str()).collect();
     assert_eq!(
-        audit::verify(texts.iter().copied(), [], &head, None),
+        audit::verify(texts.iter().copied(), [], &head, &Trust::default()),
         Ok((texts.len() as u64, None))
     );
     let altered: Vec<_> = texts
         .iter()
         .map(|text| text.replace("alice", "mallory"))
         .collect();
-    audit::verify(altered.iter().map(String::as_str), [], &head, None).expect_err("altered");
-    audit::verify(texts[1..].iter().copied(), [], &head, None).expect_err("the first is missing");
-    audit::verify(texts[..texts.len() - 1].iter().copied(), [], &head, None)
-        .expect_err("the last is missing");
+    audit::verify(
+        altered.iter().map(String::as_str),
+        [],
+        &head,
+        &Trust::default(),
+    )
+    .expect_err("altered");
+    audit::verify(texts[1..].iter().copied(), [], &head, &Trust::default())
+        .expect_err("the first is missing");
+    audit::verify(
+        texts[..texts.len() - 1].iter().copied(),
+        [],
+        &head,
+        &Trust::default(),
+    )
+    .expect_err("the last is missing");
 }
 
 #[tokio::test]

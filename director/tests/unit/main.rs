@@ -5,6 +5,7 @@ mod bad_input;
 mod changes;
 mod document;
 mod matrix;
+mod offline;
 mod password;
 mod people;
 mod process;
@@ -60,7 +61,7 @@ impl Server {
     pub async fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("store");
-        let admin = init(&path, "admin", &Kernel).await.expect("a store");
+        let admin = init(&path, "admin", None, &Kernel).await.expect("a store");
         let (address, task) = serve(&path).await;
         Self {
             address,
@@ -68,6 +69,18 @@ impl Server {
             path,
             task,
             _folder: folder,
+        }
+    }
+
+    /// A server of a store that is there. It has no token.
+    pub async fn of(path: &std::path::Path) -> Self {
+        let (address, task) = serve(path).await;
+        Self {
+            address,
+            admin: String::new(),
+            path: path.to_owned(),
+            task,
+            _folder: tempfile::tempdir().expect("a folder"),
         }
     }
 

@@ -9,7 +9,7 @@
 //! An entry that is altered, left out or put in between breaks the chain at its place. An attacker
 //! who computes the whole chain again cannot sign its checkpoints.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use jiff::Timestamp;
@@ -98,6 +98,9 @@ pub struct Checkpoint {
     pub at: Timestamp,
     /// The public key, hexadecimal.
     pub key: String,
+    /// The public key that signs later checkpoints in place of this one, hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
     /// The signature, hexadecimal.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub signature: String,
@@ -107,10 +110,21 @@ impl Checkpoint {
     /// The signed text.
     #[must_use]
     pub fn text(&self) -> String {
-        format!(
-            "causeway audit checkpoint 1\n{}\n{}\n{}\n",
-            self.number, self.hash, self.at
-        )
+        let Self {
+            number, hash, at, ..
+        } = self;
+        match &self.next {
+            None => format!("causeway audit checkpoint 1\n{number}\n{hash}\n{at}\n"),
+            Some(next) => {
+                format!("causeway audit checkpoint 2\n{number}\n{hash}\n{at}\n{next}\n")
+            }
+        }
+    }
+
+    /// The public key that signs the checkpoint after this one, hexadecimal.
+    #[must_use]
+    pub fn signer(&self) -> &str {
+        self.next.as_deref().unwrap_or(&self.key)
     }
 
     fn is_signed(&self) -> bool {
@@ -192,38 +206,71 @@ pub enum Broken {
     },
 }
 
+/// What a check of the chain relies on, as it was kept apart from the director.
+#[derive(Clone, Debug, Default)]
+pub struct Trust {
+    /// Public keys, hexadecimal; none to accept every key.
+    pub keys: Vec<String>,
+    /// A checkpoint: the chain must have its entry.
+    pub since: Option<Checkpoint>,
+}
+
 /// A check of the chain, entry by entry.
 #[derive(Clone, Debug, Default)]
 pub struct Chain {
     before: Head,
-    /// Those that were not reached yet.
-    checkpoints: BTreeMap<u64, Checkpoint>,
+    /// Those that were not reached yet, by number.
+    checkpoints: BTreeMap<u64, Vec<Checkpoint>>,
     signed: Option<u64>,
 }
 
 impl Chain {
-    /// The check of a chain with these checkpoints, each of which must be signed, by `key` if that
-    /// is given.
+    /// The check of a chain with these checkpoints, each of which must be signed. The last ones
+    /// must be signed by a key of `trust`, or by one that a trusted key names as the next.
+    /// Checkpoints of other keys before a trusted one prove nothing, and contradict nothing: its
+    /// hash stands for all entries before it.
     ///
     /// # Errors
     /// [`Broken::Checkpoint`].
     pub fn new(
         checkpoints: impl IntoIterator<Item = Checkpoint>,
-        key: Option<&str>,
+        trust: &Trust,
     ) -> Result<Self, Broken> {
+        let mut all: Vec<_> = checkpoints.into_iter().chain(trust.since.clone()).collect();
+        all.sort_by_key(|checkpoint| checkpoint.number);
+        let mut keys: BTreeSet<_> = trust.keys.iter().cloned().collect();
+        let is_any = keys.is_empty();
+        // The first one of another key after the last trusted one.
+        let mut other = None;
         let mut chain = Self::default();
-        for checkpoint in checkpoints {
+        for checkpoint in all {
             let number = checkpoint.number;
-            let broken = |reason| Err(Broken::Checkpoint { number, reason });
             if !checkpoint.is_signed() {
-                return broken("has a wrong signature");
+                let reason = "has a wrong signature";
+                return Err(Broken::Checkpoint { number, reason });
             }
-            if key.is_some_and(|key| key != checkpoint.key) {
-                return broken("is signed by another key");
+            if is_any || keys.contains(&checkpoint.key) {
+                other = None;
+                if let Some(next) = &checkpoint.next {
+                    keys.remove(&checkpoint.key);
+                    keys.insert(next.clone());
+                }
+            } else {
+                other.get_or_insert(number);
             }
-            chain.checkpoints.insert(number, checkpoint);
+            chain
+                .checkpoints
+                .entry(number)
+                .or_default()
+                .push(checkpoint);
         }
-        Ok(chain)
+        match other {
+            Some(number) => Err(Broken::Checkpoint {
+                number,
+                reason: "is signed by another key, and no trusted key has signed a later one",
+            }),
+            None => Ok(chain),
+        }
     }
 
     /// Checks the next entry.
@@ -246,8 +293,8 @@ impl Chain {
         if hash != entry.hash {
             return broken("its content has another hash");
         }
-        if let Some(checkpoint) = self.checkpoints.remove(&number) {
-            if checkpoint.hash != hash {
+        if let Some(checkpoints) = self.checkpoints.remove(&number) {
+            if checkpoints.iter().any(|checkpoint| checkpoint.hash != hash) {
                 let reason = "names another hash: the chain was computed again";
                 return Err(Broken::Checkpoint { number, reason });
             }
@@ -323,13 +370,22 @@ mod tests {
             .collect()
     }
 
+    fn pair_of(seed: u8) -> Ed25519KeyPair {
+        Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap()
+    }
+
     fn signed(entry: &Entry, seed: u8) -> Checkpoint {
-        let pair = Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap();
+        handed_over(entry, seed, None)
+    }
+
+    fn handed_over(entry: &Entry, seed: u8, next: Option<u8>) -> Checkpoint {
+        let pair = pair_of(seed);
         let mut checkpoint = Checkpoint {
             number: entry.number,
             hash: entry.hash.clone(),
             at: Timestamp::UNIX_EPOCH,
             key: hex(pair.public_key().as_ref()),
+            next: next.map(|seed| hex(pair_of(seed).public_key().as_ref())),
             signature: String::new(),
         };
         checkpoint.signature = hex(pair.sign(checkpoint.text().as_bytes()).as_ref());
@@ -341,7 +397,19 @@ mod tests {
         checkpoints: &[Checkpoint],
         key: Option<&str>,
     ) -> Result<Option<u64>, Broken> {
-        let mut chain = Chain::new(checkpoints.iter().cloned(), key)?;
+        let trust = Trust {
+            keys: key.into_iter().map(ToOwned::to_owned).collect(),
+            since: None,
+        };
+        check_with(entries, checkpoints, &trust)
+    }
+
+    fn check_with(
+        entries: &[Entry],
+        checkpoints: &[Checkpoint],
+        trust: &Trust,
+    ) -> Result<Option<u64>, Broken> {
+        let mut chain = Chain::new(checkpoints.iter().cloned(), trust)?;
         for entry in entries {
             chain.push(entry)?;
         }
@@ -389,6 +457,67 @@ mod tests {
             ..checkpoint
         };
         assert!(reason(check(&good, &[wrong], None)).contains("wrong signature"));
+    }
+
+    #[test]
+    fn a_key_hands_over_to_the_next() {
+        let chain = entries(5);
+        let [first, second, third] = [1, 2, 3].map(|seed| signed(&chain[0], seed).key);
+        let checkpoints = [
+            signed(&chain[0], 1),
+            handed_over(&chain[2], 1, Some(2)),
+            signed(&chain[3], 2),
+        ];
+        assert_eq!(checkpoints[0].signer(), first);
+        assert_eq!(checkpoints[1].signer(), second);
+        for key in [&first, &second] {
+            assert_eq!(check(&chain, &checkpoints, Some(key)), Ok(Some(4)), "{key}");
+        }
+        let refused = |checkpoints: &[Checkpoint], key: &str| {
+            let error = check(&chain, checkpoints, Some(key)).unwrap_err();
+            error.to_string()
+        };
+        assert!(refused(&checkpoints, &third).contains("entry 1 is signed by another key"));
+        // The old key does not sign any more.
+        let late = [&checkpoints[..], &[signed(&chain[4], 1)]].concat();
+        assert!(refused(&late, &first).contains("entry 5 is signed by another key"));
+        // Nor does a name without the signature of it hand over.
+        let mut forged = checkpoints.clone();
+        forged[1].next = Some(third.clone());
+        assert!(refused(&forged, &first).contains("entry 3 has a wrong signature"));
+        // A key that was replaced without the old one is trusted by name only.
+        let lost = [signed(&chain[0], 1), signed(&chain[3], 3)];
+        assert!(refused(&lost, &first).contains("entry 4 is signed by another key"));
+        let trust = Trust {
+            keys: vec![first, third],
+            since: None,
+        };
+        assert_eq!(check_with(&chain, &lost, &trust), Ok(Some(4)));
+    }
+
+    #[test]
+    fn a_kept_checkpoint_shows_a_missing_end() {
+        let chain = entries(4);
+        let kept = signed(&chain[3], 1);
+        let trust = Trust {
+            keys: vec![kept.key.clone()],
+            since: Some(kept),
+        };
+        let stored = [signed(&chain[1], 1)];
+        assert_eq!(check_with(&chain, &stored, &trust), Ok(Some(4)));
+        // A store that was set back is whole by itself.
+        assert_eq!(
+            check(&chain[..2], &stored, Some(&trust.keys[0])),
+            Ok(Some(2))
+        );
+        let found = check_with(&chain[..2], &stored, &trust).unwrap_err();
+        let text = "checkpoint of entry 4 names an entry that is not there";
+        assert!(found.to_string().contains(text), "{found}");
+        let mut other = entries(4);
+        other[3].user = "eve".to_owned();
+        other[3].hash = other[3].computed_hash().unwrap();
+        let found = check_with(&other, &stored, &trust).unwrap_err();
+        assert!(found.to_string().contains("computed again"), "{found}");
     }
 
     #[test]
