@@ -190,7 +190,7 @@ pub enum VerifyError {
 /// [`VerifyError`].
 pub async fn verify_store(
     store: &impl Store,
-    key: Option<&str>,
+    trust: &Trust,
 ) -> Result<(u64, Option<u64>), VerifyError> {
     let head = store.snapshot(HEAD).await?;
     let head: Head = match head.entries.first() {
@@ -204,5 +204,5 @@ pub async fn verify_store(
     let checkpoints: Vec<_> = checkpoints
         .map(|entry| serde_json::from_str(&entry.value))
         .collect::<Result<_, _>>()?;
-    Ok(verify(entries, checkpoints, &head, key)?)
+    Ok(verify(entries, checkpoints, &head, trust)?)
 }

@@ -28,14 +28,16 @@ pub enum Error {
     /// There is no file.
     #[error(
         "there is no audit key {}: put it back from where it was kept; if it is lost, \
-         `causeway-director replace-audit-key --lost` makes another one, which the audit tells",
+         `causeway-director replace-audit-key --lost --config FILE` makes another one, which the \
+         audit records",
         path.display()
     )]
     Missing { path: PathBuf },
     /// The audit is signed by another key.
     #[error(
         "{} has the key {public}, and the audit is signed by {signer}: put that key back; if it is \
-         lost, run `causeway-director replace-audit-key --lost`, which the audit tells",
+         lost, run `causeway-director replace-audit-key --lost --config FILE`, which the audit \
+         records",
         path.display()
     )]
     Other {

@@ -183,7 +183,10 @@ impl Daemon {
             None => None,
         };
         let signer = director.signer().await;
-        let key = Arc::new(audit_key::load_signer(&config.audit_key, signer.as_deref())?);
+        let key = Arc::new(audit_key::load_signer(
+            &config.audit_key,
+            signer.as_deref(),
+        )?);
         let public = audit_key::public(&key);
         tracing::info!(key = public, "signing checkpoints of the audit");
         let tls = config.tls.clone().map(Tls::load).transpose()?.map(Arc::new);

@@ -112,6 +112,7 @@ impl Closed {
             tenant: None,
             name: name.to_owned(),
             reason: None,
+            address: None,
         };
         let (head, now, actor) = (&self.head, self.now, &self.actor);
         let changes = Vec::new();

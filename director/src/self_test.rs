@@ -101,8 +101,8 @@ impl SelfTest {
     pub fn add<P, F, E>(&mut self, limits: Limits, probe: P)
     where
         P: Fn() -> F + Send + 'static,
-        F: Future<Output = Result<(), E>> + Send,
-        E: Display,
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: Display + 'static,
     {
         let is_late = Arc::new(AtomicBool::new(false));
         self.probes.push(Running {
@@ -366,7 +366,7 @@ mod tests {
     async fn the_api_answers_with_and_without_tls_until_it_is_stuck() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store");
-        init(&path, "admin", &Kernel).await.unwrap();
+        init(&path, "admin", None, &Kernel).await.unwrap();
         let store = Sqlite::open(&path, Options::default()).unwrap();
         let director = Arc::new(Director::new(store, Arc::new(Kernel)).await.unwrap());
         let files = certificate(folder.path());

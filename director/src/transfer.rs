@@ -10,7 +10,7 @@ use std::{
 use store::{Export, FormatError, ImportError, Memory, Options, Sqlite, restore};
 
 use crate::{
-    audit::{self, VerifyError},
+    audit::{self, Trust, VerifyError},
     live::{Live, LoadError},
 };
 
@@ -76,7 +76,7 @@ pub async fn check(export: &Export) -> Result<u64, Error> {
     let memory = Memory::default();
     export.import(&memory).await?;
     Live::load(&memory).await?;
-    let (entries, _) = audit::verify_store(&memory, None).await?;
+    let (entries, _) = audit::verify_store(&memory, &Trust::default()).await?;
     Ok(entries)
 }
 

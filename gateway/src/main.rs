@@ -180,10 +180,21 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 brief.name,
                 brief.connections
             );
+            if brief.stored == Some(false) {
+                service::outln!(
+                    "not stored: a restart accepts connections again (gateway.state_dir, see the \
+                     log)"
+                );
+            }
         }
         Command::Undrain => {
             let brief: Brief = client.ask(&Request::Undrain)?;
             service::outln!("{}: accepts connections", brief.name);
+            if brief.stored == Some(false) {
+                service::outln!(
+                    "not stored: a restart may drain again (gateway.state_dir, see the log)"
+                );
+            }
         }
     }
     Ok(())

@@ -21,7 +21,7 @@ use crate::{
     change::{Planned, Wanted},
     init,
     live::{KEPT, Live},
-    people::{Actor, LONGEST_PASSWORD, PASSWORD, SESSION, SHORTEST_PASSWORD, USERS, User},
+    people::{Actor, LONGEST_PASSWORD, PASSWORD, SESSION, USERS, User},
     roles::{ObjectGroup, Role, Verb},
 };
 
@@ -475,7 +475,7 @@ async fn remove_user(call: Call) -> Result<Answer, Problem> {
         idempotency: None,
     };
     let done = call.director.change(wanted, |live, origin| {
-        let (user, revision) = found_user(live, actor, name)?;
+        let (user, _) = found_user(live, actor, name)?;
         let mut others = live.users.values().map(|(user, _)| user);
         let is_last = !others.any(|other| {
             other.role == Role::ProviderAdmin

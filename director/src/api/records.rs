@@ -180,7 +180,7 @@ fn seen_by(
     });
     let is_own =
         entry.tenant.as_ref() == Some(own) || (entry.kind == Tenant::KIND && entry.name == *own);
-    if since.is_none_or(|since| entry.at < since) || !(is_own || !entry.changes.is_empty()) {
+    if since.is_none_or(|since| entry.at < since) || !is_own && entry.changes.is_empty() {
         return Ok(None);
     }
     if !is_own {

@@ -258,7 +258,7 @@ async fn an_administrator_is_let_in_again() {
 }
 
 #[tokio::test]
-async fn the_last_administrator_who_can_enter_stays() {
+async fn the_last_administrator_with_access_cannot_be_removed() {
     let server = Server::start().await;
     let real = server.user("real", "provider-admin", None).await;
     // The first one has no password, and now no token.

@@ -104,7 +104,7 @@ async fn administrators_set_passwords_of_their_users() {
     for (token, user, status) in [
         (&bob, "alice", 403),
         (&alice, "carol", 404),
-        (&alice, "nobody", 404),
+        (&alice, "missing", 404),
         (&alice, "admin", 404),
         (&alice, "alice", 409),
     ] {
@@ -125,7 +125,7 @@ async fn administrators_set_passwords_of_their_users() {
     server.get(&bob, "/v1/self").await.expect(401);
     log_in(&server, "bob", OLD).await.expect(401);
     log_in(&server, "bob", NEW).await.expect(201);
-    // What the provider does to a tenant's user is in the tenant's audit.
+    // Changes of a tenant's user by the provider are in the tenant's audit.
     put(&server, &server.admin, "/v1/users/carol/password", body)
         .await
         .expect(200);

@@ -223,8 +223,8 @@ pub enum Outcome {
     Forwarded = 0,
     /// Dropped: the tenant exceeded its rate.
     OverRate = 1,
-    /// Passed: no UDP datagram long enough for an ID, or more than one VLAN tag. To a listen address:
-    /// [`Outcome::BadDatagram`], as for the next four.
+    /// Passed: no UDP datagram long enough for an ID, or more than one VLAN tag. To a listen
+    /// address: [`Outcome::BadDatagram`], as for the next four.
     Other = 2,
     /// Passed: not to the interface's MAC address, or the interface is unknown.
     NotForUs = 3,

@@ -69,7 +69,7 @@ pub(super) type SummaryPart = (Summary, Vec<(Arc<str>, u32)>);
 /// The answer of a thread: its circuits of a page, and the indices of their XDP counters.
 pub(super) type PagePart = Vec<(CircuitState, Option<u32>)>;
 
-/// What a thread reported last.
+/// The last report of a thread.
 #[derive(Debug, Default)]
 pub(super) struct Reported {
     summary: Mutex<Arc<SummaryPart>>,

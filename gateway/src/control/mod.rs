@@ -54,6 +54,10 @@ pub struct Brief {
     pub revision: u64,
     /// Thousandths of the capacity that are in use: connections or bound ends, whichever is more.
     pub load: u16,
+    /// Whether `draining` is stored, so that it outlives the process; only in replies to `drain`
+    /// and `undrain`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored: Option<bool>,
 }
 
 /// An update that is in force.

@@ -85,11 +85,18 @@ pub enum Error {
     /// The key takes effect at a start only.
     #[error("{key} cannot be changed while the gateway runs; restart it, or write {running} again")]
     Fixed { key: &'static str, running: String },
+    /// SIGTERM came.
+    #[error("the gateway stops: start it again")]
+    Stopping,
     #[error("{operation}: {source}")]
     System {
         operation: &'static str,
         source: io::Error,
     },
+}
+
+fn stopping() -> Refusal {
+    Refusal::new("conflict", Error::Stopping.to_string())
 }
 
 fn list(problems: &[Problem]) -> String {
@@ -205,6 +212,7 @@ impl service::Daemon for Gateway {
             Request::Apply { update } => return self.apply(*update, responder),
             // The runtime calls `reload` instead.
             Request::Reload => Ok(Answer::Brief(controller.brief())),
+            Request::Drain if self.is_stopping() => Err(stopping()),
             Request::Drain => {
                 self.drain(None);
                 return self.answer_stored(Job::Draining(true), responder);
@@ -229,7 +237,7 @@ impl service::Daemon for Gateway {
     }
 
     fn stop(&mut self) -> ControlFlow<()> {
-        if self.drain.is_some_and(|drain| drain.until.is_some()) {
+        if self.is_stopping() {
             return ControlFlow::Break(());
         }
         self.drain(Some(Instant::now() + self.controller.config.drain));
@@ -309,10 +317,21 @@ impl Gateway {
         }
     }
 
+    /// Whether the process stops when it has drained.
+    fn is_stopping(&self) -> bool {
+        self.drain.is_some_and(|drain| drain.until.is_some())
+    }
+
     /// Stores that the gateway drains, or no longer drains; answers then.
     fn answer_stored(&self, job: Job, responder: Responder<Answer>) {
-        let brief = Answer::Brief(self.controller.brief());
-        self.store(job, Box::new(move |_| responder.send(Ok(brief))));
+        let mut brief = self.controller.brief();
+        // Nothing was stored that would have to be undone.
+        let is_nowhere = self.controller.store.is_none() && matches!(job, Job::Draining(false));
+        let answer = move |result: Result<(), store::Error>| {
+            brief.stored = Some(is_nowhere || result.is_ok());
+            responder.send(Ok(Answer::Brief(brief)));
+        };
+        self.store(job, Box::new(answer));
     }
 
     fn store(&self, job: Job, done: Done) {
@@ -324,8 +343,8 @@ impl Gateway {
 
     /// Reads the file again and puts it in force.
     async fn change(&mut self) -> Result<(), Error> {
-        if self.drain.is_some() {
-            return Err(relay::Error::Draining.into());
+        if self.is_stopping() {
+            return Err(Error::Stopping);
         }
         let config = load(&self.path)?;
         self.controller.change(config).await
@@ -354,10 +373,7 @@ impl Gateway {
     async fn undrain(&mut self) -> Result<(), Refusal> {
         match self.drain {
             None => return Ok(()),
-            Some(Drain { until: Some(_), .. }) => {
-                let why = "the gateway stops: start it again";
-                return Err(Refusal::new("conflict", why));
-            }
+            Some(Drain { until: Some(_), .. }) => return Err(stopping()),
             Some(Drain { until: None, .. }) => {}
         }
         let resumed = self.controller.relay.resume().await;
@@ -372,7 +388,7 @@ impl Gateway {
     async fn empty(&self) {
         self.controller.relay.empty().await;
         let circuits = self.controller.circuits.observer();
-        while circuits.bound() > 0 {
+        while !circuits.is_empty() {
             sleep(DRAIN_POLL).await;
         }
     }

@@ -139,6 +139,7 @@ impl Controller {
             bound,
             revision: self.model.revision(),
             load: self.load(bound),
+            stored: None,
         }
     }
 

@@ -211,7 +211,7 @@ mod tests {
         }
     }
 
-    /// FIELD-REPORTS: a full disk costs the records of that time, and no others.
+    /// A full disk costs the records of that time, and no others.
     #[test]
     fn records_are_written_again_after_an_error() {
         let folder = tempfile::tempdir().expect("a folder");

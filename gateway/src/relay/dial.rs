@@ -7,7 +7,7 @@
 //!                  └──── all failed: names are looked up again, and addresses that are new tried
 //! ```
 //!
-//! What was learned belongs to the relay and not to a plan: a reload keeps it.
+//! Learned states of backends belong to the relay and not to a plan: a reload keeps them.
 
 use std::{
     collections::{BTreeSet, HashMap},

@@ -1,9 +1,9 @@
 //! Limits of connections: of the gateway, of a source, of a tenant.
 //!
 //! ```text
-//!   accepted ─▶ on trial ─▶ hello names a tenant ─▶ on trial there ──── still there ─▶ established:
-//!               all places  (any client can)        as many places as                  the tenant's
-//!                                                   its limit                          limit
+//!   accepted ─▶ on trial ─▶ hello names a tenant ─▶ on trial there ─── still there ─▶ established:
+//!               all places  (any client can)        as many places as                 the tenant's
+//!                                                   its limit                         limit
 //!               full: the oldest connection on trial is evicted, of the site and source with most
 //! ```
 //!
@@ -583,7 +583,7 @@ mod tests {
     fn a_connection_changes_its_tenant() {
         let connections = Arc::new(Connections::default());
         let mut counted = connections.take(ip("::1"), 1, 1).expect("a count");
-        assert_eq!(connections.take(ip("::2"), 1, 1).err(), Some(Full::Gateway));
+        assert_eq!(connections.take(ip("::2"), 1, 2).err(), Some(Full::Gateway));
         let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
         assert_eq!(counted.assign(&a, 0).err(), Some(Full::Tenant));
         assert_eq!(counted.assign(&a, 1), Ok(()));

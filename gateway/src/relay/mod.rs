@@ -86,7 +86,7 @@ pub enum Error {
     #[error("cannot start the threads of the relay: {0}")]
     Threads(#[source] io::Error),
     /// The relay drains.
-    #[error("the gateway is draining and accepts no new configuration; `undrain` or restart it")]
+    #[error("gateway.listen cannot be changed while the gateway drains; `undrain` or restart it")]
     Draining,
 }
 
@@ -266,7 +266,7 @@ impl Relay {
         *present.unwrap_or_else(PoisonError::into_inner) = access;
     }
 
-    /// Puts a prepared plan in force. A relay that drains since keeps its old plan.
+    /// Puts a prepared plan in force. A relay that drains accepts nothing still.
     pub fn take(&self, prepared: Prepared) {
         let Prepared {
             plan,
@@ -288,8 +288,14 @@ impl Relay {
     /// Binds those of the addresses that are not listened on yet.
     fn bind(&self, wanted: &[SocketAddr]) -> Result<Vec<Bound>, Error> {
         let listening = self.listening();
-        let Listeners::Open(open) = &*listening else {
-            return Err(Error::Draining);
+        let open = match &*listening {
+            Listeners::Open(open) => open,
+            // Nothing is to be bound before it accepts again.
+            Listeners::Draining(addresses) => {
+                let mut known = addresses.iter().map(|(wanted, _)| *wanted);
+                let is_same = addresses.len() == wanted.len() && known.all(|a| wanted.contains(&a));
+                return is_same.then(Vec::new).ok_or(Error::Draining);
+            }
         };
         let new = wanted
             .iter()

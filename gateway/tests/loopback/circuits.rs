@@ -290,13 +290,13 @@ fn attackers_are_dropped_without_an_answer() {
         attempt(&bytes);
     }
     let mut buffer = [0; 2048];
-    // Copies of a true bind are challenged eight times a second, which binds nothing.
+    // Copies of a true bind are challenged 16 times a second, which binds nothing.
     let mut challenges = 0;
     while let Ok(length) = attacker.recv(&mut buffer) {
         assert_eq!((length, buffer[9]), (64, 2), "a challenge");
         challenges += 1;
     }
-    let most = 9 + 8 * begun.elapsed().as_secs();
+    let most = 17 + 16 * begun.elapsed().as_secs();
     assert!(challenges <= most, "{challenges} challenges");
     let state = gateway.state();
     let answered = state.totals.sent - sent_before;

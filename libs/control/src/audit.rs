@@ -206,7 +206,7 @@ pub enum Broken {
     },
 }
 
-/// What a check of the chain relies on, as it was kept apart from the director.
+/// Keys and checkpoint that a check of the chain relies on, kept apart from the director.
 #[derive(Clone, Debug, Default)]
 pub struct Trust {
     /// Public keys, hexadecimal; none to accept every key.
@@ -354,6 +354,7 @@ mod tests {
                     role: Role::ProviderAdmin,
                     user_tenant: None,
                     token: "t".to_owned(),
+                    address: None,
                     operation: "host.create".to_owned(),
                     kind: "host".to_owned(),
                     tenant: None,

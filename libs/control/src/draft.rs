@@ -138,8 +138,8 @@ impl<'s> Draft<'s> {
         !self.state.claims.contains_key(key) && !self.transaction.put.contains_key(key)
     }
 
-    /// The first VLANs of a pool that are not in use, up to `count`, which then count as used. VLANs
-    /// that the change gives back count as used, too.
+    /// The first VLANs of a pool that are not in use, up to `count`, which then count as used.
+    /// VLANs that the change gives back count as used, too.
     pub(crate) fn take_vlans(
         &mut self,
         domain: &str,

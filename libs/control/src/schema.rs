@@ -49,23 +49,23 @@ macro_rules! texts {
 }
 
 texts! {
-    /// Name of an object.
+    /// Name of an object: 1 to 32 characters of a to z, 0 to 9 and '-'.
     ObjectName: NAME_PATTERN, Some(NAME);
     /// A text on one line, for people.
     Line: LINE_PATTERN, Some(DESCRIPTION);
     /// A name that another system gave.
     ForeignName: FOREIGN_PATTERN, Some(FOREIGN_NAME);
-    /// VLANs.
+    /// A VLAN or a range of VLANs, from 1 to 4094.
     VlanRangeText: VLANS_PATTERN, None;
-    /// An address.
+    /// An IPv4 or IPv6 address, without a prefix length.
     AddressText: ADDRESS_PATTERN, Some(45);
-    /// A prefix.
+    /// An IPv4 or IPv6 network in CIDR notation.
     PrefixText: PREFIX_PATTERN, None;
     /// Addresses.
     AddressRangeText: ADDRESSES_PATTERN, None;
     /// A command or a webhook.
     HookText: HOOK_PATTERN, Some(1024);
-    /// A DNS name.
+    /// A host's name in DNS, such as gw1.example.net.
     DnsName: DNS_PATTERN, Some(253);
 }
 

@@ -1,4 +1,4 @@
-//! What tenants use of the provider's pools and plans, for people who plan for more.
+//! Usage of the provider's pools and plans by tenants, for people who plan for more.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -31,7 +31,7 @@ impl Amount {
 /// A tenant's part of a pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Part {
-    /// The tenant.
+    /// Name of the tenant that uses the part.
     pub tenant: String,
     /// The VLANs or addresses that the tenant has.
     pub used: u64,
@@ -51,7 +51,7 @@ pub struct VlanPoolUsage {
 /// The use of a pool of public addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AddressPoolUsage {
-    /// The addresses.
+    /// Public addresses that tenants may have.
     pub addresses: Amount,
     /// Tenants that have addresses of the pool, by name.
     pub tenants: Vec<Part>,
@@ -60,7 +60,7 @@ pub struct AddressPoolUsage {
 /// A subscription to a hardware plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Subscriber {
-    /// The tenant.
+    /// Name of the tenant that subscribes.
     pub tenant: String,
     /// Name of the tenant's subscription.
     pub subscription: String,

@@ -171,7 +171,7 @@ impl Resolver {
                 }
             }
         };
-        // What is known by then is used.
+        // The addresses that are known by then are used.
         let _ = tokio::time::timeout(patience, all).await;
     }
 

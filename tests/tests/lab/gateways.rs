@@ -518,7 +518,7 @@ fn attacks_of_a_tenant_on_another_circuit_fail() {
             }
         }
         let until = Instant::now() + Duration::from_secs(5);
-        // A capture is challenged eight times a second, which changes nothing; others are dropped.
+        // A capture is challenged 16 times a second, which changes nothing; others are dropped.
         let challenged = if reason == "replayed" { 100 } else { 0 };
         let least = datagrams.len() as u64 - challenged;
         while refused(&site, reason) - was < least && Instant::now() < until {

@@ -1,5 +1,5 @@
-//! What the gateway's XDP program lets into user space: bounded, whatever a sender knows, and
-//! without a bound on ends that are bound.
+//! Admission to user space by the gateway's XDP program: limited for every sender but ends that
+//! are bound, whatever the sender knows.
 
 use std::{
     collections::BTreeSet,
@@ -140,7 +140,7 @@ fn unusual(payload: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     all
 }
 
-/// REVIEW C2: whatever the headers, user space gets nothing past the budgets.
+/// Whatever the headers, user space gets nothing past the budgets.
 #[test]
 fn no_header_leads_past_the_budgets() {
     let Some(mut harness) = GatewayHarness::new(2, LONG, None, None) else {
@@ -176,7 +176,7 @@ fn no_header_leads_past_the_budgets() {
     let mac = neighbour_mac(four.remote.ip());
     let sent = frame(gateway_mac(IN), mac, &[], &later.build(&[0; 40]));
     assert_eq!(harness.run(IN, &sent).2, Outcome::Fragment);
-    // What is not to the gateway's port is passed as ever.
+    // Datagrams to other ports are passed.
     for mut address in [four, six] {
         address.local.set_port(PORT + 1);
         let mut sent = address.frame(&message(1));
@@ -274,7 +274,7 @@ fn all_circuits_of_one_source_bind_within_two_seconds() {
     assert!(unbound_rate(100_000) * 2 >= 400_000);
 }
 
-/// REVIEW C2: user space gets nothing of unknown circuits, and a bounded number of datagrams
+/// User space gets nothing of unknown circuits, and a bounded number of datagrams
 /// of unbound sources, whatever they know; bound ends do not pay for unbound sources.
 #[test]
 fn unbound_sources_reach_user_space_within_a_budget_and_bound_ends_always() {
@@ -286,9 +286,9 @@ fn unbound_sources_reach_user_space_within_a_budget_and_bound_ends_always() {
     let a6 = v6_side();
     harness.join(1, &[a, b]);
     let unknown = [
-        a.frame(&payload(77, 20)),
-        a.frame(&message(77)),
-        a6.frame(&message(77)),
+        a.frame(&payload(7777, 20)),
+        a.frame(&message(7777)),
+        a6.frame(&message(7777)),
     ];
     for frame in &unknown {
         // Not asked yet: everything is passed.
@@ -303,8 +303,8 @@ fn unbound_sources_reach_user_space_within_a_budget_and_bound_ends_always() {
     let mut other = a;
     other.local.set_port(PORT + 1);
     for (payload, expected) in [
-        (message(77), Outcome::Message),
-        (payload(77, 20), Outcome::UnknownCircuit),
+        (message(7777), Outcome::Message),
+        (payload(7777, 20), Outcome::UnknownCircuit),
     ] {
         let (action, _, outcome) = harness.run(IN, &other.frame(&payload));
         assert_eq!((action, outcome), (Action::Pass, expected));

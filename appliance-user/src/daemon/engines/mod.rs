@@ -323,10 +323,8 @@ impl Engines {
                 self.ready.push_back(Output::Send { ifindex, frame });
             }
             Action::Install { key, neighbour } => {
-                // It moved to another MAC address: the former must not be announced again.
-                if self.corrections.get(&key).is_some_and(|c| c.mac.is_some()) {
-                    self.correct(now, key, neighbour.mac());
-                }
+                // A machine that is back announces itself once, or moves to another MAC address.
+                self.correct(now, key, neighbour.mac());
                 self.ready
                     .push_back(Output::InstallNeighbour { key, neighbour });
             }

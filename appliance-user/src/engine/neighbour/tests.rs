@@ -586,7 +586,7 @@ fn a_host_at_a_group_mac_address_is_remembered_for_status() {
     for n in 0..200 {
         table.receive(now, &reply(host(n), group));
     }
-    assert_eq!(table.group_macs(now).count(), 64);
+    assert_eq!(table.group_macs(now).count(), 16);
 }
 
 #[test]

@@ -43,7 +43,7 @@ const COOKIE_WINDOW: Duration = Duration::from_secs(120);
 /// Messages that a side may send a second from proven addresses, and the burst; unbinds too.
 const BINDS: u64 = 32;
 /// Challenges a second, and the burst, for each side and each of [`SLOTS`] slots of sources.
-const CHALLENGES: u64 = 8;
+const CHALLENGES: u64 = 16;
 /// Slots of sources that share a budget of challenges. A sender that repeats captures from one
 /// address uses up one of them.
 const SLOTS: usize = 8;

@@ -252,7 +252,8 @@ fn a_clock_of_2099_locks_no_end_out() {
                     assert_eq!(right.receive(&answer, 0), None, "it did not ask");
                     challenges += 1;
                 }
-                action => assert_eq!(action, Action::Drop(Reason::Replayed)),
+                Action::Drop(Reason::Replayed | Reason::BindRate) => {}
+                action => panic!("{action:?}"),
             }
         }
     }
@@ -263,7 +264,7 @@ fn a_clock_of_2099_locks_no_end_out() {
     );
 }
 
-/// REVIEW C4: a copy of a bind that comes from elsewhere before it takes nothing from it, and
+/// A copy of a bind that comes from elsewhere before it takes nothing from it, and
 /// neither do captures after a restart of the gateway.
 #[test]
 fn copies_that_come_first_lock_no_end_out() {
@@ -294,7 +295,7 @@ fn copies_that_come_first_lock_no_end_out() {
     let mut table = with(&plan(), 0xdd);
     let captured = (0..40).map(|n| client(1, Side::A).bind(100 + n));
     for word in captured.collect::<Vec<_>>() {
-        drop(table.handle(now, &word, &at(5)));
+        table.handle(now, &word, &at(5));
     }
     bind(&mut table, now, &mut a, 2);
     assert_eq!(table.state(now).next().expect("one").counts.events.bound, 1);

@@ -37,19 +37,24 @@ pub fn is_to_listen_address(ctx: &XdpContext) -> bool {
         return false;
     }
     let mut at = 12;
+    let mut kind = ETHERTYPE_8021Q;
     for _ in 0..=MAX_TAGS {
         let Some(window) = Window::<2>::within(ctx, at) else {
             return false;
         };
-        at += 2;
-        match u16::from_be(window.get::<u16, 0>()) {
-            ETHERTYPE_IPV4 => return is_ipv4_to(ctx, admission, at),
-            ETHERTYPE_IPV6 => return is_ipv6_to(ctx, admission, at),
-            ETHERTYPE_8021Q | ETHERTYPE_8021AD => at += 2,
-            _ => return false,
+        kind = u16::from_be(window.get::<u16, 0>());
+        if kind != ETHERTYPE_8021Q && kind != ETHERTYPE_8021AD {
+            break;
         }
+        at += 4;
     }
-    false
+    // Unknown to the verifier, which would follow each number of tags by itself.
+    let at = core::hint::black_box(at + 2);
+    match kind {
+        ETHERTYPE_IPV4 => is_ipv4_to(ctx, admission, at),
+        ETHERTYPE_IPV6 => is_ipv6_to(ctx, admission, at),
+        _ => false,
+    }
 }
 
 /// Whether the IPv4 packet at `at` is.
@@ -86,6 +91,7 @@ fn is_ipv6_to(ctx: &XdpContext, admission: &Admission, at: u32) -> bool {
     let to = ip.get::<[u32; 4], 24>();
     let mut next = ip.get::<u8, 6>();
     let mut at = at + IPV6_LEN as u32;
+    let mut port = ANY_PORT;
     for _ in 0..MAX_HEADERS {
         let is_udp = next == UDP;
         if !is_udp && next != FRAGMENT && !is_extension(next) {
@@ -95,7 +101,8 @@ fn is_ipv6_to(ctx: &XdpContext, admission: &Admission, at: u32) -> bool {
             break;
         };
         if is_udp {
-            return is_listened(admission, 6, &to, header.get::<u16, 2>().into());
+            port = header.get::<u16, 2>().into();
+            break;
         }
         if next != FRAGMENT {
             at += (u32::from(header.get::<u8, 1>()) + 1) * 8;
@@ -106,5 +113,6 @@ fn is_ipv6_to(ctx: &XdpContext, admission: &Admission, at: u32) -> bool {
         }
         next = header.get::<u8, 0>();
     }
-    is_listened(admission, 6, &to, ANY_PORT)
+    // As above: each number of headers.
+    is_listened(admission, 6, &to, core::hint::black_box(port))
 }

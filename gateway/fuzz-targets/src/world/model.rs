@@ -15,7 +15,7 @@ pub(super) const WINDOW: u64 = 120;
 /// Messages of a side: burst, and a second.
 pub(super) const BINDS: u64 = 32;
 /// Challenges of a side to sources of a slot: burst, and a second.
-pub(super) const CHALLENGES: u64 = 8;
+pub(super) const CHALLENGES: u64 = 16;
 /// Slots of sources.
 pub(super) const SLOTS: usize = 8;
 /// Limits a second: datagrams of tenant acme, bytes of tenant evil. Both divide a second into whole

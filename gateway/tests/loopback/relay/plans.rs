@@ -135,7 +135,7 @@ fn a_new_plan_applies_to_new_connections() {
 
 #[test]
 fn draining_keeps_existing_connections() {
-    let draft = Draft::to(echo());
+    let mut draft = Draft::to(echo());
     let gateway = draft.start();
     let at = gateway.at();
     let mut open = greet(at, "d.example");
@@ -148,6 +148,10 @@ fn draining_keeps_existing_connections() {
     gateway.relay.drain();
     until("closed", || TcpStream::connect(at).is_err());
     assert!(gateway.relay.addresses().is_empty());
+    // Another plan, but no other address.
+    gateway.replan(&draft).expect("a plan");
+    assert!(gateway.relay.addresses().is_empty());
+    draft.listen = vec![(Ipv6Addr::LOCALHOST, 0).into()];
     assert!(matches!(gateway.replan(&draft), Err(Error::Draining)));
     opening.write_all(&hello[50..]).expect("send");
     exchange(&mut opening, b"well");

@@ -127,6 +127,7 @@ impl Rules for Plan {
         let mut seen = BTreeSet::new();
         for network in &self.networks {
             let name = &network.name;
+            problems.require(is_name(name), "networks.name", name, NAME_RULE);
             let text = format_args!("{name:?} is listed twice: write each network once");
             problems.require(seen.insert(name), "networks.name", name, text);
         }

@@ -1320,7 +1320,7 @@ fn a_tenant_is_not_moved_to_pools_that_leave_it_without_a_gateway() {
 }
 
 #[test]
-fn addresses_that_no_host_has_are_given_to_nobody() {
+fn addresses_that_no_host_has_are_not_assigned() {
     let mut world = World::with_networks();
     for (range, part) in [
         ("::ffff:192.0.2.10", "::ffff:192.0.2.10"),

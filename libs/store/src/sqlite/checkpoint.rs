@@ -4,7 +4,7 @@
 //! the file within the next commit, which then takes several times as long.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     thread,
 };
@@ -93,7 +93,7 @@ impl Drop for Checkpoints {
     }
 }
 
-fn run(connection: &Connection, path: &PathBuf, woken: &Receiver<()>) {
+fn run(connection: &Connection, path: &Path, woken: &Receiver<()>) {
     while woken.recv().is_ok() {
         if let Err(error) = copy(connection) {
             tracing::warn!(%error, store = %path.display(), "cannot copy the write-ahead log");

@@ -3,8 +3,8 @@
 //! server name.
 //!
 //! For: carrying datagrams as UDP would. Datagrams without room are dropped and counted; none waits
-//! without bound. Never: tokio; a decision when to dial (a [`TlsAttempt`] makes one attempt and reports
-//! the outcome); the content of a datagram. The tunnel inside authenticates and encrypts by itself.
+//! without bound. Never: tokio; a decision when to dial (a [`TlsAttempt`] makes one attempt and
+//! reports the outcome); the content of a datagram. The tunnel inside authenticates and encrypts by itself.
 //! TLS is needed to pass firewalls; the pinned certificate, the hello and its answer keep third
 //! parties from replacing the connection. Wire format: `docs/gateway.md`.
 //!
@@ -32,8 +32,8 @@
 //! 1. **Rings.** One [`ThreadWaker`] for each consumer of datagrams: consumer 0 is the owner, for
 //!    handshakes; consumer 1 + *n* is worker *n*. [`steer_by_lane`] steers in just that order. A
 //!    datagram for a consumer that does not exist is dropped and counted.
-//! 2. **Start** a [`TlsAttempt`] (tenant) or a [`Listener`] (provider) with the [`RingSetup`] and an
-//!    [`EventSender`]. Poll its eventfd, then `try_recv` until it is empty.
+//! 2. **Start** a [`TlsAttempt`] (tenant) or a [`Listener`] (provider) with the [`RingSetup`] and
+//!    an [`EventSender`]. Poll its eventfd, then `try_recv` until it is empty.
 //! 3. On **Established** hand `rings[1 + n]` to worker *n* and keep `handle`. The ends of rings are
 //!    `Send`, for one thread, and allocate nothing. A worker calls `receiver.take(..)` in its loop
 //!    (the slice is mutable: it is opened in place), `sender.push(..)` instead of sending by UDP,

@@ -54,7 +54,7 @@ fn tenants(count: u64, limits: &Value) -> Value {
 }
 
 #[test]
-fn one_more_circuit_is_fast_and_an_update_of_all_tenants_stops_nobody() {
+fn one_more_circuit_is_fast_and_an_update_of_all_tenants_delays_no_bind() {
     let Some(mut site) = Site::raise() else {
         return;
     };

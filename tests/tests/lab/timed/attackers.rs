@@ -34,7 +34,7 @@ const RENEWAL: Duration = Duration::from_secs(1);
 /// 1 January 2099, nanoseconds since 1970.
 const YEAR_2099: u64 = 4_070_908_800_000_000_000;
 
-/// What an attacker has.
+/// Knowledge and means of an attacker.
 struct Attacker<'a> {
     site: &'a Site,
     stop: &'a AtomicBool,
@@ -170,7 +170,7 @@ fn raw_socket() -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor is new and nobody else's.
+    // SAFETY: the descriptor is new, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -196,10 +196,10 @@ fn spoof(raw: &OwnedFd, from: SocketAddr, to: SocketAddr, payload: &[u8]) -> io:
     Ok(())
 }
 
-/// What an attacker does until it is stopped.
+/// An attack that runs until it is stopped.
 type Attack = fn(&Attacker<'_>);
 
-/// What the honest tenant saw.
+/// Datagrams and connections of the honest tenant.
 #[derive(Debug, Default)]
 struct Honest {
     sent: u64,

@@ -188,11 +188,11 @@ fn a_restored_worker_repeats_no_nonce_and_takes_no_session_of_before() {
     assert!(fresh.iter().all(|nonce| !used.contains(nonce)));
 }
 
-/// REVIEW B-3: the control half may follow a restore before the worker sees it, and may follow two
+/// The control half may follow a restore before the worker sees it, and may follow two
 /// restores at once. In every order, old sessions are wiped and sessions of later handshakes work.
 #[test]
 fn a_restore_is_followed_in_any_order_of_worker_and_control_half() {
-    /// What the worker is told, in order: its own look (`false`) or the command (`true`), and the
+    /// Events of the worker, in order: its own check (`false`) or the command (`true`), and the
     /// number of the restore.
     const ORDERS: [&[(bool, u64)]; 5] = [
         &[(false, 1), (true, 1)],
