@@ -185,7 +185,7 @@ fn a_key_that_an_update_brings_is_shown_nowhere() {
     assert!(log.contains("update applied"), "the log of the process");
     let shown = [
         json(&["desired"]).to_string(),
-        json(&["status"]).to_string(),
+        json(&["status", "--json"]).to_string(),
         refused,
         log,
     ];

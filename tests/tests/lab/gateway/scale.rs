@@ -37,7 +37,7 @@ fn apply(site: &Site, update: &Value) -> Duration {
     ask(site, &json!({"request": "apply", "update": update}))
 }
 
-fn circuit_object(n: u64) -> Value {
+fn circuit_object(n: u64, tenant: u64) -> Value {
     let keys = Side::BOTH.map(|side| {
         let mut bytes = key(n, side);
         if n != HONEST {
@@ -45,7 +45,7 @@ fn circuit_object(n: u64) -> Value {
         }
         Key::new(bytes).to_base64()
     });
-    json!({"tenant": format!("t{}", n / EACH), "keys": keys})
+    json!({"tenant": format!("t{tenant}"), "keys": keys})
 }
 
 fn tenants(count: u64, limits: &Value) -> Value {
@@ -77,7 +77,7 @@ fn one_more_circuit_is_fast_and_an_update_of_all_tenants_delays_no_bind() {
     fs::write(&path, local).expect("written");
     site.start();
 
-    let all = (1..=circuits).map(|n| (id(n).to_string(), circuit_object(n)));
+    let all = (1..=circuits).map(|n| (id(n).to_string(), circuit_object(n, n / EACH)));
     let all: serde_json::Map<String, Value> = all.collect();
     let snapshot = json!({"snapshot": {"revision": 1, "objects": {
         "tenants": tenants(count + 1, &json!({})), "circuits": all,
@@ -92,7 +92,8 @@ fn one_more_circuit_is_fast_and_an_update_of_all_tenants_delays_no_bind() {
     talk(&a, &b, 10);
     let mut times: Vec<Duration> = (0..20)
         .map(|n| {
-            let put = json!({id(circuits + 1 + n).to_string(): circuit_object(circuits)});
+            let new = circuits + 1 + n;
+            let put = json!({id(new).to_string(): circuit_object(new, count)});
             apply(
                 &site,
                 &json!({"delta": {
