@@ -82,7 +82,7 @@ struct More {
     does: Does,
 }
 
-/// What such a verb does.
+/// Effect of such a verb.
 #[derive(Clone, Copy)]
 enum Does {
     /// Prints what is at the path of the same name, below the object's.

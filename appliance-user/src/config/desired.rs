@@ -630,7 +630,7 @@ prefixes = ["10.1.0.0/24"]
             let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
             lines.join("\n")
         };
-        // What is shown cannot be applied by mistake.
+        // A shown state cannot be applied by mistake.
         let hidden = local.with_objects(&shown.objects).expect_err("no keys");
         assert!(
             hidden[0].to_string().contains("desired --keys"),

@@ -19,7 +19,7 @@ pub(super) type Answering = Pin<Box<dyn Future<Output = Result<Answer, Problem>>
 #[derive(Clone, Copy, Debug)]
 pub struct Parameter {
     pub name: &'static str,
-    /// What it may be.
+    /// Its bounds or values.
     pub values: Values,
     /// Whether a request must have it.
     pub is_required: bool,

@@ -1,4 +1,4 @@
-//! What tenants use of pools and plans.
+//! Usage of pools and plans by tenants.
 
 use axum::http::{Method, StatusCode};
 use control::{

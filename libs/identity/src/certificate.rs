@@ -1,4 +1,4 @@
-//! What a certificate of a machine says.
+//! Contents of a machine's certificate.
 
 use std::fmt;
 
@@ -80,7 +80,7 @@ pub enum BadCertificate {
     Field,
 }
 
-/// What a certificate says. It must be verified before by TLS, or come from a trusted place.
+/// Contents of a certificate, which must be verified before by TLS, or come from a trusted place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {
     /// Name of the machine.

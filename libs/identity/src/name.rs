@@ -8,7 +8,7 @@ const MAX_PROVIDER: usize = 255;
 const MAX_OBJECT: usize = 32;
 const SCHEME: &str = "spiffe://";
 
-/// What a machine is at its provider.
+/// Kind of a machine at its provider, with the names of its objects.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Machine {
     /// The control plane.
@@ -72,7 +72,7 @@ impl Name {
         &self.provider
     }
 
-    /// What the machine is.
+    /// Kind and objects of the machine.
     #[must_use]
     pub const fn machine(&self) -> &Machine {
         &self.machine

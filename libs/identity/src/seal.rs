@@ -10,7 +10,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 const NONCE: usize = 24;
 /// Bytes of an authentication tag of Poly1305.
 const TAG: usize = 16;
-/// What the text of a sealed key begins with.
+/// Begin of the text of a sealed key.
 const PREFIX: &str = "xchacha20poly1305:";
 
 /// The key that encrypts others: 32 random bytes of a file or of a systemd credential, the same for

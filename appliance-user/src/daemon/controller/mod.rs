@@ -197,7 +197,7 @@ impl Daemon {
         } else {
             self.write_tables(wanted).map_err(Into::into)
         };
-        // What takes effect must survive the process.
+        // A change in force must survive the process.
         let applied = applied.and_then(|()| prepared.commit().map_err(Into::into));
         if let Err(error) = applied {
             self.in_force.swap(undo);

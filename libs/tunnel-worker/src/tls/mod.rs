@@ -4,9 +4,9 @@
 //!
 //! For: carrying datagrams as UDP would. Datagrams without room are dropped and counted; none waits
 //! without bound. Never: tokio; a decision when to dial (a [`TlsAttempt`] makes one attempt and
-//! reports the outcome); the content of a datagram. The tunnel inside authenticates and encrypts by itself.
-//! TLS is needed to pass firewalls; the pinned certificate, the hello and its answer keep third
-//! parties from replacing the connection. Wire format: `docs/gateway.md`.
+//! reports the outcome); the content of a datagram. The tunnel inside authenticates and encrypts by
+//! itself. TLS is needed to pass firewalls; the pinned certificate, the hello and its answer keep
+//! third parties from replacing the connection. Wire format: `docs/gateway.md`.
 //!
 //! ```text
 //!  owner                       TlsAttempt, Listener: a thread each       connection: a thread each

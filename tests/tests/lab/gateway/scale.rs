@@ -126,10 +126,11 @@ fn one_more_circuit_is_fast_and_an_update_of_all_tenants_delays_no_bind() {
             .enumerate()
         {
             let base = 21 + n as u64;
+            let all = tenants(count + 1, limits);
             let took = apply(
                 &site,
                 &json!({"delta": {
-                    "base": base, "revision": base + 1, "put": {"tenants": tenants(count + 1, limits)},
+                    "base": base, "revision": base + 1, "put": {"tenants": all},
                 }}),
             );
             println!("other limits of all tenants: {took:?}");

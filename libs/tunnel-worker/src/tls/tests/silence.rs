@@ -233,7 +233,8 @@ fn an_unresponsive_address_delays_no_other() {
     for (address, _) in &full {
         let failed = tenant.next();
         assert!(
-            matches!(failed, ConnectionEvent::AddressFailed { address: at, failure: Failure::Silent, .. }
+            matches!(failed, ConnectionEvent::AddressFailed {
+                address: at, failure: Failure::Silent, .. }
                 if at == *address),
             "{failed:?}"
         );
