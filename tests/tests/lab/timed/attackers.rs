@@ -216,16 +216,19 @@ fn exchange(a: &mut CircuitEnd, b: &mut CircuitEnd, time: Duration) -> (u64, u64
     let (mut sent, mut heard, mut renewed) = (0u64, 0u64, begun);
     let mut old: Vec<Vec<u8>> = Vec::new();
     let mut room = [0; 2048];
+    // Messages between datagrams must not hold up the next one: the socket's buffer would overflow.
     let mut hear = |b: &mut CircuitEnd, old: &mut Vec<Vec<u8>>| -> u64 {
-        let Ok(length) = b.socket.recv(&mut room) else {
-            return 0;
-        };
-        if let Some(EndEvent::Send(message)) = b.end.receive(&room[..length], clock()) {
-            let _ = b.socket.send(&message);
-            let _ = b.socket.send(&message);
-            old.push(message.to_vec());
+        while let Ok(length) = b.socket.recv(&mut room) {
+            if room[..8] == id {
+                return 1;
+            }
+            if let Some(EndEvent::Send(message)) = b.end.receive(&room[..length], clock()) {
+                let _ = b.socket.send(&message);
+                let _ = b.socket.send(&message);
+                old.push(message.to_vec());
+            }
         }
-        u64::from(room[..8] == id)
+        0
     };
     while begun.elapsed() < time {
         a.send(&sent.to_be_bytes());
