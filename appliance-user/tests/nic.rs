@@ -178,7 +178,7 @@ fn another_program_is_found_with_its_mode() {
 }
 
 /// Room of the tables of translation, which is not used here.
-const ROOM: TenantQuota = TenantQuota {
+const NAT_CAPACITY: TenantQuota = TenantQuota {
     connections: 1024,
     mappings: 1024,
 };
@@ -192,7 +192,7 @@ fn an_interface_with_another_program_is_attached_once_it_is_free() {
         };
         let pins = format!("/sys/fs/bpf/causeway-nic-{}", std::process::id());
         let pins = Path::new(&pins);
-        let opened = Datapath::open(pins, Path::new(&object), ROOM);
+        let opened = Datapath::open(pins, Path::new(&object), NAT_CAPACITY);
         let (mut datapath, _rings, _nat_ring) = opened.unwrap_or_else(|e| panic!("{e}"));
         let mut try_modes = |native: bool, other: &str, command: &str| {
             let foreign = attach(pair.va, &program::pass(), native);

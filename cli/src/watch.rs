@@ -15,10 +15,10 @@ use crate::{
 };
 
 /// Time before a connection that broke is made again.
-const AGAIN: Duration = Duration::from_secs(1);
+const RECONNECT_DELAY: Duration = Duration::from_secs(1);
 /// Time without a line after which a connection counts as broken: the director sends one every 15
 /// seconds.
-const QUIET: Duration = Duration::from_secs(50);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 
 #[derive(Args)]
 pub struct Watch {
@@ -52,7 +52,7 @@ pub fn run(session: &Session, given: &Watch) -> Result<(), Failure> {
         };
         call.headers
             .extend(last.clone().map(|last| ("last-event-id", last)));
-        let result = client.stream(&call, QUIET, |line| {
+        let result = client.stream(&call, IDLE_TIMEOUT, |line| {
             if let Some(id) = line.strip_prefix("id: ") {
                 last = Some(id.to_owned());
             }
@@ -68,7 +68,7 @@ pub fn run(session: &Session, given: &Watch) -> Result<(), Failure> {
             Err(failure) => return Err(failure),
         }
         if is_open && left != Some(0) {
-            client.pause(AGAIN);
+            client.pause(RECONNECT_DELAY);
         }
     }
     Ok(())

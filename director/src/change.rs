@@ -21,7 +21,10 @@ use crate::{
     api::Problem,
     audit::{self, Subject},
     clock::uid,
-    live::{KEEP, KEPT, Kept, LONGEST_KEPT, Live, LoadError, MOST_KEPT},
+    live::{
+        ANSWER_LIFETIME, Kept, Live, LoadError, MAX_STORED_ANSWER_LEN, MAX_STORED_ANSWERS,
+        STORED_ANSWERS,
+    },
     metrics::Metrics,
     people::{self, Actor, PASSWORD},
 };
@@ -35,7 +38,7 @@ const PASSWORD_QUEUE: usize = 64;
 /// Entries of the audit after which a checkpoint is signed before its time.
 pub const UNSIGNED: u64 = 1000;
 /// Kept answers that a change forgets at most.
-const FORGET: usize = 16;
+const MAX_EXPIRED_REMOVED: usize = 16;
 
 /// The director: its store, its state, and the order of changes.
 #[derive(Debug)]
@@ -309,7 +312,7 @@ fn kept(live: &Live, wanted: &Wanted<'_>, now: Timestamp) -> Result<Option<Done>
     let Some((kept, revision)) = live.kept.get(key) else {
         return Ok(None);
     };
-    if now.duration_since(kept.at) >= KEEP {
+    if now.duration_since(kept.at) >= ANSWER_LIFETIME {
         return Ok(None);
     }
     if kept.request != *request {
@@ -346,17 +349,17 @@ fn complete(
         differences,
     )
     .map_err(failed)?;
-    let is_old = |kept: &Kept| now.duration_since(kept.at) >= KEEP;
+    let is_old = |kept: &Kept| now.duration_since(kept.at) >= ANSWER_LIFETIME;
     let old = live.kept.iter().filter(|(_, (kept, _))| is_old(kept));
-    for (key, _) in old.take(FORGET) {
-        transaction.delete.insert(format!("{KEPT}{key}"));
+    for (key, _) in old.take(MAX_EXPIRED_REMOVED) {
+        transaction.delete.insert(format!("{STORED_ANSWERS}{key}"));
     }
     if let Some((key, request)) = &wanted.idempotency {
         let user = &wanted.actor.user;
-        if !live.kept.contains_key(key) && live.kept_of(user).count() >= MOST_KEPT {
+        if !live.kept.contains_key(key) && live.kept_of(user).count() >= MAX_STORED_ANSWERS {
             return Err(Problem::too_many(&format!(
-                "user {user:?} has sent {MOST_KEPT} requests with an Idempotency-Key within a \
-                 day: omit the key"
+                "user {user:?} has sent {MAX_STORED_ANSWERS} requests with an Idempotency-Key \
+                 within a day: omit the key"
             )));
         }
         let kept = Kept {
@@ -367,17 +370,17 @@ fn complete(
             warnings: done.warnings.clone(),
         };
         let text = serde_json::to_string(&kept).map_err(failed)?;
-        if text.len() > LONGEST_KEPT {
+        if text.len() > MAX_STORED_ANSWER_LEN {
             return Err(Problem::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "too-large",
                 format!(
-                    "an answer of more than {LONGEST_KEPT} bytes is not kept: omit the \
+                    "an answer of more than {MAX_STORED_ANSWER_LEN} bytes is not kept: omit the \
                      Idempotency-Key, and use If-Match to repeat the change safely"
                 ),
             ));
         }
-        let stored = format!("{KEPT}{key}");
+        let stored = format!("{STORED_ANSWERS}{key}");
         let precondition = match live.kept.get(key) {
             Some((_, revision)) => Precondition::At(*revision),
             None => Precondition::Absent,

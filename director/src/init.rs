@@ -10,7 +10,7 @@ use crate::{
     Chance,
     audit::{self, Head, Subject},
     offline::add_token,
-    people::{Actor, LONGEST_PASSWORD, SHORTEST_PASSWORD, USERS, User, hash_password, token_hash},
+    people::{Actor, MAX_PASSWORD_LEN, MIN_PASSWORD_LEN, USERS, User, hash_password, token_hash},
     roles::Role,
 };
 
@@ -115,9 +115,9 @@ pub async fn init(
 /// Refuses a password that is too short or too long.
 pub(crate) fn check_password(password: &str) -> Result<(), String> {
     let length = password.chars().count();
-    if length < SHORTEST_PASSWORD || password.len() > LONGEST_PASSWORD {
+    if length < MIN_PASSWORD_LEN || password.len() > MAX_PASSWORD_LEN {
         return Err(format!(
-            "password: write {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters"
+            "password: write {MIN_PASSWORD_LEN} to {MAX_PASSWORD_LEN} characters"
         ));
     }
     Ok(())

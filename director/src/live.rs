@@ -14,16 +14,16 @@ use crate::{
 };
 
 /// Prefix of the keys of kept answers.
-pub(crate) const KEPT: &str = "idempotency/";
+pub(crate) const STORED_ANSWERS: &str = "idempotency/";
 /// Time that an answer is kept for requests with the same `Idempotency-Key`.
-pub(crate) const KEEP: SignedDuration = SignedDuration::from_hours(24);
+pub(crate) const ANSWER_LIFETIME: SignedDuration = SignedDuration::from_hours(24);
 
 /// Most kept answers of a user.
-pub(crate) const MOST_KEPT: usize = 1000;
+pub(crate) const MAX_STORED_ANSWERS: usize = 1000;
 /// Longest body that is kept, bytes.
-pub(crate) const LONGEST_KEPT: usize = 16 << 10;
+pub(crate) const MAX_STORED_ANSWER_LEN: usize = 16 << 10;
 /// Most tokens of a user.
-pub(crate) const MOST_TOKENS: usize = 100;
+pub(crate) const MAX_TOKENS: usize = 100;
 
 /// The answer to a request with an `Idempotency-Key`, in the transaction of its change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -81,8 +81,16 @@ impl Live {
             return Err(LoadError::Unfinished);
         }
         let mut prefixes = State::prefixes();
-        prefixes
-            .extend([USERS, TOKENS, KEPT, audit::HEAD, audit::CHECKPOINTS].map(ToOwned::to_owned));
+        prefixes.extend(
+            [
+                USERS,
+                TOKENS,
+                STORED_ANSWERS,
+                audit::HEAD,
+                audit::CHECKPOINTS,
+            ]
+            .map(ToOwned::to_owned),
+        );
         'again: for _ in 0..10 {
             let mut live = Self::default();
             let mut revision = None;
@@ -119,7 +127,7 @@ impl Live {
             put(&mut self.users, name, key, value, revision)
         } else if let Some(hash) = key.strip_prefix(TOKENS) {
             put(&mut self.tokens, hash, key, value, revision)
-        } else if let Some(name) = key.strip_prefix(KEPT) {
+        } else if let Some(name) = key.strip_prefix(STORED_ANSWERS) {
             put(&mut self.kept, name, key, value, revision)
         } else if key == audit::HEAD {
             self.head = value

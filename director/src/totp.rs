@@ -9,10 +9,10 @@ use sha2::{Digest as _, Sha256};
 use crate::Chance;
 
 /// Length of a step, seconds (RFC 6238 section 4.1).
-const STEP: i64 = 30;
+const STEP_SECONDS: i64 = 30;
 /// Steps before and after the present one whose codes are accepted, for clocks that differ
 /// (RFC 6238 section 5.2 recommends one).
-const DRIFT: i64 = 1;
+const MAX_DRIFT_STEPS: i64 = 1;
 /// Codes are less than this: six digits.
 const CODES: u32 = 1_000_000;
 /// Bytes of a secret, as long as the hash (RFC 4226 section 4).
@@ -83,8 +83,8 @@ impl Authenticator {
             return (self.is_confirmed && after.recovery.len() < before).then_some(after);
         }
         let secret = control::audit::unhex(&self.secret)?;
-        let present = now.as_second().div_euclid(STEP);
-        for step in present - DRIFT..=present + DRIFT {
+        let present = now.as_second().div_euclid(STEP_SECONDS);
+        for step in present - MAX_DRIFT_STEPS..=present + MAX_DRIFT_STEPS {
             if step > self.last && is_equal(&code_of(&secret, step), &code) {
                 after.last = step;
                 after.is_confirmed = true;
@@ -161,7 +161,7 @@ mod tests {
             (20_000_000_000, "353130"),
         ] {
             assert_eq!(
-                code_of(b"12345678901234567890", seconds / STEP),
+                code_of(b"12345678901234567890", seconds / STEP_SECONDS),
                 code,
                 "{seconds}"
             );

@@ -60,8 +60,8 @@ fn a_datagram_costs_no_allocation() {
     let gateway = Circuits::start(setup, &listen, &plan).expect("listen");
     let ends = std::iter::zip(Side::BOTH, keys).map(|(side, key)| {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket");
-        let patience = Some(Duration::from_secs(5));
-        socket.set_read_timeout(patience).expect("a deadline");
+        let timeout = Some(Duration::from_secs(5));
+        socket.set_read_timeout(timeout).expect("a deadline");
         socket.connect(gateway.addresses()[0]).expect("an address");
         let mut end = End::new(id, side, key);
         let mut buffer = [0; 64];

@@ -3,21 +3,24 @@
 use std::fmt::Write as _;
 
 /// Bytes shown of a packet; the rest is payload.
-const SHOWN: usize = 256;
+const MAX_BYTES_SHOWN: usize = 256;
 
 /// `bytes` sixteen to a line, the first of them.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     let mut out = String::new();
-    for (line, chunk) in bytes[..bytes.len().min(SHOWN)].chunks(16).enumerate() {
+    for (line, chunk) in bytes[..bytes.len().min(MAX_BYTES_SHOWN)]
+        .chunks(16)
+        .enumerate()
+    {
         let _ = write!(out, "  {:04x} ", line * 16);
         for byte in chunk {
             let _ = write!(out, " {byte:02x}");
         }
         out.push('\n');
     }
-    if bytes.len() > SHOWN {
-        let _ = writeln!(out, "  ({} more)", bytes.len() - SHOWN);
+    if bytes.len() > MAX_BYTES_SHOWN {
+        let _ = writeln!(out, "  ({} more)", bytes.len() - MAX_BYTES_SHOWN);
     }
     if bytes.is_empty() {
         out.push_str("  (no bytes)\n");

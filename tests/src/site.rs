@@ -20,7 +20,7 @@ use crate::{lab_lock::LabLock, skip};
 use lab::{Lab, Options, Output, Paths, Scoped, Topology};
 
 /// Time for a command that should be quick.
-pub const SHORT: Duration = Duration::from_secs(20);
+pub const SHORT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Links as the kernel makes them, encrypted tunnels; no duplicate address detection, which takes
 /// one to two seconds for each lab and is the subject of one test alone.
@@ -223,7 +223,7 @@ impl Site {
             }
         }
         for host in &self.topology().hosts {
-            let text = |words: &[&str]| match self.exec(&host.name, words, SHORT) {
+            let text = |words: &[&str]| match self.exec(&host.name, words, SHORT_TIMEOUT) {
                 Ok(o) => o.stdout,
                 Err(e) => e.to_string(),
             };
@@ -242,13 +242,13 @@ impl Site {
 
     /// Runs a command in a host and returns its output; any status is accepted.
     pub fn sh(&self, host: &str, words: &[&str]) -> Output {
-        self.exec(host, words, SHORT)
+        self.exec(host, words, SHORT_TIMEOUT)
             .unwrap_or_else(|e| panic!("{host}: {}: {e}", words.join(" ")))
     }
 
     /// Runs a command in a host that must succeed; its output.
     pub fn ok(&self, host: &str, words: &[&str]) -> String {
-        self.must(host, words, SHORT)
+        self.must(host, words, SHORT_TIMEOUT)
             .unwrap_or_else(|e| panic!("{host}: {}: {e}", words.join(" ")))
     }
 

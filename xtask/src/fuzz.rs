@@ -27,11 +27,11 @@ use crate::{
 /// Longest input, bytes; `fuzzing::MAX_LEN`.
 const MAX_LEN: u32 = 768;
 /// Seconds; an input that takes longer is a finding.
-const SLOW: u32 = 20;
+const SLOW_INPUT_SECONDS: u32 = 20;
 /// How often a line of progress is shown.
-const EVERY: Duration = Duration::from_secs(10);
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 /// Lines of libFuzzer's output shown with a finding.
-const LAST: usize = 60;
+const MAX_OUTPUT_LINES: usize = 60;
 
 /// The result of a target.
 struct Row {
@@ -250,7 +250,7 @@ fn one(name: &str, seconds: u64) -> anyhow::Result<Row> {
         format!("-max_len={MAX_LEN}"),
         // Long inputs from the start: slow targets would not reach them in hours otherwise.
         "-len_control=0".to_owned(),
-        format!("-timeout={SLOW}"),
+        format!("-timeout={SLOW_INPUT_SECONDS}"),
         "-print_final_stats=1".to_owned(),
     ]);
     let begun = Instant::now();
@@ -267,11 +267,11 @@ fn one(name: &str, seconds: u64) -> anyhow::Result<Row> {
             let line = line.context("read libFuzzer's output")?;
             let line = String::from_utf8_lossy(&line).into_owned();
             executions = executed(&line).or(executions);
-            if line.starts_with('#') && shown.elapsed() >= EVERY {
+            if line.starts_with('#') && shown.elapsed() >= PROGRESS_INTERVAL {
                 errln!("    {line}");
                 shown = Instant::now();
             }
-            if last.len() == LAST {
+            if last.len() == MAX_OUTPUT_LINES {
                 last.pop_front();
             }
             last.push_back(line);

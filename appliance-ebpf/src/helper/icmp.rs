@@ -207,19 +207,19 @@ fn send_error<const L3: usize>(
     let kind = u32::from_ne_bytes(kind);
     let long = frame_len(ctx) >= L3 + ICMP_QUOTE_BYTES;
     let sent = if packet.ipv6 {
-        const LEAST: usize = IPV6_LEN + 8;
+        const MIN_QUOTE: usize = IPV6_LEN + 8;
         if long {
             error_v6::<L3, ICMP_QUOTE_BYTES>(ctx, frame, &router, &packet.source, kind, 0)
         } else {
-            error_v6::<L3, LEAST>(ctx, frame, &router, &packet.source, kind, 0)
+            error_v6::<L3, MIN_QUOTE>(ctx, frame, &router, &packet.source, kind, 0)
         }
     } else {
-        const LEAST: usize = IPV4_LEN + 8;
+        const MIN_QUOTE: usize = IPV4_LEN + 8;
         let addresses = [router[3], packet.source[3]];
         if long {
             error_v4::<L3, ICMP_QUOTE_BYTES>(ctx, frame, addresses, kind, 0)
         } else if packet.header == IPV4_LEN {
-            error_v4::<L3, LEAST>(ctx, frame, addresses, kind, 0)
+            error_v4::<L3, MIN_QUOTE>(ctx, frame, addresses, kind, 0)
         } else {
             // IP options: rare, and not worth a third length.
             return Outcome::DropCounted;

@@ -264,7 +264,7 @@ impl Daemon {
     fn each_second(&mut self) {
         let now = Instant::now();
         if !self.gateway_names.is_empty() && self.tunnels.gateways_troubled() {
-            self.gateway_names.hurry();
+            self.gateway_names.expedite();
         }
         self.end_stale_trace();
         self.forwarding.datapath.flush_program_log();

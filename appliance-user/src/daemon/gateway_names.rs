@@ -70,8 +70,8 @@ impl GatewayNames {
     }
 
     /// A gateway does not answer: names are looked up soon.
-    pub fn hurry(&self) {
-        self.resolver.hurry();
+    pub fn expedite(&self) {
+        self.resolver.expedite();
     }
 
     /// Whether there are names.

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Time between two readings of the settings of NICs, which operators and their tools change.
-const RECHECK: Duration = Duration::from_secs(10);
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The interfaces that the configuration names, by name.
 #[derive(Default)]
@@ -194,7 +194,7 @@ impl Interfaces {
         snapshot: &Snapshot,
         datapath: &Datapath,
     ) {
-        let due = |at: Instant| now.duration_since(at) >= RECHECK;
+        let due = |at: Instant| now.duration_since(at) >= CHECK_INTERVAL;
         if self.checked.is_none_or(due) {
             self.checked = Some(now);
             for (name, attached) in datapath.attached() {

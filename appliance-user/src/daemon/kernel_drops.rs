@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Time between attempts to open the counters.
-const RETRY: Duration = Duration::from_secs(10);
+const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The counters, or why there are none.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ impl KernelDrops {
         if now < self.retry_at {
             return;
         }
-        self.retry_at = now + RETRY;
+        self.retry_at = now + RETRY_INTERVAL;
         match XdpErrors::open() {
             Ok(counters) => {
                 if !before.is_empty() {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// A counter is a problem after it rose within this many seconds in a row.
 const ROWS: u32 = 3;
 /// A problem is over when its counter did not rise for this long.
-const HOLD: Duration = Duration::from_secs(30);
+const CLEAR_DELAY: Duration = Duration::from_secs(30);
 
 /// Values of the watched counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,7 +95,7 @@ impl Watched {
             self.is_problem |= self.rises >= ROWS;
         } else {
             self.rises = 0;
-            let over = |at: Instant| now.duration_since(at) >= HOLD;
+            let over = |at: Instant| now.duration_since(at) >= CLEAR_DELAY;
             if self.last_rise.is_none_or(over) {
                 self.is_problem = false;
             }

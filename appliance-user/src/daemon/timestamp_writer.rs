@@ -24,7 +24,7 @@ pub(super) struct PendingTimestamps {
 /// Removed peers whose timestamps are kept at most.
 const MAX_REMOVED: usize = 4096;
 /// How long timestamps of removed peers are kept, seconds of the handshakes' clock.
-const KEPT: u64 = 24 * 3600;
+const RETENTION_SECONDS: u64 = 24 * 3600;
 
 impl PendingTimestamps {
     /// Adds the timestamps of the present peers; returns whether any is new. Those of peers that
@@ -43,7 +43,8 @@ impl PendingTimestamps {
         let newest = present.values().map(seconds).max().unwrap_or(0);
         let mut removed = std::mem::replace(&mut self.handshakes, present);
         removed.retain(|key, timestamp| {
-            !self.handshakes.contains_key(key) && seconds(timestamp).saturating_add(KEPT) >= newest
+            !self.handshakes.contains_key(key)
+                && seconds(timestamp).saturating_add(RETENTION_SECONDS) >= newest
         });
         let excess = removed.len().saturating_sub(MAX_REMOVED);
         if excess > 0 {
@@ -160,10 +161,10 @@ mod tests {
         assert!(!pending.handshakes.contains_key("p05902"));
         assert!(pending.add_handshakes(one("present", 10_000)));
         // It comes back within the day, and is still known.
-        assert!(pending.add_handshakes(one("other", KEPT + 9_999)));
+        assert!(pending.add_handshakes(one("other", RETENTION_SECONDS + 9_999)));
         assert!(pending.handshakes.contains_key("p09999"));
         assert_eq!(pending.handshakes["present"], at(10_000));
-        assert!(pending.add_handshakes(one("other", KEPT + 10_001)));
+        assert!(pending.add_handshakes(one("other", RETENTION_SECONDS + 10_001)));
         assert_eq!(pending.handshakes.len(), 1);
     }
 

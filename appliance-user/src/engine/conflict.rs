@@ -318,7 +318,7 @@ mod tests {
     use super::*;
     use crate::frame::testing::UNTAGGED as PORT;
 
-    const OTHER: [u8; 6] = [2, 0, 0, 0, 1, 1];
+    const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
 
     fn place(last: u8) -> Place {
         (PORT, mapped([10, 1, 0, last]))
@@ -334,7 +334,7 @@ mod tests {
         for second in 0..=end {
             let now = start + Duration::from_secs(second);
             if claims.contains(&second) {
-                table.claimed(now, place(7), 1001, OTHER, false);
+                table.claimed(now, place(7), 1001, OTHER_MAC, false);
             }
             for output in poll_all(table, now) {
                 if matches!(output, Output::Send { .. }) {
@@ -349,14 +349,14 @@ mod tests {
     fn a_claim_is_reported_and_the_address_announced_at_our_mac_address() {
         let now = Instant::now();
         let mut table = ConflictTable::new(Settings::default());
-        table.claimed(now, place(7), 1001, OTHER, false);
+        table.claimed(now, place(7), 1001, OTHER_MAC, false);
         let outputs = poll_all(&mut table, now);
         let [Output::Begun(begun), Output::Send { ifindex: 3, frame }] = &outputs[..] else {
             panic!("{outputs:?}");
         };
         assert_eq!(
             (begun.vni, begun.mac, begun.port.mac),
-            (1001, OTHER, PORT.mac)
+            (1001, OTHER_MAC, PORT.mac)
         );
         assert_eq!(frame[22..28], PORT.mac);
         assert_eq!(frame[28..32], [10, 1, 0, 7]);
@@ -394,7 +394,7 @@ mod tests {
         let now = Instant::now();
         let mut table = ConflictTable::new(Settings::default());
         for last in [7, 8] {
-            table.claimed(now, place(last), 1001, OTHER, false);
+            table.claimed(now, place(last), 1001, OTHER_MAC, false);
         }
         poll_all(&mut table, now);
         table.retain(|place| place.1 == mapped([10, 1, 0, 8]));
@@ -417,11 +417,11 @@ mod tests {
         let mut table = ConflictTable::new(Settings::default());
         // Two machines with one address speak in turns.
         for _ in 0..10_000 {
-            for mac in [OTHER, [2; 6]] {
+            for mac in [OTHER_MAC, [2; 6]] {
                 table.claimed(now, place(7), 1001, mac, false);
             }
         }
-        assert_eq!(begun(&mut table), [OTHER, [2; 6]]);
+        assert_eq!(begun(&mut table), [OTHER_MAC, [2; 6]]);
         // One machine speaks from ever another MAC address.
         for n in 0..10_000u16 {
             let [high, low] = n.to_be_bytes();
@@ -441,11 +441,17 @@ mod tests {
         let mut table = ConflictTable::new(Settings::default());
         for n in 0..5000u16 {
             let [high, low] = n.to_be_bytes();
-            table.claimed(now, (PORT, mapped([10, 1, high, low])), 1001, OTHER, false);
+            table.claimed(
+                now,
+                (PORT, mapped([10, 1, high, low])),
+                1001,
+                OTHER_MAC,
+                false,
+            );
         }
         poll_all(&mut table, now);
         let other = (Port { outer: 7, ..PORT }, mapped([10, 1, 0, 7]));
-        table.claimed(now, other, 2002, OTHER, false);
+        table.claimed(now, other, 2002, OTHER_MAC, false);
         let outputs = poll_all(&mut table, now);
         assert!(
             matches!(outputs[..], [Output::Begun(c), Output::Send { .. }] if c.vni == 2002),
@@ -454,7 +460,7 @@ mod tests {
         // Room again once they have ended.
         table.retain(|place| place.0 != PORT);
         poll_all(&mut table, now);
-        table.claimed(now, place(7), 1001, OTHER, false);
+        table.claimed(now, place(7), 1001, OTHER_MAC, false);
         assert_eq!(table.conflicts().count(), 2);
     }
 
@@ -466,7 +472,7 @@ mod tests {
         for n in 0..5000u16 {
             let [high, low] = n.to_be_bytes();
             let place = (PORT, mapped([10, 1, high, low]));
-            table.claimed(start, place, 1001, OTHER, false);
+            table.claimed(start, place, 1001, OTHER_MAC, false);
         }
         assert_eq!(table.conflicts().count(), 256);
         assert_eq!(table.counters().refused_full, 5000 - 256);

@@ -171,7 +171,7 @@ mod tests {
     use super::*;
     use crate::frame::testing::UNTAGGED as PORT;
 
-    const OTHER: [u8; 6] = [2, 0, 0, 0, 1, 1];
+    const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
 
     fn target(last: u8, sender: Option<Address>) -> Target {
         Target {
@@ -239,17 +239,17 @@ mod tests {
         assert!(check.poll(start).is_some());
         let address = mapped([10, 1, 0, 1]);
         // Not of this port, not an address of the check, our own frame.
-        check.seen((4, 0, 0), mapped([10, 1, 0, 2]), OTHER);
-        check.seen((3, 0, 0), mapped([10, 1, 0, 3]), OTHER);
+        check.seen((4, 0, 0), mapped([10, 1, 0, 2]), OTHER_MAC);
+        check.seen((3, 0, 0), mapped([10, 1, 0, 3]), OTHER_MAC);
         check.seen((3, 0, 0), mapped([10, 1, 0, 2]), PORT.mac);
-        check.seen((3, 0, 0), address, OTHER);
+        check.seen((3, 0, 0), address, OTHER_MAC);
         let (frames, owners, _) = run(&mut check, start);
         let asked = frames.iter().filter(|(_, f)| f[38..42] == [10, 1, 0, 1]);
         assert_eq!(asked.count(), 0);
         let owner = Owner {
             port: PORT,
             address,
-            mac: OTHER,
+            mac: OTHER_MAC,
         };
         assert_eq!(owners, [owner]);
     }

@@ -117,7 +117,7 @@ pub(super) struct ProblemBody {
 }
 
 /// Longest detail, and longest value of a conflict, characters.
-const LONGEST_DETAIL: usize = 2000;
+const MAX_DETAIL_LEN: usize = 2000;
 
 /// Statuses of problems: the document lists them for each operation.
 pub(super) const STATUSES: [u16; 15] = [
@@ -260,7 +260,7 @@ impl Problem {
 
 /// A refusal quotes the request, which may be long.
 fn shortened(mut text: String) -> String {
-    if let Some((end, _)) = text.char_indices().nth(LONGEST_DETAIL) {
+    if let Some((end, _)) = text.char_indices().nth(MAX_DETAIL_LEN) {
         text.truncate(end);
         text.push_str("… (cut)");
     }

@@ -9,7 +9,7 @@ use utoipa::{PartialSchema, ToSchema};
 use super::{
     answer::{ProblemBody, STATUSES},
     objects::Served,
-    request::LONGEST_HEADER,
+    request::MAX_HEADER_LEN,
     table::{Operation, Parameter, Schema, Values, operations},
 };
 
@@ -102,7 +102,7 @@ fn values(values: Values) -> Value {
         Values::Name => json!({ "type": "string", "pattern": NAME_PATTERN }),
         Values::Page => json!({ "type": "string", "pattern": PAGE_PATTERN }),
         Values::Header => {
-            json!({ "type": "string", "minLength": 1, "maxLength": LONGEST_HEADER,
+            json!({ "type": "string", "minLength": 1, "maxLength": MAX_HEADER_LEN,
                 "pattern": HEADER_PATTERN })
         }
     }

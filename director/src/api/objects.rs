@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Objects on a page unless asked otherwise, and at most.
-const PAGE: u64 = 100;
+const PAGE_SIZE: u64 = 100;
 const LARGEST_PAGE: u64 = 1000;
 
 /// A kind of the API.
@@ -280,7 +280,7 @@ async fn list<K: Served>(call: Call) -> Result<Answer, Problem> {
     let actor = call.actor()?;
     let (tenant, _) = place::<K>(&call);
     authorize(actor, K::GROUP, Verb::Read, tenant)?;
-    let limit = call.query.number("limit", PAGE, 1..=LARGEST_PAGE)?;
+    let limit = call.query.number("limit", PAGE_SIZE, 1..=LARGEST_PAGE)?;
     let after = call.query.get("page").map(page).transpose()?;
     let live = call.director.live().await?;
     if let Some(tenant) = tenant

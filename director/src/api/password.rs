@@ -22,7 +22,7 @@ use crate::{
     Director,
     change::{Planned, Wanted},
     live::Live,
-    people::{Actor, LONGEST_PASSWORD, TOKENS, USERS, User, hash_password, is_password},
+    people::{Actor, MAX_PASSWORD_LEN, TOKENS, USERS, User, hash_password, is_password},
     roles::{ObjectGroup, Verb},
 };
 
@@ -103,7 +103,7 @@ pub(super) async fn verified(
     password: String,
     hash: String,
 ) -> Result<bool, Problem> {
-    if password.len() > LONGEST_PASSWORD {
+    if password.len() > MAX_PASSWORD_LEN {
         return Ok(false);
     }
     let _permit = permit(director).await?;
@@ -148,7 +148,7 @@ async fn replace_own(call: Call) -> Result<Answer, Problem> {
             return Err(invalid("current: write your password before this change"));
         }
         (Some(hash), Some(current)) => {
-            totp::check_patience(director, &tries, director.chance.now())?;
+            totp::check_lockout(director, &tries, director.chance.now())?;
             if current == new.password {
                 return Err(invalid("password: it is that of before: write another one"));
             }

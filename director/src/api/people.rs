@@ -20,8 +20,8 @@ use crate::{
     audit::Subject,
     change::{Planned, Wanted},
     init,
-    live::{KEPT, Live},
-    people::{Actor, LONGEST_PASSWORD, PASSWORD, SESSION, USERS, User},
+    live::{Live, STORED_ANSWERS},
+    people::{Actor, MAX_PASSWORD_LEN, PASSWORD, SESSION, USERS, User},
     roles::{ObjectGroup, Role, Verb},
 };
 
@@ -211,13 +211,13 @@ async fn log_in(call: Call) -> Result<Answer, Problem> {
     let credentials: Credentials = call.read()?;
     // Neither a name that no user can have nor such a password is hashed or logged.
     if service::config::name(&credentials.user).is_err()
-        || credentials.password.len() > LONGEST_PASSWORD
+        || credentials.password.len() > MAX_PASSWORD_LEN
     {
         return Err(wrong_credentials());
     }
     let now = call.director.chance.now();
     let tries = format!("password {} {:?}", credentials.user, call.peer);
-    totp::check_patience(&call.director, &tries, now)?;
+    totp::check_lockout(&call.director, &tries, now)?;
     let user = {
         let live = call.director.live().await?;
         live.users
@@ -242,7 +242,7 @@ async fn log_in(call: Call) -> Result<Answer, Problem> {
         (false, _) => None,
         (true, None) => return Err(totp::missing()),
         (true, Some(code)) => {
-            totp::check_patience(&call.director, &user.name, now)?;
+            totp::check_lockout(&call.director, &user.name, now)?;
             Some(code)
         }
     };
@@ -459,7 +459,7 @@ fn delete_user(name: &str, live: &Live, transaction: &mut Transaction) {
     transaction.delete.insert(key);
     delete_tokens(name, live, transaction);
     for key in live.kept_of(name) {
-        transaction.delete.insert(format!("{KEPT}{key}"));
+        transaction.delete.insert(format!("{STORED_ANSWERS}{key}"));
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Entries on a page unless asked otherwise, and at most.
-const PAGE: u64 = 100;
+const PAGE_SIZE: u64 = 100;
 const LARGEST_PAGE: u64 = 1000;
 /// Bytes after which a page ends: an entry of a change of many objects is long.
 const LARGEST_BYTES: usize = 4 << 20;
@@ -111,7 +111,7 @@ pub(super) fn register(all: &mut Vec<Operation>) {
 async fn list(call: Call) -> Result<Answer, Problem> {
     let actor = call.actor()?;
     authorize(actor, ObjectGroup::Audit, Verb::Read, None)?;
-    let limit = call.query.number("limit", PAGE, 1..=LARGEST_PAGE)?;
+    let limit = call.query.number("limit", PAGE_SIZE, 1..=LARGEST_PAGE)?;
     let mut after = call.query.number("after", 0, 0..=u64::MAX)?;
     let (last, since) = {
         let live = call.director.live().await?;

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Longest reason and longest `Idempotency-Key`, characters.
-pub(super) const LONGEST_HEADER: usize = 256;
+pub(super) const MAX_HEADER_LEN: usize = 256;
 
 /// A request of an operation.
 pub struct Call {
@@ -64,11 +64,11 @@ impl Call {
             return Ok(None);
         };
         let text = value.to_str().ok().filter(|text| {
-            (1..=LONGEST_HEADER).contains(&text.len()) && !text.chars().any(char::is_control)
+            (1..=MAX_HEADER_LEN).contains(&text.len()) && !text.chars().any(char::is_control)
         });
         let text = text.ok_or_else(|| {
             Problem::bad_request(format!(
-                "{name}: write 1 to {LONGEST_HEADER} characters of ASCII"
+                "{name}: write 1 to {MAX_HEADER_LEN} characters of ASCII"
             ))
         })?;
         Ok(Some(text.to_owned()))

@@ -19,8 +19,8 @@ use super::{
 use crate::{
     audit::Subject,
     change::{Planned, Wanted},
-    live::{Live, MOST_TOKENS},
-    people::{Actor, LONGEST, TOKENS, Token, USERS, User, new_secret, token_hash},
+    live::{Live, MAX_TOKENS},
+    people::{Actor, MAX_TOKEN_LIFETIME, TOKENS, Token, USERS, User, new_secret, token_hash},
     roles::{ObjectGroup, Verb},
 };
 
@@ -151,9 +151,9 @@ pub(super) async fn issue(call: &Call, actor: &Actor, new: Issue<'_>) -> Result<
         if new.password.is_some() && new.password != user.password.as_deref() {
             return Err(wrong_credentials());
         }
-        if live.tokens_of(new.user, origin.now).count() >= MOST_TOKENS {
+        if live.tokens_of(new.user, origin.now).count() >= MAX_TOKENS {
             return Err(Problem::too_many(&format!(
-                "user {:?} has {MOST_TOKENS} tokens: remove some, or wait until they expire",
+                "user {:?} has {MAX_TOKENS} tokens: remove some, or wait until they expire",
                 new.user
             )));
         }
@@ -269,13 +269,13 @@ async fn create_machine_token(call: Call) -> Result<Answer, Problem> {
 
 fn lifetime(new: &NewToken) -> Result<SignedDuration, Problem> {
     let lifetime = SignedDuration::from_hours(i64::from(new.hours));
-    if new.hours == 0 || lifetime > LONGEST || new.description.chars().count() > 256 {
+    if new.hours == 0 || lifetime > MAX_TOKEN_LIFETIME || new.description.chars().count() > 256 {
         return Err(Problem::new(
             StatusCode::UNPROCESSABLE_ENTITY,
             "invalid",
             format!(
                 "hours: write 1 to {}; description: at most 256 characters",
-                LONGEST.as_hours()
+                MAX_TOKEN_LIFETIME.as_hours()
             ),
         ));
     }

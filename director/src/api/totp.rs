@@ -25,7 +25,7 @@ use crate::{
 /// tries otherwise, which are some hours.
 const WRONG: u32 = 5;
 /// Time that the user waits.
-const WAIT: SignedDuration = SignedDuration::from_mins(15);
+const LOCKOUT: SignedDuration = SignedDuration::from_mins(15);
 
 /// The password is right, and a code is missing.
 pub(super) fn missing() -> Problem {
@@ -37,14 +37,14 @@ pub(super) fn missing() -> Problem {
 }
 
 /// Refuses a user who has sent wrong codes.
-pub(super) fn check_patience(
+pub(super) fn check_lockout(
     director: &Director,
     user: &str,
     now: Timestamp,
 ) -> Result<(), Problem> {
     let mut wrong = lock(director);
     // Users who waited long enough are forgotten.
-    wrong.retain(|_, (_, last)| now.duration_since(*last) < WAIT);
+    wrong.retain(|_, (_, last)| now.duration_since(*last) < LOCKOUT);
     match wrong.get(user) {
         Some((count, _)) if *count >= WRONG => Err(Problem::new(
             StatusCode::TOO_MANY_REQUESTS,
@@ -52,7 +52,7 @@ pub(super) fn check_patience(
             format!(
                 "{WRONG} codes or passwords in a row were wrong: wait for {} minutes, or ask an \
                  administrator for help",
-                WAIT.as_mins()
+                LOCKOUT.as_mins()
             ),
         )),
         Some(_) | None => Ok(()),
@@ -163,7 +163,7 @@ pub(super) async fn create(call: Call) -> Result<Answer, Problem> {
 pub(super) async fn confirm(call: Call) -> Result<Answer, Problem> {
     let name = call.actor()?.user.clone();
     let Code { code } = call.read()?;
-    check_patience(&call.director, &name, call.director.chance.now())?;
+    check_lockout(&call.director, &name, call.director.chance.now())?;
     change(&call, &name, StatusCode::NO_CONTENT, |user, now| {
         let Some(totp) = &user.totp else {
             let text = "you have no authenticator: make one with POST first";

@@ -26,7 +26,7 @@ const PLAN_RUNS: usize = 20;
 /// seen to write 4.2 MB for each, half of them the copy of the log into the file.
 const PLAN_PAGES: usize = 512;
 /// Longest wait for the director to answer.
-const START: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Measures a director with many tenants.
 #[derive(Parser)]
@@ -78,7 +78,7 @@ impl Server {
         let stream = loop {
             match TcpStream::connect(address) {
                 Ok(stream) => break stream,
-                Err(_) if begun.elapsed() < START => {
+                Err(_) if begun.elapsed() < START_TIMEOUT => {
                     std::thread::sleep(Duration::from_millis(2));
                 }
                 Err(error) => bail!("the director does not answer: {error}"),

@@ -10,7 +10,7 @@ use super::{
 };
 
 /// Longest detail of a problem, characters: a request does not get its own megabyte back.
-const LONGEST: usize = 2200;
+const MAX_DETAIL_LEN: usize = 2200;
 
 /// A wrong spec.
 struct Wrong {
@@ -215,7 +215,7 @@ async fn each_wrong_field_of_each_kind_gets_one_clear_error_and_changes_nothing(
                     .as_str()
                     .unwrap_or_default()
                     .to_owned();
-                if detail.is_empty() || detail.chars().count() > LONGEST {
+                if detail.is_empty() || detail.chars().count() > MAX_DETAIL_LEN {
                     problems.push(format!("{defect}: a detail of {} bytes", detail.len()));
                 } else if !wrong.field.split(' ').any(|field| detail.contains(field)) {
                     problems.push(format!("{defect}: {detail:?} does not name it"));

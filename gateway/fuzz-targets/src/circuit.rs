@@ -6,7 +6,7 @@ use fuzzing::Input;
 use super::world::{Act, World};
 
 /// Events of one input at most.
-const ACTS: usize = 64;
+const MAX_EVENTS: usize = 64;
 
 /// The events of an input; seeds refer to them by index.
 pub(crate) const KINDS: [Act; 12] = [
@@ -26,5 +26,5 @@ pub(crate) const KINDS: [Act; 12] = [
 
 /// Runs one input.
 pub fn circuit(data: &[u8]) {
-    World::new(data, false).run(&mut Input::new(data), &KINDS, ACTS);
+    World::new(data, false).run(&mut Input::new(data), &KINDS, MAX_EVENTS);
 }

@@ -7,7 +7,7 @@ use fuzzing::Input;
 /// Pieces of the input's own sizes, before they are repeated.
 const SIZES: usize = 4;
 /// Up to so many bytes, each is fed by itself; where there are more, pieces are larger.
-const SHORT: usize = 1024;
+const MAX_BYTEWISE: usize = 1024;
 /// Extensions that an input may write.
 const EXTENSIONS: usize = 8;
 
@@ -92,7 +92,7 @@ fn written(input: &mut Input<'_>) -> Vec<u8> {
         wire.extend([22, 3, 1]);
         wire.extend((part.len() as u16).to_be_bytes());
         wire.extend(part);
-        if wire.len() > MAX_HELLO + SHORT {
+        if wire.len() > MAX_HELLO + MAX_BYTEWISE {
             break;
         }
     }
@@ -104,13 +104,13 @@ fn written(input: &mut Input<'_>) -> Vec<u8> {
         wire.truncate(usize::from(input.u16()) % (wire.len() + 1));
     }
     wire.extend(input.rest());
-    wire.truncate(MAX_HELLO + SHORT);
+    wire.truncate(MAX_HELLO + MAX_BYTEWISE);
     wire
 }
 
 fn check(wire: &[u8], sizes: [usize; SIZES]) {
     let whole = Reader::new().feed(wire);
-    let certain = if wire.len() <= SHORT {
+    let certain = if wire.len() <= MAX_BYTEWISE {
         byte_by_byte(wire)
     } else {
         // Once there is an answer, there is one with more bytes, too.
@@ -138,7 +138,7 @@ fn check(wire: &[u8], sizes: [usize; SIZES]) {
     let mut reader = Reader::new();
     let (mut rest, mut answer) = (wire, Ok(Progress::More));
     for size in sizes.iter().cycle() {
-        let size = size * (1 + wire.len() / SHORT);
+        let size = size * (1 + wire.len() / MAX_BYTEWISE);
         let (piece, behind) = rest.split_at(size.min(rest.len()));
         let next = reader.feed(piece);
         assert!(

@@ -32,7 +32,7 @@ const DEFAULT_CONNECTIONS: i64 = 1000;
 /// Characters of a route's ID at most.
 const MAX_ROUTE_ID: usize = 512;
 /// Characters of a text in an error message at most.
-const SHOWN: usize = 64;
+const MAX_QUOTED: usize = 64;
 
 /// The limits of the machine: its share of the check.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -277,6 +277,9 @@ pub(crate) fn circuit(
 
 /// An ID in a message, so that a long one does not fill the log.
 pub(crate) fn shown(id: &str) -> &str {
-    let end = id.char_indices().nth(SHOWN).map_or(id.len(), |(at, _)| at);
+    let end = id
+        .char_indices()
+        .nth(MAX_QUOTED)
+        .map_or(id.len(), |(at, _)| at);
     &id[..end]
 }

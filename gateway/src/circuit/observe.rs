@@ -21,7 +21,7 @@ use super::{
 };
 
 /// Time that all threads together have to answer. The control loop waits for them.
-const PATIENCE: Duration = Duration::from_millis(500);
+const REPLY_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Counters of all circuits together and of each tenant's.
 #[derive(Clone, Debug, Default)]
@@ -101,7 +101,7 @@ impl Observer {
             answered
         });
         let asked: Vec<Receiver<T>> = asked.collect();
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + REPLY_TIMEOUT;
         asked
             .into_iter()
             .map(|answered| {
@@ -328,6 +328,6 @@ mod tests {
         observer.workers.extend((0..9).map(|_| worker.clone()));
         let begun = Instant::now();
         assert!(!observer.is_empty());
-        assert!(begun.elapsed() < PATIENCE * 3);
+        assert!(begun.elapsed() < REPLY_TIMEOUT * 3);
     }
 }

@@ -39,15 +39,15 @@ use super::{
 };
 
 /// Interval of sweeps, milliseconds.
-const TICK: u16 = 250;
+const SWEEP_INTERVAL_MS: u16 = 250;
 /// Batches of one socket before the next socket.
-const TURN: usize = 4;
+const BATCHES_PER_SOCKET: usize = 4;
 /// Datagrams that an outbox collects before it sends.
-const COLLECTED: usize = BATCH * 64;
+const OUTBOX_CAPACITY: usize = BATCH * 64;
 /// Circuits of a command: a thread serves its sockets between two commands.
-const CHANGED: usize = 256;
+const CIRCUITS_PER_COMMAND: usize = 256;
 /// Burst of a tenant: the amount of this time at its rate.
-const BURST: Duration = Duration::from_millis(100);
+const BURST_TIME: Duration = Duration::from_millis(100);
 
 /// Why circuits do not start, or keep the old addresses.
 #[derive(Debug, thiserror::Error)]
@@ -246,7 +246,7 @@ impl Circuits {
                     keys: circuit.keys.clone(),
                 }),
             }
-            if change.removed.len() + change.put.len() == CHANGED {
+            if change.removed.len() + change.put.len() == CIRCUITS_PER_COMMAND {
                 self.workers[n].send(Command::Change(std::mem::take(change)));
                 commands += 1;
             }
@@ -285,15 +285,15 @@ impl Circuits {
 
     fn bucket(&self, tenant: &str, rate: u64) -> Bucket {
         let Some(fast) = &self.fast else {
-            return Bucket::new(rate, BURST);
+            return Bucket::new(rate, BURST_TIME);
         };
-        fast.bucket(rate, BURST).unwrap_or_else(|| {
+        fast.bucket(rate, BURST_TIME).unwrap_or_else(|| {
             tracing::warn!(
                 tenant,
                 "XDP map BUCKETS is full (entries of removed tenants are reused after a second): \
                  circuits of this tenant use user space until it is removed and added again"
             );
-            Bucket::new(rate, BURST)
+            Bucket::new(rate, BURST_TIME)
         })
     }
 
@@ -491,7 +491,11 @@ fn work(
     let mut swept = clock();
     let mut pending = false;
     loop {
-        poll.wait(if pending { 0 } else { i32::from(TICK) });
+        poll.wait(if pending {
+            0
+        } else {
+            i32::from(SWEEP_INTERVAL_MS)
+        });
         if poll.is_woken() || pending {
             // Reset before the commands are read, so that none is missed.
             let _ = waker.read();
@@ -536,7 +540,7 @@ fn work(
             }
         }
         let now = clock();
-        if now.saturating_sub(swept) >= Duration::from_millis(TICK.into()) {
+        if now.saturating_sub(swept) >= Duration::from_millis(SWEEP_INTERVAL_MS.into()) {
             swept = now;
             state.table.sweep(now);
         }
@@ -551,7 +555,7 @@ impl Carrier {
             .retain(|_| kept.next().is_none_or(Option::is_some));
         self.sockets.extend(new);
         self.outboxes
-            .resize_with(self.sockets.len(), || Outbox::new(COLLECTED));
+            .resize_with(self.sockets.len(), || Outbox::new(OUTBOX_CAPACITY));
     }
 
     /// Publishes changed circuits to the XDP program.
@@ -576,9 +580,9 @@ impl Carrier {
         self.publish();
     }
 
-    /// Serves up to [`TURN`] batches of one socket.
+    /// Serves up to [`BATCHES_PER_SOCKET`] batches of one socket.
     fn serve(&mut self, place: usize, batch: &mut Batch) {
-        for _ in 0..TURN {
+        for _ in 0..BATCHES_PER_SOCKET {
             let count = match batch.receive(&self.sockets[place]) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -674,7 +678,7 @@ impl Carrier {
     fn drain(&mut self, now: Duration, bytes: &mut [u8]) {
         self.table.drain();
         for (n, (to, message)) in self.table.moves(now).enumerate() {
-            let offset = n % COLLECTED * MESSAGE_BYTES;
+            let offset = n % OUTBOX_CAPACITY * MESSAGE_BYTES;
             let place = usize::from(to.socket);
             if offset == 0 && n > 0 {
                 for (outbox, socket) in self.outboxes.iter_mut().zip(&mut self.sockets) {

@@ -20,7 +20,7 @@ pub static SOCKET: Socket = Socket {
 };
 
 /// Tenants, circuits or objects in a reply, at most.
-pub const PAGE: usize = 1000;
+pub const PAGE_SIZE: usize = 1000;
 
 /// A reply. On the wire it is the content alone: the request says which one it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -39,7 +39,7 @@ use self::{
 use crate::{
     circuit::{self, fast},
     config::{self, Config},
-    control::{self, Answer, PAGE, Request, UpdateReply},
+    control::{self, Answer, PAGE_SIZE, Request, UpdateReply},
     relay,
 };
 
@@ -206,7 +206,7 @@ impl service::Daemon for Gateway {
                 .ok_or_else(|| Refusal::new("bad-request", "after: write a circuit ID")),
             Request::Desired { after, keys } => controller
                 .model
-                .page(after.as_deref(), PAGE, keys)
+                .page(after.as_deref(), PAGE_SIZE, keys)
                 .map(Answer::Desired)
                 .ok_or_else(|| Refusal::new("bad-request", "after: write `next` of a page")),
             Request::Apply { update } => return self.apply(*update, responder),

@@ -12,7 +12,7 @@ use crate::{
         table::{CircuitState, Drops, Reason as DropReason, TenantCounts},
     },
     control::{
-        Brief, CircuitStatus, CircuitsStatus, DesiredStatus, InterfaceStatus, PAGE, Status,
+        Brief, CircuitStatus, CircuitsStatus, DesiredStatus, InterfaceStatus, PAGE_SIZE, Status,
         TenantStatus, XdpStatus,
     },
     relay::{
@@ -86,11 +86,11 @@ impl Controller {
         let query = Query {
             after,
             tenant: tenant.map(Into::into),
-            limit: PAGE + 1,
+            limit: PAGE_SIZE + 1,
         };
         let circuits = self.circuits.observer().page(&query);
         let items = circuits.iter().map(circuit_status);
-        Some(Page::of(items, |item| item.id.clone(), None, PAGE))
+        Some(Page::of(items, |item| item.id.clone(), None, PAGE_SIZE))
     }
 
     /// A page of tenants, the one without a name first.
@@ -104,7 +104,7 @@ impl Controller {
             let counts = summary.tenants.get(name).unwrap_or(&none);
             self.tenant_status(name, limit, counts)
         });
-        Page::of(tenants, |tenant| tenant.name.clone(), after, PAGE)
+        Page::of(tenants, |tenant| tenant.name.clone(), after, PAGE_SIZE)
     }
 
     fn tenant_status(&self, name: &str, limit: Option<u32>, of: &TenantCounts) -> TenantStatus {

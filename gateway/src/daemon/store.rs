@@ -30,7 +30,7 @@ use service::config::Checker;
 /// Version of the file.
 const VERSION: u32 = 1;
 /// Bytes of deltas after which they are joined with their state, at least.
-const JOINED: u64 = 1 << 20;
+const COMPACTION_BYTES: u64 = 1 << 20;
 
 /// Why the state cannot be stored or read.
 #[derive(Debug, thiserror::Error)]
@@ -335,7 +335,7 @@ impl Writer {
         file.sync_data().map_err(failed)?;
         let length = length + line.len() as u64;
         self.open = Some((file, length, first));
-        if length > first * 2 + JOINED {
+        if length > first * 2 + COMPACTION_BYTES {
             let text = fs::read_to_string(&path).map_err(failed)?;
             match join(&text) {
                 Ok((model, None)) => self.state(&model.snapshot())?,
@@ -505,7 +505,10 @@ mod tests {
             put(&store, delta(n, &many)).expect("stored");
             longest = longest.max(length());
         }
-        assert!((JOINED..2 * JOINED).contains(&longest), "{longest}");
+        assert!(
+            (COMPACTION_BYTES..2 * COMPACTION_BYTES).contains(&longest),
+            "{longest}"
+        );
         drop(store);
         let (_, stored) = Store::open(dir.path()).expect("stored");
         let (revision, names) = names(&stored);

@@ -22,7 +22,7 @@ const QUEUE: usize = 4096;
 /// Bytes of records that are written at a time, about.
 const CHUNK: usize = 1 << 16;
 /// Pause after a failed write: the least, and the most.
-const PAUSE: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(30)];
+const RETRY_PAUSES: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(30)];
 
 /// A connection that has ended. Fields are stable; new ones may be added.
 #[derive(Clone, Debug, Serialize)]
@@ -68,7 +68,7 @@ impl AccessLog {
         let mut writer = Writer {
             path: path.to_owned(),
             file: Some(file),
-            pause: PAUSE[0],
+            pause: RETRY_PAUSES[0],
             retry: None,
             lost: lost.clone(),
         };
@@ -143,7 +143,7 @@ impl Writer {
                 if self.retry.take().is_some() {
                     tracing::info!(path = %self.path.display(), "access records are written again");
                 }
-                self.pause = PAUSE[0];
+                self.pause = RETRY_PAUSES[0];
             }
             Err(error) => {
                 self.lost.inc_by(count);
@@ -160,7 +160,7 @@ impl Writer {
         }
         self.file = None;
         self.retry = Some(now + self.pause);
-        self.pause = (self.pause * 2).min(PAUSE[1]);
+        self.pause = (self.pause * 2).min(RETRY_PAUSES[1]);
     }
 }
 

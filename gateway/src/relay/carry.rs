@@ -26,14 +26,14 @@ use super::{
 };
 
 /// Time to discard bytes for a side that refuses them, after the other direction has ended.
-const LINGER: Duration = Duration::from_secs(5);
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Age of a connection at which keepalive to its backend is switched on; most connections are
 /// shorter.
-const LASTING: Duration = Duration::from_secs(1);
+const KEEPALIVE_AGE: Duration = Duration::from_secs(1);
 
 /// Interval of checks whether the other direction has ended.
-const LOOK: Duration = Duration::from_millis(500);
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Byte counters of a tenant.
 #[derive(Clone, Debug, Default)]
@@ -170,8 +170,8 @@ pub fn abort(client: &TcpStream, backend: &TcpStream) {
 
 /// Waits until no byte came for `idle`.
 async fn until_idle(activity: &Activity, backend: &Side<'_>, idle: Duration) {
-    if idle > LASTING {
-        sleep(LASTING).await;
+    if idle > KEEPALIVE_AGE {
+        sleep(KEEPALIVE_AGE).await;
         // It fails only if the connection is closed already.
         if let Err(error) = enable_keepalive(backend.stream) {
             tracing::debug!(%error, "cannot enable keepalive");
@@ -303,18 +303,18 @@ fn finish(to: &TcpStream) -> io::Result<()> {
     )?)
 }
 
-/// Discards bytes to the end of the stream; for at most [`LINGER`] after the other direction has
-/// ended.
+/// Discards bytes to the end of the stream; for at most [`DISCARD_TIMEOUT`] after the other
+/// direction has ended.
 async fn discard(from: &Side<'_>, to: &Side<'_>) {
     let mut end = None;
     loop {
         if end.is_none() && to.ended.load(Ordering::Relaxed) {
-            end = Some(Instant::now() + LINGER);
+            end = Some(Instant::now() + DISCARD_TIMEOUT);
         }
         if end.is_some_and(|end| end <= Instant::now()) {
             return;
         }
-        match timeout(LOOK, from.stream.readable()).await {
+        match timeout(CHECK_INTERVAL, from.stream.readable()).await {
             Ok(Ok(())) if discard_some(from.stream) => {}
             Ok(_) => return,
             Err(_) => {}

@@ -62,7 +62,7 @@ impl Backends {
     /// When the resolver's thread cannot be started.
     pub fn start(file: Option<PathBuf>, seed: u64) -> io::Result<Self> {
         let settings = NameSettings {
-            hurry: LOOKUP_PAUSE,
+            min_interval: LOOKUP_PAUSE,
             // A backend may run on the gateway's machine.
             loopback: true,
             ..NameSettings::default()
@@ -130,7 +130,7 @@ fn is_named(backend: &Backend) -> bool {
     endpoints.any(|endpoint| endpoint.name().is_some())
 }
 
-/// Connects to a backend; calls `failed` for each address that does not answer within `patience`,
+/// Connects to a backend; calls `failed` for each address that does not answer within `timeout`,
 /// or later than another one.
 ///
 /// # Errors
@@ -138,11 +138,11 @@ fn is_named(backend: &Backend) -> bool {
 pub(super) async fn dial(
     (name, backend): (&Arc<str>, &Backend),
     backends: &Backends,
-    patience: Duration,
+    timeout: Duration,
     failed: impl Fn(),
 ) -> io::Result<(TcpStream, SocketAddr)> {
     let settings = RaceSettings {
-        patience,
+        attempt_timeout: timeout,
         ..RaceSettings::default()
     };
     let report = |address, report| {
@@ -159,7 +159,7 @@ pub(super) async fn dial(
     };
     if is_named(backend) {
         let endpoints = &backend.endpoints;
-        backends.resolver.look_up_again(endpoints, patience).await;
+        backends.resolver.look_up_again(endpoints, timeout).await;
         let mut new = backends.resolver.target(name, endpoints).addresses;
         new.retain(|address| !tried.contains(address));
         if !new.is_empty() {
@@ -285,13 +285,13 @@ mod tests {
         let named = plan(&[&format!("localhost:{port}")]);
         backends.set(&named);
         let name = "b".into();
-        let patience = Duration::from_secs(5);
-        let dialled = dial((&name, &named["b"]), &backends, patience, || {}).await;
+        let timeout = Duration::from_secs(5);
+        let dialled = dial((&name, &named["b"]), &backends, timeout, || {}).await;
         let (_stream, address) = dialled.expect("connected");
         assert_eq!((address.ip().is_loopback(), address.port()), (true, port));
         let unknown = plan(&["no-such-name.invalid:5"]);
         backends.set(&unknown);
-        let failed = dial((&name, &unknown["b"]), &backends, patience, || {}).await;
+        let failed = dial((&name, &unknown["b"]), &backends, timeout, || {}).await;
         let error = failed.expect_err("no address").kind();
         assert_eq!(error, io::ErrorKind::AddrNotAvailable);
     }

@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 /// The source of connections of a proxy that has not named its client yet.
 const UNNAMED: Source = Source::V4(0);
 /// Connections beyond the limit of the gateway, while others leave that were evicted.
-const LEAVING: usize = 64;
+const EVICTION_ALLOWANCE: usize = 64;
 
 /// The limit that is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -291,7 +291,7 @@ impl Connections {
         let of = source.unwrap_or(UNNAMED);
         if taken.all >= all {
             let victim = taken.trials.victim(of).ok_or(Full::Gateway)?;
-            if taken.all >= all.saturating_add(LEAVING) {
+            if taken.all >= all.saturating_add(EVICTION_ALLOWANCE) {
                 return Err(Full::Gateway);
             }
             if let Some(evicted) = taken.trials.remove(victim.0, victim.1) {
@@ -569,7 +569,7 @@ mod tests {
             // Whatever the flood does, it gets no place of others.
             let more: Vec<_> = (0..50).map(|n| open(&source(n))).collect();
             assert!(!new.iter().flatten().any(Counted::has_to_go));
-            assert!(connections.all() <= ALL + LEAVING);
+            assert!(connections.all() <= ALL + EVICTION_ALLOWANCE);
             drop((flood, new, more));
             assert_eq!(connections.all(), 1);
             drop(old);

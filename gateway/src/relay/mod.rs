@@ -62,7 +62,7 @@ pub use self::{
 /// Time that the accept tasks of a drain have to close their sockets.
 const LEFT_BEHIND: Duration = Duration::from_secs(1);
 /// Threads at most, on any number of processors.
-const MOST_THREADS: usize = 64;
+const MAX_THREADS: usize = 64;
 
 /// Why the relay does not start, or keeps its old plan.
 #[derive(Debug, thiserror::Error)]
@@ -442,5 +442,5 @@ impl Relay {
 /// The number of threads.
 fn processors() -> usize {
     let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-    processors.min(MOST_THREADS)
+    processors.min(MAX_THREADS)
 }

@@ -20,7 +20,7 @@ use gateway_client::proxy_header;
 use gateway_core::hello::{self, Hello, Progress, Reader};
 
 /// Interval of looks whether the client is still there, while its backend is dialled.
-const WATCH: Duration = Duration::from_millis(100);
+const CLIENT_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// Bytes of one read.
 const READ: usize = 4096;
 
@@ -339,7 +339,7 @@ async fn dial_while_connected(
 async fn client_closed(client: &TcpStream) {
     loop {
         // Most backends answer before: a client is not asked for nothing.
-        sleep(WATCH).await;
+        sleep(CLIENT_CHECK_INTERVAL).await;
         let ready = timeout(
             Duration::ZERO,
             client.ready(Interest::READABLE | Interest::ERROR),

@@ -27,15 +27,16 @@ const PIPE: i32 = 256 << 10;
 /// Size of a buffer, bytes.
 const BUFFER: usize = 64 << 10;
 /// Bytes of one splice at most.
-const MOST: usize = 1 << 20;
+const MAX_SPLICE: usize = 1 << 20;
 /// Unused pipes or buffers that are kept.
-const KEPT: usize = 64;
+const MAX_IDLE: usize = 64;
 
 /// Size of the buffer of a thread, bytes.
-const FEW: usize = 16 << 10;
+const THREAD_BUFFER_LEN: usize = 16 << 10;
 
 thread_local! {
-    static OWN: RefCell<Box<[u8]>> = RefCell::new(vec![0; FEW].into_boxed_slice());
+    static THREAD_BUFFER: RefCell<Box<[u8]>> =
+        RefCell::new(vec![0; THREAD_BUFFER_LEN].into_boxed_slice());
 }
 
 /// The result of [`read`].
@@ -54,7 +55,7 @@ pub struct Read<'a> {
 /// # Errors
 /// `WouldBlock` when no byte is available; else the error of the socket that is read.
 pub fn read<'a>(from: &TcpStream, to: &TcpStream, pipes: &'a Pipes) -> io::Result<Read<'a>> {
-    OWN.with_borrow_mut(|own| {
+    THREAD_BUFFER.with_borrow_mut(|own| {
         let bytes = receive(from, own)?;
         let held = |from| Some(pipes.buffer_of(&own[from..bytes]));
         let rest = if bytes == 0 {
@@ -69,7 +70,7 @@ pub fn read<'a>(from: &TcpStream, to: &TcpStream, pipes: &'a Pipes) -> io::Resul
         };
         Ok(Read {
             bytes,
-            all: bytes < FEW,
+            all: bytes < THREAD_BUFFER_LEN,
             rest,
         })
     })
@@ -286,7 +287,7 @@ impl Drop for PooledPipe<'_> {
         let fits = pipes.made.load(Ordering::Relaxed) <= most;
         let mut free = pipes.free();
         // A pipe with bytes inside cannot be reused; a buffer is not kept where pipes are allowed.
-        if held == 0 && fits && is_pipe == (most > 0) && free.len() < KEPT {
+        if held == 0 && fits && is_pipe == (most > 0) && free.len() < MAX_IDLE {
             free.push(between);
         } else if is_pipe {
             pipes.made.fetch_sub(1, Ordering::Relaxed);
@@ -300,7 +301,7 @@ fn moved(from: impl std::os::fd::AsFd, to: impl std::os::fd::AsFd) -> io::Result
         None,
         to,
         None,
-        MOST,
+        MAX_SPLICE,
         SpliceFFlags::SPLICE_F_NONBLOCK,
     )?)
 }

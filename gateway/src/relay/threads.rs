@@ -23,7 +23,7 @@ use tokio::{runtime, sync::oneshot, time::timeout};
 /// Open files of a thread: the epoll of tokio, its copy, its waker and its signal pipe.
 pub(super) const FILES: usize = 4;
 /// Longest sleep of a thread: less than the usual deadlines of connections.
-const LOOK_UP: Duration = Duration::from_millis(250);
+const MAX_SLEEP: Duration = Duration::from_millis(250);
 
 /// The threads; they end with the drop.
 #[derive(Debug)]
@@ -100,7 +100,7 @@ impl Threads {
 /// Runs until the sender is dropped. The short timeout spares system calls: tokio writes to the
 /// waker for each new deadline that is earlier than the present one.
 async fn run(mut stopped: oneshot::Receiver<()>) {
-    while timeout(LOOK_UP, &mut stopped).await.is_err() {}
+    while timeout(MAX_SLEEP, &mut stopped).await.is_err() {}
 }
 
 /// The least busy thread, if thread `own` is much busier: a change of threads costs more than a

@@ -23,7 +23,7 @@ use crate::{circuits::circuit_end, common::*, process::*};
 fn status_and_metrics_report_connections() {
     let gateway = Gateway::start(
         echo(),
-        &format!("{ANYWHERE}\nmetrics = \"127.0.0.1:0\""),
+        &format!("{ANY_PORT}\nmetrics = \"127.0.0.1:0\""),
         "",
     );
     let mode = fs::metadata(gateway.socket())
@@ -76,12 +76,12 @@ fn status_and_metrics_report_connections() {
 
 #[test]
 fn a_reload_applies_and_connections_stay() {
-    let gateway = Gateway::start(echo(), ANYWHERE, "");
+    let gateway = Gateway::start(echo(), ANY_PORT, "");
     let at = gateway.at();
     let mut open = greet(at, "d.example");
     exchange(&mut open, b"before");
     let other = backend(|mut stream| stream.write_all(b"other").expect("send"));
-    let new = config(gateway.dir.path(), other, ANYWHERE, "").replace("d.example", "e.example");
+    let new = config(gateway.dir.path(), other, ANY_PORT, "").replace("d.example", "e.example");
     gateway.write(&new);
     gateway.signal(Signal::SIGHUP);
     until("the new route", || {
@@ -133,7 +133,7 @@ fn a_reload_applies_and_connections_stay() {
             "[[tenant]]\nname = \"umbrella\"\n[[backend]]",
         )
         .replace(
-            ANYWHERE,
+            ANY_PORT,
             "listen = [\"127.0.0.1:0\", \"[::1]:0\"]\nmetrics = \"TAKEN\"",
         );
     gateway.write(&more.replace("TAKEN", &taken.to_string()));
@@ -160,7 +160,7 @@ fn a_reload_applies_and_connections_stay() {
 
 #[test]
 fn sigterm_lets_connections_end() {
-    let mut gateway = Gateway::start(echo(), ANYWHERE, "");
+    let mut gateway = Gateway::start(echo(), ANY_PORT, "");
     let at = gateway.at();
     let mut open = greet(at, "d.example");
     exchange(&mut open, b"before");
@@ -185,7 +185,7 @@ fn sigterm_lets_connections_end() {
 /// connections.
 #[test]
 fn a_drained_gateway_stays_drained_until_undrain() {
-    let mut gateway = Gateway::start(echo(), ANYWHERE, &circuit(1));
+    let mut gateway = Gateway::start(echo(), ANY_PORT, &circuit(1));
     let status = gateway.status();
     let (at, udp) = (status.listen[0], status.circuits.listen[0]);
     let mut open = greet(at, "d.example");
@@ -218,7 +218,7 @@ fn a_drained_gateway_stays_drained_until_undrain() {
     assert!(gateway.cli(&["drain"]).status.success());
     gateway.signal(Signal::SIGTERM);
     let mut status = None;
-    gateway.write(&config(gateway.dir.path(), echo(), ANYWHERE, ""));
+    gateway.write(&config(gateway.dir.path(), echo(), ANY_PORT, ""));
     until(
         "it ends when the binding has expired, or by another signal",
         || {
@@ -233,7 +233,7 @@ fn a_drained_gateway_stays_drained_until_undrain() {
 #[test]
 fn the_drain_ends_after_its_time() {
     // Its patience ends.
-    let mut gateway = Gateway::start(echo(), &format!("{ANYWHERE}\ndrain = 0.4"), "");
+    let mut gateway = Gateway::start(echo(), &format!("{ANY_PORT}\ndrain = 0.4"), "");
     let mut open = greet(gateway.at(), "d.example");
     exchange(&mut open, b"before");
     let begun = Instant::now();
@@ -242,7 +242,7 @@ fn the_drain_ends_after_its_time() {
     assert!(begun.elapsed() >= Duration::from_millis(390));
     assert!(rest(&mut open).unwrap_or_default().is_empty());
     // A second signal ends the drain.
-    let mut gateway = Gateway::start(echo(), &format!("{ANYWHERE}\ndrain = 3600"), "");
+    let mut gateway = Gateway::start(echo(), &format!("{ANY_PORT}\ndrain = 3600"), "");
     let mut open = greet(gateway.at(), "d.example");
     exchange(&mut open, b"before");
     gateway.signal(Signal::SIGTERM);
@@ -253,7 +253,7 @@ fn the_drain_ends_after_its_time() {
 
 #[test]
 fn a_killed_gateway_binds_its_port_again_at_once() {
-    let mut gateway = Gateway::start(echo(), ANYWHERE, "");
+    let mut gateway = Gateway::start(echo(), ANY_PORT, "");
     let at = gateway.at();
     let mut open: Vec<_> = (0..5).map(|_| greet(at, "d.example")).collect();
     open.iter_mut().for_each(|c| exchange(c, b"before"));
@@ -310,7 +310,7 @@ fn check_lists_every_problem() {
 
 #[test]
 fn a_command_survives_a_closed_pipe() {
-    let gateway = Gateway::start(echo(), ANYWHERE, &circuit(1));
+    let gateway = Gateway::start(echo(), ANY_PORT, &circuit(1));
     let file = gateway.dir.path().join("gw.toml");
     let file = file.to_str().expect("a path");
     for words in [
@@ -353,7 +353,7 @@ fn errors_at_the_start_name_the_cause() {
         assert!(!output.status.success());
         self::text(&output.stderr)
     };
-    let output = start(ANYWHERE, "[limits]\nconnections = 500", 1000);
+    let output = start(ANY_PORT, "[limits]\nconnections = 500", 1000);
     let others = 128 + gateway::relay::Relay::files(1);
     let (needed, most) = ((500 + 64) * 2 + others, (1000 - 64 * 2 - others) / 2);
     let wanted = format!(
@@ -372,7 +372,7 @@ fn errors_at_the_start_name_the_cause() {
         "a failed start removes its socket"
     );
     fs::write(dir.path().join("gw.sock"), "mine").expect("write");
-    let output = start(ANYWHERE, "", 1000);
+    let output = start(ANY_PORT, "", 1000);
     assert!(
         output.contains("exists and is not a socket; move it away"),
         "{output}"
@@ -390,7 +390,7 @@ fn errors_at_the_start_name_the_cause() {
 
 #[test]
 fn the_control_socket_refuses_unknown_requests() {
-    let gateway = Gateway::start(echo(), ANYWHERE, "");
+    let gateway = Gateway::start(echo(), ANY_PORT, "");
     let ask = |line: &str| {
         let mut stream =
             std::os::unix::net::UnixStream::connect(gateway.socket()).expect("connect");
@@ -446,7 +446,7 @@ fn idle_connections_are_small_and_hold_no_pipe() {
             open.push(stream);
         }
     });
-    let gateway = Gateway::start(to, ANYWHERE, "[limits]\nper_source = 5000");
+    let gateway = Gateway::start(to, ANY_PORT, "[limits]\nper_source = 5000");
     let at = gateway.at();
     let mut open = Vec::new();
     let mut more = |count: usize| {
@@ -479,7 +479,7 @@ fn idle_connections_are_small_and_hold_no_pipe() {
 
 #[test]
 fn circuits_are_configured_and_reported() {
-    let anywhere = format!("{ANYWHERE}\nmetrics = \"127.0.0.1:0\"");
+    let anywhere = format!("{ANY_PORT}\nmetrics = \"127.0.0.1:0\"");
     let mut gateway = Gateway::start(echo(), &anywhere, &circuit(1));
     let status = gateway.status();
     let at = status.circuits.listen[0];
@@ -584,7 +584,7 @@ fn circuits_are_configured_and_reported() {
 
 #[test]
 fn ends_bind_again_within_a_second_after_a_kill() {
-    let mut gateway = Gateway::start(echo(), ANYWHERE, &circuit(1));
+    let mut gateway = Gateway::start(echo(), ANY_PORT, &circuit(1));
     // A free port for TCP and UDP.
     let (_held, free) = listener();
     drop(_held);

@@ -46,7 +46,7 @@ impl Gateway {
     /// A gateway that has no state until one is applied.
     fn start_local() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        write_secret(dir.path(), &local(dir.path(), ANYWHERE));
+        write_secret(dir.path(), &local(dir.path(), ANY_PORT));
         let child = Self::ready(&dir);
         Self { dir, child }
     }
@@ -189,7 +189,7 @@ fn a_file_with_a_desired_state_decides_until_it_has_none() {
     gateway.apply(&snapshot(9, echo())).expect("applied");
     let desired = "[[tenant]]\nname = \"other\"\n[[backend]]\nname = \"x\"\naddresses = \
         [\"192.0.2.1:1\"]\n[[route]]\nname = \"e.example\"\nbackend = \"x\"\n";
-    gateway.write(&(local(&dir, ANYWHERE) + desired));
+    gateway.write(&(local(&dir, ANY_PORT) + desired));
     assert!(gateway.cli(&["reload"]).status.success());
     let status = gateway.status();
     assert_eq!(
@@ -202,7 +202,7 @@ fn a_file_with_a_desired_state_decides_until_it_has_none() {
         .expect_err("the file decides");
     assert!(error.contains("remove [[tenant]], [[circuit]]"), "{error}");
     // Without it, what is in force stays, over a restart as well, until another is applied.
-    gateway.write(&local(&dir, ANYWHERE));
+    gateway.write(&local(&dir, ANY_PORT));
     assert!(gateway.cli(&["reload"]).status.success());
     assert_eq!(gateway.status().tenants[1].name, "other");
     gateway.write(&local(&dir, &format!("listen = [\"{at}\"]")));
@@ -215,7 +215,7 @@ fn a_file_with_a_desired_state_decides_until_it_has_none() {
     gateway.signal(Signal::SIGKILL);
     assert!(!gateway.ends().success());
     let more = "[circuits]\ncapacity = 1\n[limits]\ntenants = 1\n";
-    gateway.write(&(local(&dir, ANYWHERE) + more));
+    gateway.write(&(local(&dir, ANY_PORT) + more));
     gateway.child = Gateway::ready(&gateway.dir);
     let put = "\"put\":{\"tenants\":{\"umbrella\":{}}}";
     let error = gateway.apply(&delta(1, put)).expect_err("too many");

@@ -63,7 +63,7 @@ pub fn circuit(n: u64) -> String {
     )
 }
 
-pub const ANYWHERE: &str = "listen = [\"127.0.0.1:0\"]";
+pub const ANY_PORT: &str = "listen = [\"127.0.0.1:0\"]";
 
 pub fn command(dir: &Path) -> Command {
     let mut command = Command::new(PROGRAM);

@@ -11,7 +11,7 @@ use gateway_model::{
 
 const TENANTS: usize = 10_000;
 /// Circuits of a tenant.
-const EACH: usize = 10;
+const CIRCUITS_PER_TENANT: usize = 10;
 
 fn circuit(n: usize, tenant: usize) -> (String, CircuitSpec) {
     let key = |side: u8| {
@@ -49,7 +49,8 @@ fn objects() -> Objects {
             ..RouteSpec::default()
         };
         objects.routes.insert(format!("r{tenant}"), route);
-        let circuits = (0..EACH).map(|n| circuit(tenant * EACH + n, tenant));
+        let circuits =
+            (0..CIRCUITS_PER_TENANT).map(|n| circuit(tenant * CIRCUITS_PER_TENANT + n, tenant));
         objects.circuits.extend(circuits);
     }
     objects
@@ -58,7 +59,7 @@ fn objects() -> Objects {
 #[test]
 fn one_more_circuit_costs_nothing_of_the_others() {
     let bounds = Bounds {
-        circuits: TENANTS * EACH + 100,
+        circuits: TENANTS * CIRCUITS_PER_TENANT + 100,
         tenants: TENANTS,
         listen: Vec::new(),
     };
@@ -83,7 +84,7 @@ fn one_more_circuit_costs_nothing_of_the_others() {
     let checked = begun.elapsed();
     let (_, changes) = model.commit(prepared);
     circuits.change(&changes);
-    assert_eq!(circuits.summary().circuits, TENANTS * EACH);
+    assert_eq!(circuits.summary().circuits, TENANTS * CIRCUITS_PER_TENANT);
     let whole = begun.elapsed();
     println!(
         "whole state, {} MB: read in {read:?}, checked in {checked:?}, in force in {whole:?}",
@@ -108,7 +109,7 @@ fn one_more_circuit_costs_nothing_of_the_others() {
     let mut times: Vec<Duration> = Vec::new();
     for n in 0..50 {
         let put = Objects {
-            circuits: [circuit(TENANTS * EACH + n, n)].into(),
+            circuits: [circuit(TENANTS * CIRCUITS_PER_TENANT + n, n)].into(),
             ..Objects::default()
         };
         let update = Update::Delta(Delta {
@@ -130,7 +131,10 @@ fn one_more_circuit_costs_nothing_of_the_others() {
     times.sort_unstable();
     let median = times[times.len() / 2];
     println!("one more circuit: median {median:?}, longest {longest:?}");
-    assert_eq!(circuits.summary().circuits, TENANTS * EACH + 50);
+    assert_eq!(
+        circuits.summary().circuits,
+        TENANTS * CIRCUITS_PER_TENANT + 50
+    );
 
     // Another limit: no thread is told.
     let put = Objects {

@@ -248,18 +248,18 @@ impl<'s> Draft<'s> {
 
 /// The first names of a list, and the number of the others.
 pub(crate) fn shown<T: AsRef<str>>(names: &[T]) -> String {
-    const SHOWN: usize = 10;
+    const MAX_LISTED: usize = 10;
     let joined = |names: &[T]| {
         let names: Vec<_> = names.iter().map(AsRef::as_ref).collect();
         names.join(", ")
     };
     match names {
         [] => "none".to_owned(),
-        names if names.len() <= SHOWN => joined(names),
+        names if names.len() <= MAX_LISTED => joined(names),
         names => format!(
             "{} and {} more",
-            joined(&names[..SHOWN]),
-            names.len() - SHOWN
+            joined(&names[..MAX_LISTED]),
+            names.len() - MAX_LISTED
         ),
     }
 }

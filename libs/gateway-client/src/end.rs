@@ -8,7 +8,7 @@ use std::{collections::VecDeque, time::Duration};
 use crate::wire::{CircuitId, Datagram, Key, Kind, Load, MESSAGE_BYTES, Message, Side, Tag, parse};
 
 /// Unanswered binds at most: those of five seconds at the shortest interval of binds.
-const OUTSTANDING: usize = 64;
+const MAX_OUTSTANDING: usize = 64;
 
 /// One side of a circuit at one gateway.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub struct End {
     newest: u64,
     /// Timestamp of the newest answered message; at first, below that of the first message.
     answered: u64,
-    /// Timestamps of the binds whose answers count, ascending: those of [`OUTSTANDING`] at most.
+    /// Timestamps of the binds whose answers count, ascending: [`MAX_OUTSTANDING`] at most.
     outstanding: VecDeque<u64>,
     /// Whether the last bind was challenged: one challenge for each bind prevents endless
     /// exchanges.
@@ -127,7 +127,7 @@ impl End {
         }
         self.newest = clock.max(self.newest).saturating_add(1);
         if kind == Kind::Bind {
-            if self.outstanding.len() == OUTSTANDING {
+            if self.outstanding.len() == MAX_OUTSTANDING {
                 self.outstanding.pop_front();
             }
             self.outstanding.push_back(self.newest);

@@ -14,7 +14,7 @@ const PREFIX: &str = "cwy-enrol1.";
 /// Most endpoints of a token.
 const MAX_ENDPOINTS: usize = 16;
 /// Bytes of the checksum.
-const CHECK: usize = 4;
+const CHECKSUM_LEN: usize = 4;
 
 /// The secret of a token: 128 random bits. Its bytes are wiped when it is dropped, and never
 /// printed by `Debug`.
@@ -124,7 +124,7 @@ impl EnrolmentToken {
             push(&mut bytes, &endpoint.to_string())?;
         }
         let check = Sha256::digest(&bytes);
-        bytes.extend(&check[..CHECK]);
+        bytes.extend(&check[..CHECKSUM_LEN]);
         let text = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(&bytes));
         bytes.zeroize();
         Ok(text)
@@ -153,9 +153,12 @@ impl FromStr for EnrolmentToken {
 }
 
 fn read(bytes: &[u8]) -> Result<EnrolmentToken, BadToken> {
-    let length = bytes.len().checked_sub(CHECK).ok_or(BadToken::Damaged)?;
+    let length = bytes
+        .len()
+        .checked_sub(CHECKSUM_LEN)
+        .ok_or(BadToken::Damaged)?;
     let (contents, check) = bytes.split_at(length);
-    if Sha256::digest(contents)[..CHECK] != *check {
+    if Sha256::digest(contents)[..CHECKSUM_LEN] != *check {
         return Err(BadToken::Damaged);
     }
     let mut rest = Reader(contents);
@@ -281,7 +284,7 @@ mod tests {
         fn any_bytes_are_read_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let mut all = bytes;
             let check = Sha256::digest(&all);
-            all.extend(&check[..CHECK]);
+            all.extend(&check[..CHECKSUM_LEN]);
             let text = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(&all));
             if let Ok(token) = text.parse::<EnrolmentToken>() {
                 prop_assert_eq!(token.encode(), Ok(text));

@@ -4,7 +4,7 @@
 //! ```text
 //!   file ─▶ Names ─ due ─▶ thread: getaddrinfo ─ answer ─▶ Names ─▶ addresses; their change
 //!             ▲                                              └────▶ file, replaced as a whole
-//!             └─ hurry: something does not answer
+//!             └─ expedite: something does not answer
 //! ```
 //!
 //! The system's resolver is asked, by the standard library: it reads `/etc/hosts` and
@@ -36,7 +36,7 @@ const MAX_NAMES: usize = 16_384;
 /// Least time between two writes of the file.
 const WRITE_PAUSE: Duration = Duration::from_secs(1);
 /// Pause after a write that failed.
-const RETRY: Duration = Duration::from_secs(60);
+const WRITE_RETRY_PAUSE: Duration = Duration::from_secs(60);
 
 /// Looks a name up.
 pub type Lookup = fn(&str) -> io::Result<Vec<IpAddr>>;
@@ -138,22 +138,22 @@ impl Resolver {
     }
 
     /// Something does not answer: all names are looked up soon.
-    pub fn hurry(&self) {
+    pub fn expedite(&self) {
         let mut state = self.shared.state();
-        state.names.hurry(self.shared.now());
+        state.names.expedite(self.shared.now());
         self.shared.look_up(&mut state);
     }
 
     /// Looks the names of endpoints up again, and waits for the results; not longer than
-    /// `patience`, and not for names that were asked a short time ago.
-    pub async fn look_up_again(&self, endpoints: &[Endpoint], patience: Duration) {
+    /// `timeout`, and not for names that were asked a short time ago.
+    pub async fn look_up_again(&self, endpoints: &[Endpoint], timeout: Duration) {
         let mut progress = self.shared.progress.subscribe();
         let mut awaited: Vec<(&str, u64)> = Vec::new();
         {
             let mut state = self.shared.state();
             let now = self.shared.now();
             for name in endpoints.iter().filter_map(|endpoint| endpoint.name()) {
-                if state.names.hurry_one(name, now) {
+                if state.names.expedite_one(name, now) {
                     awaited.push((name, state.names.results(name)));
                 }
             }
@@ -172,7 +172,7 @@ impl Resolver {
             }
         };
         // The addresses that are known by then are used.
-        let _ = tokio::time::timeout(patience, all).await;
+        let _ = tokio::time::timeout(timeout, all).await;
     }
 
     /// Whether there are no names.
@@ -300,7 +300,7 @@ impl Shared {
                 path = %path.display(), %error,
                 "cannot store the addresses of DNS names; trying again"
             );
-            state.write = Some(self.now() + RETRY);
+            state.write = Some(self.now() + WRITE_RETRY_PAUSE);
         }
         state
     }
@@ -364,7 +364,7 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const TIMEOUT: Duration = Duration::from_secs(10);
 
     fn works(name: &str) -> io::Result<Vec<IpAddr>> {
         match name {
@@ -397,7 +397,7 @@ mod tests {
     fn until(what: &str, holds: impl Fn() -> bool) {
         let begun = Instant::now();
         while !holds() {
-            assert!(begun.elapsed() < PATIENCE, "never {what}");
+            assert!(begun.elapsed() < TIMEOUT, "never {what}");
             thread::sleep(Duration::from_millis(5));
         }
     }
@@ -450,13 +450,13 @@ mod tests {
     async fn a_caller_waits_for_the_result_and_not_for_recent_ones() {
         let resolver = start(None, works);
         set(&resolver);
-        resolver.look_up_again(&endpoints(), PATIENCE).await;
+        resolver.look_up_again(&endpoints(), TIMEOUT).await;
         let all = text(&["192.0.2.1:7", "192.0.2.2:7", "192.0.2.9:8"]);
         assert_eq!(addresses(&resolver), all);
         let begun = Instant::now();
-        resolver.look_up_again(&endpoints(), PATIENCE).await;
-        resolver.look_up_again(&endpoints()[2..], PATIENCE).await;
-        assert!(begun.elapsed() < PATIENCE / 2);
+        resolver.look_up_again(&endpoints(), TIMEOUT).await;
+        resolver.look_up_again(&endpoints()[2..], TIMEOUT).await;
+        assert!(begun.elapsed() < TIMEOUT / 2);
         let changed = resolver.progress().borrow().changes;
         assert_eq!(changed, 1);
 
@@ -480,7 +480,7 @@ mod tests {
         let resolver = Resolver::start(settings, 1, None).expect("a thread");
         let local = ["localhost:5".parse::<Endpoint>().expect("an endpoint")];
         resolver.set(local.iter().filter_map(|e| e.name().cloned()).collect());
-        resolver.look_up_again(&local, PATIENCE).await;
+        resolver.look_up_again(&local, TIMEOUT).await;
         let found = resolver.target("a", &local).addresses;
         assert!(!found.is_empty());
         assert!(found.iter().all(|a| a.ip().is_loopback() && a.port() == 5));

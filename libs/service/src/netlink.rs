@@ -13,7 +13,7 @@ use nix::libc;
 /// Bytes of `struct nlmsghdr`.
 const HEADER: usize = 16;
 /// Bytes that one receive takes; the kernel's dumps use at most 32 KiB.
-const ROOM: usize = 1 << 16;
+const BUFFER_LEN: usize = 1 << 16;
 /// Bits of an attribute's type that say how its value is stored (`NLA_TYPE_MASK`).
 const TYPE_MASK: u16 = 0x3fff;
 
@@ -104,7 +104,7 @@ impl Socket {
     /// within recv(2).
     fn receive(&self) -> io::Result<Vec<Vec<u8>>> {
         let mut answers = Vec::new();
-        let mut room = vec![0u8; ROOM];
+        let mut room = vec![0u8; BUFFER_LEN];
         loop {
             // SAFETY: the buffer has the given length.
             let length = unsafe {

@@ -150,4 +150,4 @@ pub trait Store: Clone + Send + Sync + 'static {
 }
 
 /// Most changes in one answer, unless one commit has more.
-const PAGE: usize = 1000;
+const MAX_CHANGES: usize = 1000;

@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::watch;
 
 use crate::{
-    Campaign, Change, Changes, Clock, CommitError, Entry, Error, Fence, PAGE, Precondition,
+    Campaign, Change, Changes, Clock, CommitError, Entry, Error, Fence, MAX_CHANGES, Precondition,
     ReadError, Revision, Snapshot, Store, System, Transaction,
     lease::{Leases, PREFIX},
 };
@@ -148,7 +148,7 @@ impl Store for Memory {
         let mut changes: Vec<Change> = Vec::new();
         for change in &inner.log[from..] {
             let last = changes.last().map(|last| last.revision);
-            if changes.len() >= PAGE && last != Some(change.revision) {
+            if changes.len() >= MAX_CHANGES && last != Some(change.revision) {
                 return Ok(Changes {
                     through: last.unwrap_or(after),
                     changes,

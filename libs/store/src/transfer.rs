@@ -38,7 +38,7 @@ const VERSION: u32 = 1;
 /// Keys in one commit. etcd takes 128 operations, preconditions included.
 const BATCH: usize = 60;
 /// Longest line, bytes: a value that a director wrote, with room.
-const LONGEST_LINE: u64 = 64 << 20;
+const MAX_LINE_LEN: u64 = 64 << 20;
 
 /// The first line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -314,7 +314,7 @@ impl<R: BufRead> Lines<'_, R> {
     fn next(&mut self, is_summed: bool) -> Result<String, FormatError> {
         self.number += 1;
         let mut bytes = Vec::new();
-        let mut limited = self.from.by_ref().take(LONGEST_LINE);
+        let mut limited = self.from.by_ref().take(MAX_LINE_LEN);
         limited.read_until(b'\n', &mut bytes)?;
         if is_summed {
             self.digest.update(&bytes);

@@ -123,7 +123,7 @@ pub struct ClockReservation {
 /// Length of a reservation, nanoseconds: the next process starts that far ahead.
 const RESERVED: u64 = 300_000_000_000;
 /// A reservation is renewed when less than this is left of it, nanoseconds.
-const LEFT: u64 = 60_000_000_000;
+const RENEWAL_THRESHOLD_NS: u64 = 60_000_000_000;
 
 impl ClockReservation {
     /// Continues from the stored time of an earlier process.
@@ -135,7 +135,7 @@ impl ClockReservation {
     /// The time to store now, if the reservation is due; `last` is the last one that the clock
     /// gave.
     pub const fn renew(&mut self, last: u64) -> Option<u64> {
-        if last == 0 || last.saturating_add(LEFT) <= self.reserved {
+        if last == 0 || last.saturating_add(RENEWAL_THRESHOLD_NS) <= self.reserved {
             return None;
         }
         self.reserved = last.saturating_add(RESERVED);

@@ -37,7 +37,7 @@ use crate::clock;
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
 /// A difference between two clocks that changes by more than this has jumped. Corrections of a
 /// clock that goes wrong are far slower: at most 0.5 ms a second (adjtimex(2)).
-const JUMP: Duration = Duration::from_secs(1);
+const CLOCK_JUMP: Duration = Duration::from_secs(1);
 /// Multicast group of the kernel's uevents.
 const KERNEL_GROUP: u32 = 1;
 
@@ -84,7 +84,7 @@ impl RestoreDetector {
         let last = self.last.replace(now)?;
         let passed = |clock: fn(&ClockSample) -> Duration| clock(&now).abs_diff(clock(&last));
         let suspended = passed(|s| s.boot).abs_diff(passed(|s| s.monotonic));
-        if suspended > JUMP {
+        if suspended > CLOCK_JUMP {
             return Some(RestoreSign::Suspended(suspended));
         }
         let offset = |sample: &ClockSample| {
@@ -93,7 +93,7 @@ impl RestoreDetector {
         };
         let set = offset(&now).abs_diff(offset(&last));
         let set = Duration::from_nanos(u64::try_from(set).unwrap_or(u64::MAX));
-        (set > JUMP).then_some(RestoreSign::ClockSet(set))
+        (set > CLOCK_JUMP).then_some(RestoreSign::ClockSet(set))
     }
 }
 

@@ -26,7 +26,7 @@ const COMMON_PAYLOADS: [usize; 12] = [
 /// The search ends when the unknown range is this small, bytes.
 const PRECISION: usize = 8;
 /// A size is too long after this many lost probes.
-const TRIES: u8 = 3;
+const MAX_LOST_PROBES: u8 = 3;
 
 /// Limits and intervals of the search.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,7 +121,7 @@ impl PathMtu {
                 self.probe = Some(Probe { sent: now, ..probe });
                 return None;
             }
-            if probe.tries < TRIES {
+            if probe.tries < MAX_LOST_PROBES {
                 self.probe = Some(Probe {
                     tries: probe.tries + 1,
                     sent: now,

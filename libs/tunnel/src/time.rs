@@ -75,14 +75,14 @@ impl Tai64n {
     const BASE: u64 = 0x4000_0000_0000_000a;
     /// Nanoseconds are rounded down to a multiple of this (16.8 ms), as in WireGuard, so that the
     /// label does not reveal the sender's timing.
-    const GRAIN: u32 = 0x0100_0000;
+    const LABEL_GRANULARITY: u32 = 0x0100_0000;
 
     /// The label of a wall-clock time since the Unix epoch, rounded down to 2^24 ns (16.8 ms).
     #[must_use]
     pub fn from_unix(unix: Duration) -> Self {
         Self::compose(
             Self::BASE.saturating_add(unix.as_secs()),
-            unix.subsec_nanos() & !(Self::GRAIN - 1),
+            unix.subsec_nanos() & !(Self::LABEL_GRANULARITY - 1),
         )
     }
 
@@ -111,7 +111,7 @@ impl Tai64n {
         let mut nanos = [0; 4];
         nanos.copy_from_slice(&self.0[8..]);
         let (secs, nanos) = (u64::from_be_bytes(secs), u32::from_be_bytes(nanos));
-        let next = (nanos & !(Self::GRAIN - 1)).saturating_add(Self::GRAIN);
+        let next = (nanos & !(Self::LABEL_GRANULARITY - 1)).saturating_add(Self::LABEL_GRANULARITY);
         if next >= 1_000_000_000 {
             Self::compose(secs.saturating_add(1), 0)
         } else {

@@ -105,7 +105,7 @@ pub fn bind(config: &Config) -> Result<(Rx, Tx), Error> {
             operation: "asking for ring offsets (XDP_MMAP_OFFSETS)",
         })?;
     let map = |len: Option<usize>, offset| {
-        let len = len.ok_or(MISFIT)?;
+        let len = len.ok_or(RING_LAYOUT_ERROR)?;
         Mapping::ring(&fd, len, offset).map_err(failed("mapping a ring"))
     };
     let rx_map = map(
@@ -130,12 +130,18 @@ pub fn bind(config: &Config) -> Result<(Rx, Tx), Error> {
     // addresses are plain integers.
     let rings = unsafe {
         (
-            rx_map.as_ring(&offsets.rx, rx_frames).ok_or(MISFIT)?,
-            fill_map.as_ring(&offsets.fr, rx_frames).ok_or(MISFIT)?,
-            tx_map.as_ring(&offsets.tx, tx_frames).ok_or(MISFIT)?,
+            rx_map
+                .as_ring(&offsets.rx, rx_frames)
+                .ok_or(RING_LAYOUT_ERROR)?,
+            fill_map
+                .as_ring(&offsets.fr, rx_frames)
+                .ok_or(RING_LAYOUT_ERROR)?,
+            tx_map
+                .as_ring(&offsets.tx, tx_frames)
+                .ok_or(RING_LAYOUT_ERROR)?,
             completion_map
                 .as_ring(&offsets.cr, tx_frames)
-                .ok_or(MISFIT)?,
+                .ok_or(RING_LAYOUT_ERROR)?,
         )
     };
     // SAFETY: the first `rx_bytes` of the UMEM, and the rest: disjoint, of the right sizes, zeroed
@@ -191,7 +197,7 @@ pub fn bind(config: &Config) -> Result<(Rx, Tx), Error> {
     ))
 }
 
-const MISFIT: Error = Error::Kernel {
+const RING_LAYOUT_ERROR: Error = Error::Kernel {
     operation: "laying out a ring",
 };
 

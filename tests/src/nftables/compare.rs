@@ -21,7 +21,7 @@ use crate::world::{NET1, TRUNK, TRUNK_MAC, UPLINK_MAC, World};
 pub struct Comparison {
     ours: SharedHarness,
     kernel: Router,
-    patience: Wait,
+    timeout: Wait,
 }
 
 /// How long the router is waited for. Mostly it is done before the packet counts as sent.
@@ -61,7 +61,7 @@ impl Comparison {
         Some(Self {
             ours,
             kernel,
-            patience: Wait::Long,
+            timeout: Wait::Long,
         })
     }
 
@@ -74,8 +74,8 @@ impl Comparison {
     /// # Panics
     ///
     /// When the kernel refuses.
-    pub fn run(&mut self, sequence: &Sequence, patience: Wait) -> Result<(), Box<Difference>> {
-        self.patience = patience;
+    pub fn run(&mut self, sequence: &Sequence, timeout: Wait) -> Result<(), Box<Difference>> {
+        self.timeout = timeout;
         // Late frames of the previous sequence.
         let zero = Duration::ZERO;
         let _ = self.kernel.receive(0, zero, zero).expect("the router");
@@ -200,12 +200,12 @@ impl Comparison {
                     .send(Port::Inside, &frame(TRUNK_MAC, who.mac(), &[], &packet))?;
             }
         }
-        let (patience, quiet) = match self.patience {
+        let (timeout, quiet) = match self.timeout {
             Wait::Short => (20, 1),
             Wait::Long => (1000, 20),
         };
-        let [patience, quiet] = [patience, quiet].map(Duration::from_millis);
-        let frames = self.kernel.receive(expected, patience, quiet)?;
+        let [timeout, quiet] = [timeout, quiet].map(Duration::from_millis);
+        let frames = self.kernel.receive(expected, timeout, quiet)?;
         Ok(frames
             .into_iter()
             .map(|(_, frame)| (receiver(&frame), trimmed(&frame[14..])))

@@ -173,7 +173,7 @@ impl Router {
         }
     }
 
-    /// The frames sent: waits at most `patience` for the `expected` number, then `quiet` for
+    /// The frames sent: waits at most `timeout` for the `expected` number, then `quiet` for
     /// superfluous ones.
     ///
     /// # Errors
@@ -182,7 +182,7 @@ impl Router {
     pub fn receive(
         &self,
         expected: usize,
-        patience: Duration,
+        timeout: Duration,
         quiet: Duration,
     ) -> io::Result<Vec<(Port, Vec<u8>)>> {
         let mut out = Vec::new();
@@ -196,11 +196,7 @@ impl Router {
                     }
                 }
             }
-            let limit = if out.len() < expected {
-                patience
-            } else {
-                quiet
-            };
+            let limit = if out.len() < expected { timeout } else { quiet };
             let Some(left) = limit.checked_sub(begun.elapsed()).filter(|l| !l.is_zero()) else {
                 return Ok(out);
             };

@@ -37,10 +37,10 @@ pub use self::ours::{Datagram, Ours, State};
 use crate::{lab_lock::LabLock, skip};
 
 /// Time for a command that should be quick.
-const SHORT: Duration = Duration::from_secs(20);
+const SHORT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Stands take turns among themselves: namespaces, the interface and its UAPI socket have one name
 /// each.
-const TURN: &str = "/run/causeway-wireguard.lock";
+const LOCK_FILE: &str = "/run/causeway-wireguard.lock";
 const OURS: &str = "cwi-ours";
 const THEIRS: &str = "cwi-theirs";
 /// Their interface; also the name of their UAPI socket, which no namespace hides.
@@ -312,7 +312,7 @@ struct Wire {
 
 impl Wire {
     fn raise() -> Self {
-        let file = File::create(TURN).expect("root may write to /run");
+        let file = File::create(LOCK_FILE).expect("root may write to /run");
         let testbed = Flock::lock(file, FlockArg::LockExclusive)
             .map_err(|(_, e)| e)
             .expect("a lock on a file of our own");
@@ -390,7 +390,7 @@ fn in_namespace(namespace: &str, program: &str) -> Command {
 }
 
 fn run(command: &mut Command) -> Output {
-    lab::run(command, SHORT).unwrap_or_else(|e| panic!("{e}"))
+    lab::run(command, SHORT_TIMEOUT).unwrap_or_else(|e| panic!("{e}"))
 }
 
 fn must(command: &mut Command) -> String {
@@ -407,7 +407,7 @@ fn must(command: &mut Command) -> String {
 
 /// Output of a command, or its error.
 fn attempt(command: &mut Command) -> String {
-    match lab::run(command, SHORT) {
+    match lab::run(command, SHORT_TIMEOUT) {
         Ok(out) => format!("{}{}", out.stdout, out.stderr),
         Err(e) => e.to_string(),
     }
@@ -565,7 +565,7 @@ impl Theirs {
                 .as_mut()
                 .is_some_and(|p| !matches!(p.try_wait(), Ok(None)));
             assert!(
-                !ended && begun.elapsed() < SHORT,
+                !ended && begun.elapsed() < SHORT_TIMEOUT,
                 "{} refuses its configuration: {output}\n{}",
                 self.implementation.program(),
                 self.log()
@@ -600,7 +600,7 @@ impl Theirs {
     /// Ends it without warning and starts it again with the same keys.
     pub fn restart(&mut self) {
         self.kill();
-        wait_until("the end of their interface", SHORT, || {
+        wait_until("the end of their interface", SHORT_TIMEOUT, || {
             !run(in_namespace(THEIRS, "ip").args(["link", "show", INTERFACE])).ok()
         });
         self.launch();

@@ -1,6 +1,6 @@
 //! A desired state without a file: taken over from the file, changed by deltas, kept by a restart.
 
-use causeway_tests::site::{Conversation, ENCRYPTED, SHORT, Site, text};
+use causeway_tests::site::{Conversation, ENCRYPTED, SHORT_TIMEOUT, Site, text};
 use serde_json::{Value, json};
 
 const A: &str = "10.1.0.10";
@@ -135,7 +135,10 @@ fn an_appliance_runs_by_an_applied_state() {
     assert_eq!(desired(&site)["snapshot"]["objects"], objects);
     site.reach("prod-b", A);
     let (numbers, longest) = talk.finish().unwrap_or_else(|e| panic!("{e}"));
-    assert!(numbers > 10 && longest < SHORT, "{numbers}, {longest:?}");
+    assert!(
+        numbers > 10 && longest < SHORT_TIMEOUT,
+        "{numbers}, {longest:?}"
+    );
 }
 
 #[test]

@@ -28,7 +28,7 @@ const DB: [&str; 2] = ["10.2.0.10", "2001:db8:2::10"];
 const OPS: &str = "10.3.0.10";
 
 /// How long an answer is waited for where none is expected.
-const SILENCE: Duration = Duration::from_millis(1500);
+const NO_ANSWER_WAIT: Duration = Duration::from_millis(1500);
 
 /// Downloads from `to`, byte for byte what the server of that seed has.
 fn get(site: &Site, from: &str, to: &str, port: u16, seed: u64, bytes: u64) {
@@ -38,7 +38,7 @@ fn get(site: &Site, from: &str, to: &str, port: u16, seed: u64, bytes: u64) {
 
 /// Expects that a connection fails. Returns the error.
 fn refused(site: &Site, from: &str, to: &str, port: u16) -> ErrorKind {
-    match site.connect(from, SocketAddr::new(ip(to), port), SILENCE) {
+    match site.connect(from, SocketAddr::new(ip(to), port), NO_ANSWER_WAIT) {
         Ok(_) => panic!("{from} reaches {to} port {port}"),
         Err(Error::Io { source, .. }) => source.kind(),
         Err(e) => panic!("{from}: {to} port {port}: {e}"),
@@ -270,7 +270,7 @@ fn networks_are_routed_only_where_and_as_the_plan_allows() {
     let (length, from) = web.recv_from(&mut buffer).expect("ops may send to web");
     assert_eq!((&buffer[..length], from.ip()), (&b"one way"[..], ip(OPS)));
     web.send_to(b"back", from).expect("a datagram is sent");
-    ops.set_read_timeout(Some(SILENCE))
+    ops.set_read_timeout(Some(NO_ANSWER_WAIT))
         .expect("a timeout of a socket");
     assert!(
         ops.recv_from(&mut buffer).is_err(),

@@ -10,7 +10,7 @@ use causeway_tests::site::{ENCRYPTED, Site, text};
 const NAME: &str = "gw1.example.net";
 const APPLIANCES: [&str; 2] = ["tenant-appliance", "provider-appliance"];
 /// More than two intervals of lookups.
-const PATIENCE: Duration = Duration::from_secs(80);
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(80);
 
 /// The configuration with one gateway, `gw1`, by its name.
 fn by_name(config: &str) -> String {
@@ -50,7 +50,7 @@ fn until(what: &str, site: &Site, holds: impl Fn(&serde_json::Value) -> bool) {
             }
             let names = &status["gateway_names"];
             assert!(
-                began.elapsed() < PATIENCE,
+                began.elapsed() < LOOKUP_TIMEOUT,
                 "{appliance}: never {what}: {names}"
             );
             thread::sleep(Duration::from_millis(100));

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use causeway_tests::site::{SHORT, Site, text};
+use causeway_tests::site::{SHORT_TIMEOUT, Site, text};
 
 const A: &str = "10.1.0.10";
 const A6: &str = "2001:db8:1::10";
@@ -214,7 +214,7 @@ fn generic_mode_works_if_configured() {
             assert_eq!(interface["xdp_configured"], expected, "{host}: {interface}");
         }
         let links = site
-            .exec(host, &["ip", "-d", "link"], SHORT)
+            .exec(host, &["ip", "-d", "link"], SHORT_TIMEOUT)
             .unwrap_or_else(|e| panic!("{e}"));
         assert!(
             links.stdout.contains("xdpgeneric"),

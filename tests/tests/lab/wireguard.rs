@@ -19,7 +19,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
 /// Time for a handshake and an echo. WireGuard retries after 5 s, and a busy machine may lose one
 /// attempt.
-const SOON: Duration = Duration::from_secs(8);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(8);
 const PSK: [u8; 32] = [0x5a; 32];
 const INITIATION: u8 = 1;
 const RESPONSE: u8 = 2;
@@ -103,7 +103,9 @@ fn we_initiate(implementation: Implementation) {
         let Some(testbed) = Testbed::raise(implementation, setup) else {
             return;
         };
-        let took = testbed.ours.await_reply(theirs()[0], SOON, SOON);
+        let took = testbed
+            .ours
+            .await_reply(theirs()[0], HANDSHAKE_TIMEOUT, HANDSHAKE_TIMEOUT);
         println!(
             "{underlay:?}, shared key {}: first reply after {took:?}",
             psk.is_some()
@@ -134,7 +136,7 @@ fn they_initiate(implementation: Implementation) {
         let Some(testbed) = Testbed::raise(implementation, setup) else {
             return;
         };
-        let took = testbed.theirs.await_reply(ours()[1], SOON);
+        let took = testbed.theirs.await_reply(ours()[1], HANDSHAKE_TIMEOUT);
         println!(
             "{underlay:?}, shared key {}: first reply after {took:?}",
             psk.is_some()
@@ -171,9 +173,11 @@ fn a_wrong_shared_key_gives_no_session(implementation: Implementation) {
                 let _ = testbed
                     .ours
                     .ping(theirs()[0], 1, Duration::ZERO, &[84], MILLISECOND);
-                testbed.ours.wait("two refused responses", SOON, |state| {
-                    state.control().authentication_failures >= 2
-                });
+                testbed
+                    .ours
+                    .wait("two refused responses", HANDSHAKE_TIMEOUT, |state| {
+                        state.control().authentication_failures >= 2
+                    });
                 let down = testbed.ours.status().down;
                 assert!(
                     matches!(down, Some(DownReason::InvalidAnswers { .. })),
@@ -183,9 +187,11 @@ fn a_wrong_shared_key_gives_no_session(implementation: Implementation) {
                 // They receive our response and must refuse it.
                 let (replies, output) = testbed.theirs.ping(ours()[0], 5, "0.1", 84);
                 assert_eq!(replies, 0, "{output}");
-                testbed.ours.wait("an answered initiation", SOON, |state| {
-                    state.control().answered >= 1
-                });
+                testbed
+                    .ours
+                    .wait("an answered initiation", HANDSHAKE_TIMEOUT, |state| {
+                        state.control().answered >= 1
+                    });
                 let status = testbed.theirs.status();
                 assert_eq!(status.latest_handshake, 0, "{status:?}");
             }
@@ -212,9 +218,11 @@ fn an_unknown_key_gets_no_answer(implementation: Implementation) {
     };
     let (replies, output) = testbed.theirs.ping(ours()[0], 5, "0.1", 84);
     assert_eq!(replies, 0, "{output}");
-    testbed.ours.wait("a refused initiation", SOON, |state| {
-        state.control().authentication_failures >= 1
-    });
+    testbed
+        .ours
+        .wait("a refused initiation", HANDSHAKE_TIMEOUT, |state| {
+            state.control().authentication_failures >= 1
+        });
     testbed.ours.with_state(|state| {
         assert!(state.sent.is_empty(), "replies: {:?}", state.sent);
     });
@@ -237,9 +245,11 @@ fn an_unknown_key_gets_no_answer(implementation: Implementation) {
             .ping(theirs()[0], 1, Duration::ZERO, &[84], MILLISECOND),
         0
     );
-    testbed.ours.wait("three attempts", SOON, |state| {
-        state.sent_of(INITIATION) >= 3
-    });
+    testbed
+        .ours
+        .wait("three attempts", HANDSHAKE_TIMEOUT, |state| {
+            state.sent_of(INITIATION) >= 3
+        });
     let down = testbed.ours.status().down;
     assert!(
         matches!(down, Some(DownReason::NoAnswer { .. })),
@@ -266,9 +276,11 @@ fn an_unknown_key_gets_no_answer(implementation: Implementation) {
             .ping(theirs()[0], 1, Duration::ZERO, &[84], MILLISECOND),
         0
     );
-    testbed.ours.wait("three attempts", SOON, |state| {
-        state.sent_of(INITIATION) >= 3
-    });
+    testbed
+        .ours
+        .wait("three attempts", HANDSHAKE_TIMEOUT, |state| {
+            state.sent_of(INITIATION) >= 3
+        });
     testbed.ours.with_state(|state| {
         assert!(state.received.is_empty(), "replies: {:?}", state.received);
     });
@@ -286,7 +298,7 @@ fn under_our_load_their_handshake_needs_a_cookie(implementation: Implementation)
     let Some(testbed) = Testbed::raise(implementation, setup) else {
         return;
     };
-    let took = testbed.theirs.await_reply(ours()[0], 2 * SOON);
+    let took = testbed.theirs.await_reply(ours()[0], 2 * HANDSHAKE_TIMEOUT);
     let (stats, initiations) = testbed
         .ours
         .with_state(|state| (state.control(), state.received_of(INITIATION)));
@@ -317,7 +329,9 @@ fn under_our_load_their_handshake_needs_a_cookie(implementation: Implementation)
     let Some(testbed) = Testbed::raise(implementation, setup) else {
         return;
     };
-    let took = testbed.ours.await_reply(theirs()[0], 2 * SOON, 2 * SOON);
+    let took = testbed
+        .ours
+        .await_reply(theirs()[0], 2 * HANDSHAKE_TIMEOUT, 2 * HANDSHAKE_TIMEOUT);
     let stats = testbed.ours.with_state(|state| state.control());
     println!("our handshake completed {took:?} after our first packet: {stats:?}");
     assert!(stats.cookies_sent >= 1, "{stats:?}");
@@ -329,9 +343,11 @@ fn a_replayed_datagram_is_refused_and_counted(implementation: Implementation) {
             return;
         };
         if they_start {
-            testbed.theirs.await_reply(ours()[0], SOON);
+            testbed.theirs.await_reply(ours()[0], HANDSHAKE_TIMEOUT);
         }
-        let _ = testbed.ours.await_reply(theirs()[0], SOON, SOON);
+        let _ = testbed
+            .ours
+            .await_reply(theirs()[0], HANDSHAKE_TIMEOUT, HANDSHAKE_TIMEOUT);
         let (message, data, address) = testbed.ours.with_state(|state| {
             let of = |kind| {
                 state
@@ -351,9 +367,11 @@ fn a_replayed_datagram_is_refused_and_counted(implementation: Implementation) {
 
         let before = testbed.ours.stats();
         send(&data);
-        testbed.ours.wait("a counted duplicate", SOON, |state| {
-            state.stats().duplicates == before.duplicates + 1
-        });
+        testbed
+            .ours
+            .wait("a counted duplicate", HANDSHAKE_TIMEOUT, |state| {
+                state.stats().duplicates == before.duplicates + 1
+            });
         for byte in [15, 20, data.len() - 1] {
             // Counter, content, tag. A counter never seen, or it would be a duplicate.
             let mut forged = data.clone();
@@ -361,23 +379,27 @@ fn a_replayed_datagram_is_refused_and_counted(implementation: Implementation) {
             forged[byte] ^= u8::from(byte != 15);
             let before = testbed.ours.stats();
             send(&forged);
-            testbed.ours.wait("a counted forgery", SOON, |state| {
-                state.stats().forged == before.forged + 1
-            });
+            testbed
+                .ours
+                .wait("a counted forgery", HANDSHAKE_TIMEOUT, |state| {
+                    state.stats().forged == before.forged + 1
+                });
         }
 
         let before = testbed
             .ours
             .with_state(|state| (state.control(), state.sent.clone()));
         send(&message);
-        testbed.ours.wait("a counted replay", SOON, |state| {
-            let now = state.control();
-            if they_start {
-                now.replayed == before.0.replayed + 1
-            } else {
-                now.unexpected == before.0.unexpected + 1
-            }
-        });
+        testbed
+            .ours
+            .wait("a counted replay", HANDSHAKE_TIMEOUT, |state| {
+                let now = state.control();
+                if they_start {
+                    now.replayed == before.0.replayed + 1
+                } else {
+                    now.unexpected == before.0.unexpected + 1
+                }
+            });
         testbed.ours.with_state(|state| {
             assert_eq!(
                 state.sent_of(RESPONSE),
@@ -405,7 +427,9 @@ fn a_replayed_datagram_is_refused_and_counted(implementation: Implementation) {
         });
         testbed.ours.send_raw(&ours_again, Underlay::V4.theirs());
         assert_eq!(
-            testbed.ours.ping(theirs()[0], 10, MILLISECOND, &[84], SOON),
+            testbed
+                .ours
+                .ping(theirs()[0], 10, MILLISECOND, &[84], HANDSHAKE_TIMEOUT),
             10
         );
         assert_eq!(
@@ -430,7 +454,9 @@ fn three_rekeys_lose_nothing(implementation: Implementation) {
     let Some(testbed) = Testbed::raise(implementation, setup) else {
         return;
     };
-    let _ = testbed.ours.await_reply(theirs()[0], SOON, SOON);
+    let _ = testbed
+        .ours
+        .await_reply(theirs()[0], HANDSHAKE_TIMEOUT, HANDSHAKE_TIMEOUT);
     let rekeys = || {
         testbed.ours.with_state(|state| {
             let rekeyed = |event: &&Event| **event == Event::Rekeyed;
@@ -473,9 +499,11 @@ fn traffic_resumes_after_their_restart(implementation: Implementation) {
     let Some(mut testbed) = Testbed::raise(implementation, Setup::default()) else {
         return;
     };
-    let _ = testbed.ours.await_reply(theirs()[0], SOON, SOON);
+    let _ = testbed
+        .ours
+        .await_reply(theirs()[0], HANDSHAKE_TIMEOUT, HANDSHAKE_TIMEOUT);
     testbed.theirs.restart();
-    let took = testbed.theirs.await_reply(ours()[0], SOON);
+    let took = testbed.theirs.await_reply(ours()[0], HANDSHAKE_TIMEOUT);
     println!("they send first: traffic resumed {took:?} after the restart");
     exchange(&testbed);
     drop(testbed);
@@ -497,11 +525,14 @@ fn traffic_resumes_after_their_restart(implementation: Implementation) {
         let Some(mut testbed) = Testbed::raise(implementation, setup) else {
             return;
         };
-        let _ = testbed.ours.await_reply(theirs()[0], SOON, SOON);
-        testbed.theirs.restart();
-        let took = testbed
+        let _ = testbed
             .ours
-            .await_reply(theirs()[0], 20 * MILLISECOND, silence + SOON);
+            .await_reply(theirs()[0], HANDSHAKE_TIMEOUT, HANDSHAKE_TIMEOUT);
+        testbed.theirs.restart();
+        let took =
+            testbed
+                .ours
+                .await_reply(theirs()[0], 20 * MILLISECOND, silence + HANDSHAKE_TIMEOUT);
         println!("only we send, silence {silence:?}: traffic resumed {took:?} after the restart");
         testbed.ours.with_state(|state| {
             assert!(state.events.contains(&Event::Silent), "{:?}", state.events);
@@ -522,7 +553,9 @@ fn under_their_load_our_handshake_uses_a_cookie(implementation: Implementation) 
     let Some(testbed) = Testbed::raise(implementation, setup) else {
         return;
     };
-    let _ = testbed.ours.await_reply(theirs()[0], SOON, SOON);
+    let _ = testbed
+        .ours
+        .await_reply(theirs()[0], HANDSHAKE_TIMEOUT, HANDSHAKE_TIMEOUT);
     let initiation = testbed.ours.with_state(|state| {
         state
             .newest_sent
@@ -543,7 +576,7 @@ fn under_their_load_our_handshake_uses_a_cookie(implementation: Implementation) 
             break;
         }
         assert!(
-            begun.elapsed() < 3 * SOON,
+            begun.elapsed() < 3 * HANDSHAKE_TIMEOUT,
             "no handshake by a cookie in {floods} floods"
         );
         for _ in 0..1000 {
@@ -565,7 +598,7 @@ fn under_their_load_our_handshake_uses_a_cookie(implementation: Implementation) 
     });
     let _ = testbed
         .ours
-        .await_reply(theirs()[0], 100 * MILLISECOND, SOON);
+        .await_reply(theirs()[0], 100 * MILLISECOND, HANDSHAKE_TIMEOUT);
 }
 
 macro_rules! against {

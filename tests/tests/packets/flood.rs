@@ -25,7 +25,7 @@ const ACK: Message = Message::Tcp(0x10);
 /// Connections established before the flood.
 const ESTABLISHED: u16 = 500;
 /// Packets of the flood between two looks at those.
-const BETWEEN: u32 = 100_000;
+const FLOOD_BATCH: u32 = 100_000;
 
 /// Opens a connection by the rule for port 443, from `port`.
 fn open(h: &mut Harness, port: u16) {
@@ -105,7 +105,7 @@ fn a_flood_of_syns_leaves_established_connections_alone() {
     let mut n = 0;
     while n < packets {
         let at = Instant::now();
-        for _ in 0..BETWEEN.min(packets - n) {
+        for _ in 0..FLOOD_BATCH.min(packets - n) {
             flood(&mut template, n);
             let (action, out) = h.run(Program::Uplink, UPLINK, &template).expect("it runs");
             assert!(action.sends(), "SYN {n}: {action:?}");
@@ -118,14 +118,14 @@ fn a_flood_of_syns_leaves_established_connections_alone() {
         // A query to port 53 is forgotten after 30 seconds, and the whole flood takes minutes.
         goes_on(&mut h);
         // A new one is opened in spite of it.
-        open(&mut h, 40_000 + (n / BETWEEN % 1000) as u16);
+        open(&mut h, 40_000 + (n / FLOOD_BATCH % 1000) as u16);
     }
     println!(
         "{n} SYNs in {:.1} s, {:.0} ns each with the test's own work",
         began.elapsed().as_secs_f64(),
         spent.as_nanos() as f64 / f64::from(n)
     );
-    let opened = (n.div_ceil(BETWEEN)).min(1000) as usize;
+    let opened = (n.div_ceil(FLOOD_BATCH)).min(1000) as usize;
     assert_eq!(settled(&mut h), places() + 2 * opened);
     let counters = h.counters();
     assert!(counters[&(Counter::FlowOpened as u32)] >= u64::from(n));

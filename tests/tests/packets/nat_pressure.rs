@@ -18,11 +18,11 @@ use causeway_tests::{
 
 const A: &str = "10.1.0.10";
 /// Room of both tables.
-const PLACES: u32 = 1024;
+const CAPACITY: u32 = 1024;
 /// Each tenant's part.
-const PART: u32 = PLACES / 2;
+const QUOTA: u32 = CAPACITY / 2;
 /// Longer than the time for which an entry must be idle to be evicted, and two passes.
-const PATIENCE: Duration = Duration::from_secs(15);
+const EVICTION_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A tenant with a rule for port 443.
 #[derive(Clone, Copy)]
@@ -55,8 +55,8 @@ impl Appliance {
         let mut world = World::nat();
         world.quotas = vec![
             TenantQuota {
-                connections: PART,
-                mappings: PART,
+                connections: QUOTA,
+                mappings: QUOTA,
             };
             2
         ];
@@ -69,9 +69,9 @@ impl Appliance {
             skip(&why);
             return None;
         }
-        world.nat.over_quota_connections = over_quota_limit(PLACES);
-        world.nat.over_quota_mappings = over_quota_limit(PLACES);
-        let h = Harness::load_sized(world, PLACES).unwrap_or_else(|e| panic!("{}", describe(&e)));
+        world.nat.over_quota_connections = over_quota_limit(CAPACITY);
+        world.nat.over_quota_mappings = over_quota_limit(CAPACITY);
+        let h = Harness::load_sized(world, CAPACITY).unwrap_or_else(|e| panic!("{}", describe(&e)));
         let pins = h.pin().unwrap_or_else(|e| panic!("{}", describe(&e)));
         let sweeper = ConnectionSweeper::spawn(pins.root(), None).expect("the maps are pinned");
         Some(Self {
@@ -123,7 +123,7 @@ impl Appliance {
         while self.removed()[reason] < count {
             let removed = self.removed();
             assert!(
-                begun.elapsed() < PATIENCE,
+                begun.elapsed() < EVICTION_TIMEOUT,
                 "{reason} < {count}: {removed:?}"
             );
             std::thread::sleep(Duration::from_millis(50));
@@ -136,7 +136,7 @@ fn entries_over_quota_are_evicted_for_others_the_longest_idle_first() {
     let Some(mut appliance) = Appliance::start() else {
         return;
     };
-    let limit = over_quota_limit(PLACES) as u16;
+    let limit = over_quota_limit(CAPACITY) as u16;
     let ports = |from: u16, count: u16| from..from + count;
     let opened = ports(10_000, limit + 50).filter(|port| appliance.open(ACME, *port));
     assert_eq!(
@@ -145,10 +145,10 @@ fn entries_over_quota_are_evicted_for_others_the_longest_idle_first() {
         "its part, and those over quota"
     );
     // The part itself is used again and again, the entries over quota are idle.
-    let busy = ports(10_000 + limit - PART as u16, PART as u16);
+    let busy = ports(10_000 + limit - QUOTA as u16, QUOTA as u16);
     std::thread::sleep(Duration::from_secs(5));
     let mut refused = 0;
-    for step in 0..PART as u16 / 64 {
+    for step in 0..QUOTA as u16 / 64 {
         for port in busy.clone() {
             assert!(appliance.goes_on(ACME, port), "{port} in step {step}");
         }
@@ -160,7 +160,7 @@ fn entries_over_quota_are_evicted_for_others_the_longest_idle_first() {
     let removed = appliance.removed();
     println!("refused {refused}, removed {removed:?}");
     assert_eq!(refused, 0, "its own part");
-    let taken = u64::from(2 * PART) - u64::from(PLACES) + u64::from(limit) - u64::from(PART);
+    let taken = u64::from(2 * QUOTA) - u64::from(CAPACITY) + u64::from(limit) - u64::from(QUOTA);
     assert!(removed["over_quota"] >= taken, "{removed:?}");
     for reason in ["closed", "transitory", "expired", "stale"] {
         assert_eq!(removed[reason], 0, "{removed:?}");
@@ -169,11 +169,11 @@ fn entries_over_quota_are_evicted_for_others_the_longest_idle_first() {
     for port in busy {
         assert!(appliance.goes_on(ACME, port), "acme's {port}");
     }
-    for port in ports(20_000, PART as u16) {
+    for port in ports(20_000, QUOTA as u16) {
         assert!(appliance.goes_on(GLOBEX, port), "globex's {port}");
     }
-    let left = ports(10_000, limit - PART as u16).filter(|port| appliance.goes_on(ACME, *port));
-    assert!(left.count() as u64 <= u64::from(limit) - u64::from(PART) - removed["over_quota"]);
+    let left = ports(10_000, limit - QUOTA as u16).filter(|port| appliance.goes_on(ACME, *port));
+    assert!(left.count() as u64 <= u64::from(limit) - u64::from(QUOTA) - removed["over_quota"]);
 }
 
 #[test]
@@ -255,8 +255,8 @@ fn mappings_over_quota_take_no_connections_by_rule_that_are_within_it() {
     // Room for the connections of both tenants in their quotas, for mappings half of the table.
     world.quotas = vec![
         TenantQuota {
-            connections: PLACES,
-            mappings: PLACES / 2,
+            connections: CAPACITY,
+            mappings: CAPACITY / 2,
         };
         2
     ];

@@ -43,7 +43,7 @@ use tunnel_worker::{
 };
 
 /// Longest inner packet, bytes: with VXLAN's headers over IPv6 no longer than a test run takes.
-const LONGEST: usize = 3400;
+const MAX_INNER_LEN: usize = 3400;
 
 /// Outcome of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -430,7 +430,7 @@ fn inner(rng: &mut Seeded, net: u8, here: u8, there: u8) -> Vec<u8> {
             break;
         }
     }
-    out.truncate(LONGEST);
+    out.truncate(MAX_INNER_LEN);
     out
 }
 

@@ -185,11 +185,11 @@ impl Vm {
         }
     }
 
-    fn answer(&mut self, what: &str, patience: Duration) -> (i32, String) {
-        let patience = Some(patience);
+    fn answer(&mut self, what: &str, timeout: Duration) -> (i32, String) {
+        let timeout = Some(timeout);
         self.shell
             .get_ref()
-            .set_read_timeout(patience)
+            .set_read_timeout(timeout)
             .expect("a timeout");
         let mut output = String::new();
         loop {

@@ -12,9 +12,9 @@ use std::{
 use causeway_tests::packet::{Mac, arp, be16, eth, l2};
 
 /// How long a frame is waited for. A guest under TCG takes some milliseconds.
-const PATIENCE: Duration = Duration::from_secs(4);
+const FRAME_TIMEOUT: Duration = Duration::from_secs(4);
 /// Longest frame, bytes.
-const LARGEST: usize = 65_536;
+const MAX_FRAME_LEN: usize = 65_536;
 
 /// A host on a wire.
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +39,7 @@ impl Wire {
         let (tell, frames) = mpsc::channel();
         let (receiver, to) = (socket.try_clone()?, nic.to_owned());
         thread::spawn(move || {
-            let mut room = vec![0; LARGEST];
+            let mut room = vec![0; MAX_FRAME_LEN];
             while let Ok(length) = receiver.recv(&mut room) {
                 let frame = room[..length].to_vec();
                 if let Some(reply) = answer(&frame, &hosts) {
@@ -73,7 +73,7 @@ impl Wire {
     ) -> Option<T> {
         while answers.frames.try_recv().is_ok() {}
         self.send(frame);
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + FRAME_TIMEOUT;
         loop {
             let left = until.checked_duration_since(Instant::now())?;
             let frame = answers.frames.recv_timeout(left).ok()?;

@@ -25,9 +25,9 @@ use causeway_tests::{harness::workspace_root, skip};
 use nix::{sys::prctl, sys::signal::Signal, unistd::geteuid};
 
 /// Longer than two watchdog timeouts of the units (`WatchdogSec=20`).
-const WATCHED: Duration = Duration::from_secs(45);
+const OBSERVATION_TIME: Duration = Duration::from_secs(45);
 /// Limit for each step, such as a start.
-const PATIENCE: Duration = Duration::from_secs(30);
+const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 const UNITS: [&str; 3] = [
     "causeway-appliance.service",
     "causeway-gateway.service",
@@ -149,7 +149,7 @@ fn remove(cgroup: &Path) {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         let begun = Instant::now();
-        while self.0.exists() && begun.elapsed() < PATIENCE {
+        while self.0.exists() && begun.elapsed() < STEP_TIMEOUT {
             remove(&self.0);
             sleep(Duration::from_millis(50));
         }
@@ -301,7 +301,11 @@ impl Machine {
     fn wait(&mut self, what: &str, mut holds: impl FnMut(&mut Self) -> bool) {
         let begun = Instant::now();
         while !holds(self) {
-            assert!(begun.elapsed() < PATIENCE, "never: {what}\n{}", self.logs());
+            assert!(
+                begun.elapsed() < STEP_TIMEOUT,
+                "never: {what}\n{}",
+                self.logs()
+            );
             sleep(Duration::from_millis(200));
         }
     }
@@ -391,7 +395,7 @@ fn shipped_units_stay_up_reload_stop_and_restart() {
     }
 
     // Two watchdog timeouts later all are the same processes.
-    sleep(WATCHED.saturating_sub(begun.elapsed()));
+    sleep(OBSERVATION_TIME.saturating_sub(begun.elapsed()));
     for (unit, pid) in UNITS.into_iter().zip(&pids) {
         let now = machine.unit(unit);
         assert!(now.is_active(), "{now:?}\n{}", machine.logs());

@@ -64,11 +64,11 @@ impl CircuitEnd {
     }
 
     /// Sends bind messages until the gateway decides. Returns its decision, or `None` after
-    /// `patience`.
-    pub fn bind_within(&mut self, patience: Duration) -> Option<EndEvent> {
+    /// `timeout`.
+    pub fn bind_within(&mut self, timeout: Duration) -> Option<EndEvent> {
         let begun = Instant::now();
         let mut buffer = [0; 2048];
-        while begun.elapsed() < patience {
+        while begun.elapsed() < timeout {
             // A send fails while no gateway listens; a later one may succeed.
             let _ = self.socket.send(&self.end.bind(clock()));
             let until = Instant::now() + INTERVAL;

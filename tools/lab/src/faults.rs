@@ -14,7 +14,7 @@ use crate::{
     topology::{Attach, Kind},
 };
 
-const SHORT: Duration = Duration::from_secs(10);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Lab {
     /// Loads nftables rules in a host.
@@ -22,7 +22,7 @@ impl Lab {
     /// # Errors
     /// If there is no such host, or nft refuses them.
     pub fn nft(&self, host: &str, rules: &str) -> Result<()> {
-        self.must(host, &["nft", rules], SHORT).map(drop)
+        self.must(host, &["nft", rules], COMMAND_TIMEOUT).map(drop)
     }
 
     /// The router at an end of a WAN link, and its link there.

@@ -35,7 +35,7 @@ const COMMAND: Duration = Duration::from_secs(10);
 /// Bytes of the `virtio_net_hdr` before each frame.
 const METADATA: usize = 10;
 /// Longest frame with its metadata, bytes: a super-frame of 64 KiB.
-const LONGEST: usize = METADATA + 14 + 65_536;
+const MAX_FRAME_LEN: usize = METADATA + 14 + 65_536;
 /// How long the thread sleeps at most before it looks whether it is to end.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -270,7 +270,7 @@ impl Lab {
 
 /// Moves frames from one socket to the other, through the queue, until `stop`.
 fn carry(from: &OwnedFd, to: &OwnedFd, mut queue: Queue, stop: &AtomicBool) -> Result<Impaired> {
-    let mut buffer = vec![0_u8; LONGEST];
+    let mut buffer = vec![0_u8; MAX_FRAME_LEN];
     while !stop.load(Ordering::Relaxed) {
         let now = Instant::now();
         while let Some(frame) = queue.pop(now) {

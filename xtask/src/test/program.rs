@@ -29,12 +29,12 @@ use super::{
 use crate::{run::with_paths, step::show};
 
 /// How often the time of running tests is looked at.
-const TICK: Duration = Duration::from_millis(100);
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// After a program's end its output may stay open this long, in the hands of a process it left
 /// behind.
 const DRAIN: Duration = Duration::from_secs(1);
 /// Lines of output shown when a program dies.
-const TAIL: usize = 60;
+const TAIL_LINES: usize = 60;
 
 /// How to run programs.
 #[derive(Clone, Debug)]
@@ -203,7 +203,7 @@ impl<F: FnMut(Outcome)> ProgramRun<F> {
         let mut hung = None;
         let mut last_event = Instant::now();
         loop {
-            match self.lines.recv_timeout(TICK) {
+            match self.lines.recv_timeout(CHECK_INTERVAL) {
                 Ok(line) => {
                     self.line(line);
                     last_event = Instant::now();
@@ -211,7 +211,7 @@ impl<F: FnMut(Outcome)> ProgramRun<F> {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) if gone.is_some() => break,
                 // It closed its output and runs on.
-                Err(RecvTimeoutError::Disconnected) => thread::sleep(TICK),
+                Err(RecvTimeoutError::Disconnected) => thread::sleep(CHECK_INTERVAL),
             }
             if gone.is_some_and(|(_, when)| when.elapsed() > DRAIN) {
                 break;
@@ -309,7 +309,7 @@ impl<F: FnMut(Outcome)> ProgramRun<F> {
                 }
             }
         }
-        if self.order == TestOrder::Parallel && self.raw.len() == TAIL {
+        if self.order == TestOrder::Parallel && self.raw.len() == TAIL_LINES {
             self.raw.pop_front();
         }
         self.raw.push_back(line);

@@ -174,7 +174,7 @@ pub fn find(nat: &Nat, s: &mut Scratch) -> Result<bool, Counter> {
 
 /// Bytes that may have been sent before the first acknowledgment: an initial window (RFC 6928), as
 /// with TCP Fast Open (RFC 7413).
-const EARLY: u32 = 16_384;
+const INITIAL_WINDOW: u32 = 16_384;
 
 /// An acknowledgment number in the field of the egress MAC addresses, which a connection from
 /// outside does not use.
@@ -197,7 +197,7 @@ fn acknowledges_reply(s: &Scratch) -> bool {
     }
     let macs = &s.flow.egress_macs;
     let expected = u32::from_ne_bytes([macs[0], macs[1], macs[2], macs[3]]);
-    s.packet.acknowledgment.wrapping_sub(expected) <= EARLY
+    s.packet.acknowledgment.wrapping_sub(expected) <= INITIAL_WINDOW
 }
 
 /// The zone whose quota a connection counts against: that of the tenant that opened it or, if

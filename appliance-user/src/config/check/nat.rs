@@ -12,7 +12,7 @@ use crate::config::{
 };
 
 /// Least and largest number of connections, and of mappings, that the tables may have room for.
-const ROOM: (u32, u32) = (1024, 4_194_304);
+const TABLE_SIZES: (u32, u32) = (1024, 4_194_304);
 /// Longest time that a connection may be silent, seconds: 30 days.
 const MAX_SILENCE: u32 = 30 * 24 * 3600;
 /// The first port that is not reserved for the system (RFC 6335 section 6).
@@ -33,10 +33,10 @@ pub(super) fn check(
     ] {
         let Some(value) = value else { continue };
         match u32::try_from(value) {
-            Ok(value) if (ROOM.0..=ROOM.1).contains(&value) => *to = value,
+            Ok(value) if (TABLE_SIZES.0..=TABLE_SIZES.1).contains(&value) => *to = value,
             _ => c.problem(
                 format!("nat: {key}"),
-                format!("{value}: write {} to {}", ROOM.0, ROOM.1),
+                format!("{value}: write {} to {}", TABLE_SIZES.0, TABLE_SIZES.1),
             ),
         }
     }

@@ -41,7 +41,7 @@ use crate::{
 /// Rounds over the engines in one call that lead to no output, at most.
 const MAX_SILENT_ROUNDS: usize = 20_000;
 /// Neighbour entries whose flags are read at a time.
-const SWEEP: usize = 8192;
+const SWEEP_BATCH: usize = 8192;
 /// How long a machine that went back to production is looked for, and its MAC address announced
 /// again and again, so that its neighbours' caches are corrected.
 const CORRECTION_TIMEOUT: Duration = Duration::from_secs(600);
@@ -705,9 +705,9 @@ impl Engines {
             .entries_after(now, self.sweep_after)
             .filter(|e| e.mac.is_some())
             .map(|e| e.key)
-            .take(SWEEP)
+            .take(SWEEP_BATCH)
             .collect();
-        self.sweep_after = if keys.len() == SWEEP {
+        self.sweep_after = if keys.len() == SWEEP_BATCH {
             keys.last().copied()
         } else {
             None

@@ -2,12 +2,12 @@
 //!
 //! Each tenant in full failover owns an equal part of the tables, its quota. The programs refuse a
 //! tenant beyond its quota once the table is full to [`OVER_QUOTA`] sixteenths; the rest is for
-//! tenants within theirs. From [`HIGH`] sixteenths on, entries that are not needed are evicted
-//! until [`LOW`] are left, before anything is refused.
+//! tenants within theirs. From [`HIGH_WATERMARK`] sixteenths on, entries that are not needed are
+//! evicted until [`LOW_WATERMARK`] are left, before anything is refused.
 //!
 //! ```text
-//!   0 ............................ LOW ..... HIGH ............ OVER_QUOTA ............ full
-//!   nothing is evicted             ◀─ spare entries evicted    none over quota; those are evicted
+//!   0 ............. LOW_WATERMARK .... HIGH_WATERMARK ........ OVER_QUOTA ............ full
+//!   nothing is evicted    ◀─ spare entries evicted    none over quota; those are evicted
 //! ```
 
 use std::{
@@ -18,13 +18,13 @@ use std::{
 use appliance_common::nat::{TenantQuota, TenantUsage, Words};
 
 /// Sixteenths of a table from which entries are evicted.
-const HIGH: u64 = 12;
+const HIGH_WATERMARK: u64 = 12;
 /// Sixteenths of a table that are left afterwards.
-const LOW: u64 = 11;
+const LOW_WATERMARK: u64 = 11;
 /// Sixteenths of a table up to which tenants may exceed their quotas.
 const OVER_QUOTA: u64 = 14;
 /// Sixteenths of its quota that a tenant keeps in any case.
-const OWN: u64 = 12;
+const GUARANTEED_SHARE: u64 = 12;
 
 /// Entries of all tenants up to which a tenant may exceed its quota.
 #[must_use]
@@ -99,10 +99,12 @@ fn total(loads: &[Load]) -> u64 {
 
 fn spare(capacity: u32, loads: &[Load]) -> Vec<(u16, u64)> {
     let (capacity, total) = (u64::from(capacity), total(loads));
-    if total <= capacity * HIGH / 16 {
+    if total <= capacity * HIGH_WATERMARK / 16 {
         return Vec::new();
     }
-    split(total - capacity * LOW / 16, loads, |quota| quota * OWN / 16)
+    split(total - capacity * LOW_WATERMARK / 16, loads, |quota| {
+        quota * GUARANTEED_SHARE / 16
+    })
 }
 
 /// Entries over quota whose places others need: the table is full beyond the limit, so that
@@ -159,8 +161,8 @@ pub fn port_demands(
         if total > ports * OVER_QUOTA / 16 {
             full.insert(*address);
         }
-        if total > ports * HIGH / 16 {
-            for (zone, part) in split(total - ports * LOW / 16, loads, |_| 0) {
+        if total > ports * HIGH_WATERMARK / 16 {
+            for (zone, part) in split(total - ports * LOW_WATERMARK / 16, loads, |_| 0) {
                 *demands.entry(zone).or_default() += part;
             }
         }
@@ -171,9 +173,9 @@ pub fn port_demands(
 /// Time between passes when nothing presses.
 const INTERVAL: Duration = Duration::from_secs(10);
 /// Least time between passes.
-const SHORTEST: Duration = Duration::from_millis(250);
+const MIN_INTERVAL: Duration = Duration::from_millis(250);
 /// Time between passes while entries should be evicted and none can be.
-const FUTILE: Duration = Duration::from_secs(2);
+const FUTILE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Decides when the next pass runs. Its pauses follow the CPU time of the passes: at most a tenth
 /// of a CPU is used, and at most half of one while the tables fill.
@@ -255,12 +257,12 @@ impl Schedule {
     /// A pass ended at `now` and took `cpu` time.
     pub fn passed(&mut self, now: Instant, cpu: Duration, outcome: Outcome) {
         let calm = INTERVAL.max(9 * cpu);
-        let soon = SHORTEST.max(cpu);
+        let soon = MIN_INTERVAL.max(cpu);
         self.regular = now + if outcome == Outcome::More { soon } else { calm };
         self.over_quota = now + soon;
         self.pressed = now
             + if outcome == Outcome::Futile {
-                FUTILE.max(9 * cpu)
+                FUTILE_INTERVAL.max(9 * cpu)
             } else {
                 soon
             };
@@ -335,7 +337,8 @@ mod tests {
             for (zone, demand) in &found {
                 let usage = all[zone].usage.connections;
                 let quota = u64::from(quota);
-                prop_assert!(usage - demand.connections.min(usage) >= quota * OWN / 16);
+                let kept = usage - demand.connections.min(usage);
+                prop_assert!(kept >= quota * GUARANTEED_SHARE / 16);
                 prop_assert!(demand.over_quota == 0 || usage - demand.over_quota >= quota);
             }
             // If it can be had, what is asked for brings the table below the mark.

@@ -27,10 +27,10 @@ use super::{
 };
 
 /// Time between two looks at how full the tables are.
-const LOOK: Duration = Duration::from_millis(250);
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 /// Time within which a mapping is removed whose connection was evicted: it must not have begun a
 /// connection lately, and the next pass finds it.
-const LEAVING: Duration = Duration::from_secs(8);
+const EVICTED_MAPPING_TIMEOUT: Duration = Duration::from_secs(8);
 /// Entries that are read again one by one, and then deleted together. Between the two, a packet
 /// could still use one.
 const CHUNK: usize = 256;
@@ -241,12 +241,12 @@ impl Sweeper {
     fn run(&mut self, stopped: &mpsc::Receiver<()>) {
         let mut schedule = Schedule::new(Instant::now());
         loop {
-            match stopped.recv_timeout(LOOK) {
+            match stopped.recv_timeout(CHECK_INTERVAL) {
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
                 _ => return,
             }
             let began = clock(libc::CLOCK_THREAD_CPUTIME_ID);
-            let outcome = match self.look(&schedule) {
+            let outcome = match self.run_if_due(&schedule) {
                 Ok(Some(outcome)) => outcome,
                 Ok(None) => continue,
                 Err(error) => {
@@ -260,7 +260,7 @@ impl Sweeper {
     }
 
     /// Runs a pass if one is due.
-    fn look(&mut self, schedule: &Schedule) -> io::Result<Option<Outcome>> {
+    fn run_if_due(&mut self, schedule: &Schedule) -> io::Result<Option<Outcome>> {
         let nat = self.tables.nat()?;
         let active = nat.uplink != 0;
         let due = schedule.is_due(Instant::now(), Pressure::None);
@@ -276,7 +276,7 @@ impl Sweeper {
             demand.mappings = demand.mappings.max(*mappings);
         }
         self.leaving
-            .retain(|(since, _, _)| since.elapsed() < LEAVING);
+            .retain(|(since, _, _)| since.elapsed() < EVICTED_MAPPING_TIMEOUT);
         for (_, zone, count) in &self.leaving {
             if let Some(demand) = demands.get_mut(zone) {
                 demand.mappings_over_quota = demand.mappings_over_quota.saturating_sub(*count);

@@ -12,7 +12,7 @@ use super::*;
 const VNIS: [u32; 2] = [1001, 2002];
 /// Hosts of a network, numbered; the last two are IPv6.
 const HOSTS: u8 = 6;
-const OWN: [u8; 6] = [2, 0, 0, 0, 0, 9];
+const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 /// Longest wait of a packet: the probes of an absent host with doubled pauses (2.1 s), or the time
 /// after which a kept host is reported (3 s, and up to 1.25 s to its next probe), each after
 /// waiting for a slot in two budgets.
@@ -75,7 +75,7 @@ fn port(vni: u32, outer: u16) -> Port {
         outer,
         inner: 0,
         outer_ethertype: 0x8100,
-        mac: OWN,
+        mac: OWN_MAC,
     }
 }
 
@@ -147,7 +147,7 @@ impl Model {
                     .get(&key.vni)
                     .map_or(0, |(port, _)| port.outer);
                 let mac = match mac {
-                    0 => OWN,
+                    0 => OWN_MAC,
                     1 => [0x03, 0xbf, 0, 0, 0, 1],
                     n => [2, 0, 0, 0, 1, *n],
                 };
@@ -257,7 +257,7 @@ impl Model {
             );
             assert_eq!(entry.mac.is_some(), has_mac, "{entry:?}");
             if let Some(mac) = entry.mac {
-                assert!(frame::is_host_mac(&mac) && mac != OWN, "{entry:?}");
+                assert!(frame::is_host_mac(&mac) && mac != OWN_MAC, "{entry:?}");
                 installed.insert(entry.key, map_entry(&entry.key, port, mac));
             } else if entry.state == State::Failed {
                 installed.insert(entry.key, Neighbour::absent().tagged(&entry.key));

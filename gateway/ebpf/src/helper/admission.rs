@@ -18,7 +18,7 @@ use crate::{
 
 const SECOND: u64 = 1_000_000_000;
 /// Attempts to take from a bucket. A datagram that loses them all is dropped: so many others came.
-const TRIES: usize = 4;
+const MAX_ATTEMPTS: usize = 4;
 
 /// In place of a port: every port of the address.
 pub const ANY_PORT: u32 = u32::MAX;
@@ -125,7 +125,7 @@ fn take_at(slot: u32, now: u64, rate: u64) -> bool {
 /// Takes a datagram from a bucket of a second's depth. `full_at` is part of a map value.
 #[inline(never)]
 fn take(full_at: *mut u64, now: u64, rate: u64) -> bool {
-    for _ in 0..TRIES {
+    for _ in 0..MAX_ATTEMPTS {
         // SAFETY: a helper returned the value, whose numbers are stored eight bytes at a time.
         let seen = unsafe { core::ptr::read_volatile(full_at) };
         let Some(next) = Bucket::after(rate, SECOND, seen, now, 1) else {

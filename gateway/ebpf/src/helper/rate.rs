@@ -16,7 +16,7 @@ pub const EMPTY: u32 = 1;
 pub const CONTENDED: u32 = 2;
 
 /// Attempts of one call.
-const TRIES: usize = 8;
+const MAX_ATTEMPTS: usize = 8;
 
 /// Takes tokens from the bucket in a slot, all or none. A rate of 0 is no limit.
 #[inline(never)]
@@ -36,7 +36,7 @@ pub fn take(slot: u32, now: u64, tokens: u64) -> u32 {
     if rate == 0 {
         return TAKEN;
     }
-    for _ in 0..TRIES {
+    for _ in 0..MAX_ATTEMPTS {
         // SAFETY: as above.
         let seen = unsafe { core::ptr::read_volatile(full_at) };
         let Some(next) = Bucket::after(rate, depth, seen, now, tokens) else {
@@ -66,7 +66,7 @@ pub fn refund(slot: u32, tokens: u64) {
         return;
     }
     let cost = tokens * 1_000_000_000 / rate;
-    for _ in 0..TRIES {
+    for _ in 0..MAX_ATTEMPTS {
         // SAFETY: as in `take`.
         let seen = unsafe { core::ptr::read_volatile(full_at) };
         // SAFETY: as in `take`.

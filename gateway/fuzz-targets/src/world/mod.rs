@@ -19,8 +19,9 @@ use gateway_core::{
 use fuzzing::{Input, mutate};
 
 use self::model::{
-    BYTES, CIRCUITS, DATAGRAMS, DEPTH, Form, Given, KEPT, Keys, Known, KnownEnd, KnownSide, LATE,
-    LIFETIME, Leaky, PLACES, SECOND, WINDOW, Wanted, at, datagram, id, is_tagged, read, slot,
+    ADDRESSES, BURST_TIME, BYTES, CIRCUITS, DATAGRAMS, Form, Given, Keys, Known, KnownEnd,
+    KnownSide, LIFETIME, Leaky, MAX_RECORDED, MAX_TIME, SECOND, WINDOW, Wanted, at, datagram, id,
+    is_tagged, read, slot,
 };
 
 /// The table, the ends and the model.
@@ -89,11 +90,11 @@ impl World {
         let mut table = Table::new(keys.secret());
         table.set_lifetime(LIFETIME);
         let acme = Tenant {
-            datagrams: Bucket::new(DATAGRAMS, DEPTH),
+            datagrams: Bucket::new(DATAGRAMS, BURST_TIME),
             ..Tenant::unlimited("acme")
         };
         let evil = Tenant {
-            bytes: Bucket::new(BYTES, DEPTH),
+            bytes: Bucket::new(BYTES, BURST_TIME),
             ..Tenant::unlimited("evil")
         };
         let mut this = Self {
@@ -133,20 +134,20 @@ impl World {
     fn act(&mut self, act: Act, input: &mut Input<'_>) {
         match act {
             Act::Raw => {
-                let place = input.below(PLACES);
+                let place = input.below(ADDRESSES);
                 let length = input.below(97);
                 let bytes = input.bytes(length).to_vec();
                 self.arrives(&bytes, place);
             }
             Act::Tunnel => {
-                let (circuit, place) = (input.below(CIRCUITS + 1), input.below(PLACES));
+                let (circuit, place) = (input.below(CIRCUITS + 1), input.below(ADDRESSES));
                 let bytes = datagram(circuit, usize::from(input.u16()) % 2048);
                 for _ in 0..=input.below(8) {
                     self.arrives(&bytes, place);
                 }
             }
             Act::Nearly => {
-                let place = input.below(PLACES);
+                let place = input.below(ADDRESSES);
                 let mut bytes = vec![0; 8];
                 bytes.extend(input.array::<{ MESSAGE_BYTES - 8 }>());
                 self.arrives(&bytes, place);
@@ -162,7 +163,7 @@ impl World {
             }
             Act::Roam => {
                 let n = input.below(self.ends.len());
-                self.ends[n].place = input.below(PLACES);
+                self.ends[n].place = input.below(ADDRESSES);
             }
             Act::Wait => {
                 let unit = [1, 1_000_000, 100_000_000, 10 * SECOND][input.below(4)];
@@ -174,13 +175,13 @@ impl World {
             Act::Replay => {
                 let which = input.below(self.kept.len());
                 let bytes = self.kept[which].clone();
-                self.arrives(&bytes, input.below(PLACES));
+                self.arrives(&bytes, input.below(ADDRESSES));
             }
             Act::Change => {
                 let which = input.below(self.kept.len());
                 let mut bytes = self.kept[which].clone();
                 mutate(input, &mut bytes, 64);
-                let place = input.below(PLACES);
+                let place = input.below(ADDRESSES);
                 if input.flag() {
                     let n = input.below(self.ends.len());
                     self.receive(n, &bytes);
@@ -203,12 +204,12 @@ impl World {
                 self.clock = if input.flag() {
                     self.clock.saturating_sub(by)
                 } else {
-                    (self.clock + by).min(LATE)
+                    (self.clock + by).min(MAX_TIME)
                 };
             }
             Act::Forge => {
                 let bytes = self.forged(input);
-                self.arrives(&bytes, input.below(PLACES));
+                self.arrives(&bytes, input.below(ADDRESSES));
             }
             Act::ForgeAnswer => {
                 let bytes = self.forged(input);
@@ -267,7 +268,7 @@ impl World {
     }
 
     fn keep(&mut self, bytes: &[u8]) {
-        if self.kept.len() < KEPT {
+        if self.kept.len() < MAX_RECORDED {
             self.kept.push(bytes.to_vec());
         }
     }
@@ -382,7 +383,7 @@ impl World {
                             "acme" => (0, SECOND / DATAGRAMS),
                             _ => (1, bytes.len() as u64 * (SECOND / BYTES)),
                         };
-                        if self.rates[bucket].pour(now, cost, DEPTH) {
+                        if self.rates[bucket].pour(now, cost, BURST_TIME) {
                             known.from[side].datagrams += 1;
                             known.from[side].bytes += bytes.len() as u64;
                             Wanted::Forward(to)

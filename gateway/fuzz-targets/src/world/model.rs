@@ -23,15 +23,15 @@ pub(super) const SLOTS: usize = 8;
 pub(super) const DATAGRAMS: u64 = 1000;
 pub(super) const BYTES: u64 = 100_000;
 /// Burst of the limits.
-pub(super) const DEPTH: Duration = Duration::from_millis(100);
+pub(super) const BURST_TIME: Duration = Duration::from_millis(100);
 /// Circuits of all plans.
 pub(super) const CIRCUITS: usize = 3;
 /// Addresses; the ends begin at the first six.
-pub(super) const PLACES: usize = 8;
+pub(super) const ADDRESSES: usize = 8;
 /// Datagrams that the attacker records.
-pub(super) const KEPT: usize = 64;
+pub(super) const MAX_RECORDED: usize = 64;
 /// Largest time of the clock of ends.
-pub(super) const LATE: u64 = 1 << 62;
+pub(super) const MAX_TIME: u64 = 1 << 62;
 
 pub(super) fn id(circuit: usize) -> CircuitId {
     CircuitId::new((circuit as u64 + 1) << 32 | 5).expect("its first bytes are not zero")

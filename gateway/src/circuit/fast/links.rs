@@ -20,9 +20,9 @@ use service::{
 use super::{Error, Fast, lock};
 
 /// Time that the kernel needs to detach the program of a killed process.
-const LEAVING: Duration = Duration::from_millis(500);
+const DETACH_TIMEOUT: Duration = Duration::from_millis(500);
 /// Pause between two attempts.
-const PAUSE: Duration = Duration::from_millis(20);
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
 const fn flag(mode: Mode) -> XdpMode {
     match mode {
@@ -341,7 +341,7 @@ impl Fast {
                 interface: name.to_owned(),
             });
         }
-        let mut tries = LEAVING.as_millis() / PAUSE.as_millis();
+        let mut tries = DETACH_TIMEOUT.as_millis() / RETRY_PAUSE.as_millis();
         loop {
             let attached = self.with_program(|program| {
                 let id = program.attach_to_if_index(ifindex, flag(mode))?;
@@ -352,7 +352,7 @@ impl Fast {
                 // The kernel detaches the program of a killed process with a delay.
                 Err(error) if tries > 0 && xdp::os_code(&error) == Some(libc::EBUSY) => {
                     tries -= 1;
-                    std::thread::sleep(PAUSE);
+                    std::thread::sleep(RETRY_PAUSE);
                 }
                 Err(error) => return Err(refused(name, mode, error)),
             }

@@ -9,7 +9,7 @@ use std::{
 use super::{BATCH, Control, Socket, check, empty_header, empty_name, from_sockaddr};
 
 /// Buffer of one message, bytes: the longest that GRO joins.
-const ROOM: usize = 1 << 16;
+const BUFFER_LEN: usize = 1 << 16;
 
 /// A batch of received messages and its buffers.
 pub struct Batch {
@@ -49,7 +49,7 @@ impl Batch {
             names: vec![empty_name(); BATCH].into(),
             controls: vec![Control([0; 128]); BATCH].into(),
             vectors: vec![vector; BATCH].into(),
-            bytes: vec![0; BATCH * ROOM].into(),
+            bytes: vec![0; BATCH * BUFFER_LEN].into(),
             count: 0,
         }
     }
@@ -60,9 +60,9 @@ impl Batch {
     /// The error of the kernel; `WouldBlock` when there is no message.
     pub fn receive(&mut self, socket: &Socket) -> io::Result<usize> {
         self.count = 0;
-        for (n, room) in self.bytes.chunks_exact_mut(ROOM).enumerate() {
+        for (n, room) in self.bytes.chunks_exact_mut(BUFFER_LEN).enumerate() {
             self.vectors[n].iov_base = room.as_mut_ptr().cast();
-            self.vectors[n].iov_len = ROOM;
+            self.vectors[n].iov_len = BUFFER_LEN;
             let header = &mut self.headers[n].msg_hdr;
             header.msg_iov = &raw mut self.vectors[n];
             header.msg_iovlen = 1;
@@ -97,7 +97,7 @@ impl Batch {
             return None;
         }
         let mut received = Received {
-            offset: n * ROOM,
+            offset: n * BUFFER_LEN,
             length,
             segment: length,
             from: from_sockaddr(&self.names[n])?,

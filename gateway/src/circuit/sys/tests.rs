@@ -8,8 +8,8 @@ use super::*;
 fn pair(address: IpAddr) -> (Socket, UdpSocket, Path) {
     let socket = Socket::bind((address, 0).into(), false).expect("a socket");
     let far = UdpSocket::bind((address, 0)).expect("a socket");
-    let patience = Some(Duration::from_secs(5));
-    far.set_read_timeout(patience).expect("a deadline");
+    let timeout = Some(Duration::from_secs(5));
+    far.set_read_timeout(timeout).expect("a deadline");
     let to = Path {
         socket: 0,
         local: Some(address),

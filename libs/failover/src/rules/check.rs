@@ -106,14 +106,14 @@ pub(super) fn no_such_rule(rules: &BTreeMap<String, Rule>) -> String {
 
 /// The first names of a list, and the number of the others.
 pub(crate) fn shown(names: &[&str]) -> String {
-    const SHOWN: usize = 10;
+    const MAX_LISTED: usize = 10;
     match names {
         [] => "none".to_owned(),
-        names if names.len() <= SHOWN => names.join(", "),
+        names if names.len() <= MAX_LISTED => names.join(", "),
         names => format!(
             "{} and {} more",
-            names[..SHOWN].join(", "),
-            names.len() - SHOWN
+            names[..MAX_LISTED].join(", "),
+            names.len() - MAX_LISTED
         ),
     }
 }

@@ -1,7 +1,7 @@
 //! The addresses of DNS names: when to look a name up, and which addresses hold meanwhile.
 //!
 //! ```text
-//!   new ─▶ asked ─┬─ answer ─▶ addresses; asked again after `refresh`, sooner if the owner hurries
+//!   new ─▶ asked ─┬─ answer ─▶ addresses; asked again after `refresh`, or sooner: `expedite`
 //!                 └─ failure ▶ the last addresses stay; asked again after a pause that grows
 //! ```
 //!
@@ -34,8 +34,8 @@ pub struct NameSettings {
     pub first_pause: Duration,
     /// Longest pause, without the jitter.
     pub max_pause: Duration,
-    /// Least time between two lookups of a name, when the owner hurries.
-    pub hurry: Duration,
+    /// Least time between two lookups of a name, when the owner expedites it.
+    pub min_interval: Duration,
     /// Time for which an address that a name has no longer is still known, so that ends that looked
     /// the name up at different times meet. More than twice the longest time to a renewal.
     pub keep_former: Duration,
@@ -53,7 +53,7 @@ impl Default for NameSettings {
             refresh: Duration::from_secs(30),
             first_pause: Duration::from_secs(1),
             max_pause: Duration::from_secs(30),
-            hurry: Duration::from_secs(5),
+            min_interval: Duration::from_secs(5),
             keep_former: Duration::from_secs(90),
             jitter_percent: 20,
             concurrent: 16,
@@ -94,9 +94,11 @@ struct Entry {
 }
 
 impl Entry {
-    fn hurry(&mut self, hurry: Duration, now: Duration) {
+    fn expedite(&mut self, min_interval: Duration, now: Duration) {
         if !self.waiting {
-            let earliest = self.asked.map_or(now, |asked| asked.saturating_add(hurry));
+            let earliest = self
+                .asked
+                .map_or(now, |asked| asked.saturating_add(min_interval));
             self.next = self.next.min(earliest.max(now));
         }
     }
@@ -238,18 +240,20 @@ impl Names {
     }
 
     /// Something does not answer at its addresses: all names are looked up soon.
-    pub fn hurry(&mut self, now: Duration) {
-        let hurry = self.settings.hurry;
-        self.names.values_mut().for_each(|e| e.hurry(hurry, now));
+    pub fn expedite(&mut self, now: Duration) {
+        let min_interval = self.settings.min_interval;
+        self.names
+            .values_mut()
+            .for_each(|e| e.expedite(min_interval, now));
     }
 
-    /// As [`Names::hurry`], of one name. Whether its next result is from now or later: a lookup is
-    /// under way, or due.
-    pub fn hurry_one(&mut self, name: &str, now: Duration) -> bool {
+    /// As [`Names::expedite`], of one name. Whether its next result is from now or later: a lookup
+    /// is under way, or due.
+    pub fn expedite_one(&mut self, name: &str, now: Duration) -> bool {
         let Some(entry) = self.names.get_mut(name) else {
             return false;
         };
-        entry.hurry(self.settings.hurry, now);
+        entry.expedite(self.settings.min_interval, now);
         entry.waiting || entry.next <= now
     }
 
@@ -465,20 +469,20 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_in_a_hurry_asks_sooner_but_not_at_each_failure() {
+    fn an_expedited_name_is_asked_sooner_but_not_at_each_failure() {
         let mut names = names(&["gw1"]);
         ask(&mut names, START);
-        names.hurry(START);
+        names.expedite(START);
         assert_eq!(names.next_deadline(), None, "asked already");
         names.answered("gw1", Ok(vec![ip(1)]), START);
-        names.hurry(START + seconds(1));
+        names.expedite(START + seconds(1));
         assert_eq!(names.next_deadline(), Some(START + seconds(5)));
-        names.hurry(START + seconds(10));
+        names.expedite(START + seconds(10));
         assert_eq!(names.next_deadline(), Some(START + seconds(5)), "not later");
         let now = START + seconds(11);
         ask(&mut names, now);
         names.answered("gw1", Ok(vec![ip(1)]), now);
-        names.hurry(now + seconds(20));
+        names.expedite(now + seconds(20));
         assert_eq!(names.next_deadline(), Some(now + seconds(20)));
     }
 
@@ -571,11 +575,11 @@ mod tests {
         assert!(names.answered("b", Ok(vec![loopback]), START));
         assert_eq!(names.results("b"), 1);
         assert_eq!(ask(&mut names, START), "d");
-        assert!(names.hurry_one("c", START), "under way");
-        assert!(!names.hurry_one("b", START), "it is asked seldom");
-        assert!(!names.hurry_one("a", START), "unknown");
+        assert!(names.expedite_one("c", START), "under way");
+        assert!(!names.expedite_one("b", START), "it is asked seldom");
+        assert!(!names.expedite_one("a", START), "unknown");
         names.answered("c", Ok(vec![loopback]), START);
-        assert!(names.hurry_one("b", START + seconds(5)));
+        assert!(names.expedite_one("b", START + seconds(5)));
         assert_eq!(ask(&mut names, START + seconds(5)), "b");
     }
 

@@ -19,7 +19,7 @@ pub struct RaceSettings {
     /// Time before the next address is tried as well; at least 10 ms.
     pub attempt_delay: Duration,
     /// Time after which an attempt without a result has failed.
-    pub patience: Duration,
+    pub attempt_timeout: Duration,
 }
 
 impl Default for RaceSettings {
@@ -27,7 +27,7 @@ impl Default for RaceSettings {
     fn default() -> Self {
         Self {
             attempt_delay: Duration::from_millis(250),
-            patience: Duration::from_secs(3),
+            attempt_timeout: Duration::from_secs(3),
         }
     }
 }
@@ -44,7 +44,7 @@ pub enum RaceAction {
         attempt: AttemptId,
         address: SocketAddr,
     },
-    /// Give up an attempt: it had no result for the patience.
+    /// Give up an attempt: it had no result for the timeout.
     Expire {
         attempt: AttemptId,
         address: SocketAddr,
@@ -87,14 +87,14 @@ impl Race {
 
     /// Time after which an attempt without a result has failed.
     #[must_use]
-    pub const fn patience(&self) -> Duration {
-        self.settings.patience
+    pub const fn attempt_timeout(&self) -> Duration {
+        self.settings.attempt_timeout
     }
 
     /// The next action.
     pub fn poll(&mut self, now: Duration) -> Option<RaceAction> {
-        let patience = self.settings.patience;
-        let is_over = |attempt: &Attempt| attempt.since.saturating_add(patience) <= now;
+        let attempt_timeout = self.settings.attempt_timeout;
+        let is_over = |attempt: &Attempt| attempt.since.saturating_add(attempt_timeout) <= now;
         if let Some(place) = self.open.iter().position(is_over) {
             let Attempt { id, address, .. } = self.remove(place, now);
             return Some(RaceAction::Expire {
@@ -168,7 +168,7 @@ impl Race {
         let expiry = self.open.iter().map(|open| open.since);
         let expiry = expiry
             .min()
-            .map(|since| since.saturating_add(self.settings.patience));
+            .map(|since| since.saturating_add(self.settings.attempt_timeout));
         attempt.into_iter().chain(expiry).min()
     }
 }

@@ -17,13 +17,13 @@
 use std::{collections::VecDeque, time::Duration};
 
 /// Interval of questions.
-pub const PACE: Duration = Duration::from_millis(80);
+pub const PROBE_INTERVAL: Duration = Duration::from_millis(80);
 /// Unanswered questions at most.
-pub const MOST: usize = 3;
+pub const MAX_UNANSWERED: usize = 3;
 /// Least time without a byte before the peer counts as silent.
-const LEAST: Duration = Duration::from_millis(240);
+const MIN_REPLY_TIMEOUT: Duration = Duration::from_millis(240);
 /// Largest such time, and the time before the first answer.
-const LONGEST: Duration = Duration::from_secs(2);
+const MAX_REPLY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A due action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,12 +37,12 @@ pub enum Due {
 /// The asking end of a connection.
 #[derive(Clone, Debug)]
 pub struct LivenessProbe {
-    /// Times of the unanswered questions, the oldest first; at most [`MOST`].
+    /// Times of the unanswered questions, the oldest first; at most [`MAX_UNANSWERED`].
     asked: VecDeque<Duration>,
     /// Time of the last received byte, or until which none was expected.
-    life: Duration,
+    alive_at: Duration,
     /// Time of the next check.
-    look: Duration,
+    next_check: Duration,
     silent: bool,
     /// Smoothed time of answers, and its variation.
     times: Option<(Duration, Duration)>,
@@ -53,9 +53,9 @@ impl LivenessProbe {
     #[must_use]
     pub fn new(now: Duration) -> Self {
         Self {
-            asked: VecDeque::with_capacity(MOST),
-            life: now,
-            look: now,
+            asked: VecDeque::with_capacity(MAX_UNANSWERED),
+            alive_at: now,
+            next_check: now,
             silent: false,
             times: None,
         }
@@ -63,7 +63,7 @@ impl LivenessProbe {
 
     /// A byte was received. Returns whether the peer was silent before.
     pub fn received(&mut self, now: Duration) -> bool {
-        self.life = self.life.max(now);
+        self.alive_at = self.alive_at.max(now);
         std::mem::take(&mut self.silent)
     }
 
@@ -85,7 +85,7 @@ impl LivenessProbe {
 
     /// The oldest question is still in the send buffer, and bytes before it leave.
     pub fn send_progress(&mut self, now: Duration) {
-        self.life = self.life.max(now);
+        self.alive_at = self.alive_at.max(now);
     }
 
     /// The next due action; call it until `None`, after all bytes received before `now` were
@@ -95,11 +95,11 @@ impl LivenessProbe {
             self.silent = true;
             return Some(Due::Silent);
         }
-        if now < self.look {
+        if now < self.next_check {
             return None;
         }
-        self.look = now + PACE;
-        (self.asked.len() < MOST).then(|| {
+        self.next_check = now + PROBE_INTERVAL;
+        (self.asked.len() < MAX_UNANSWERED).then(|| {
             self.asked.push_back(now);
             Due::Ask
         })
@@ -109,7 +109,7 @@ impl LivenessProbe {
     #[must_use]
     pub fn next_deadline(&self) -> Duration {
         let silent = self.silent_at().filter(|_| !self.silent);
-        silent.map_or(self.look, |at| at.min(self.look))
+        silent.map_or(self.next_check, |at| at.min(self.next_check))
     }
 
     /// Number of unanswered questions.
@@ -120,12 +120,12 @@ impl LivenessProbe {
 
     /// The time at which the peer counts as silent, if no byte comes.
     fn silent_at(&self) -> Option<Duration> {
-        Some(self.life.max(*self.asked.front()?) + self.patience())
+        Some(self.alive_at.max(*self.asked.front()?) + self.reply_timeout())
     }
 
-    fn patience(&self) -> Duration {
-        let (smoothed, variation) = self.times.unwrap_or((LONGEST, Duration::ZERO));
-        (smoothed + (variation * 4).max(PACE)).clamp(LEAST, LONGEST)
+    fn reply_timeout(&self) -> Duration {
+        let (smoothed, variation) = self.times.unwrap_or((MAX_REPLY_TIMEOUT, Duration::ZERO));
+        (smoothed + (variation * 4).max(PROBE_INTERVAL)).clamp(MIN_REPLY_TIMEOUT, MAX_REPLY_TIMEOUT)
     }
 }
 

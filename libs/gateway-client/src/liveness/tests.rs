@@ -61,7 +61,7 @@ impl Run {
                 steps += 1;
                 assert!(steps <= 2, "it is done at some time");
             }
-            assert!(self.pulse.waiting() <= MOST);
+            assert!(self.pulse.waiting() <= MAX_UNANSWERED);
             assert!(self.pulse.next_deadline() > now);
             self.now += 1;
         }
@@ -74,7 +74,7 @@ fn a_peer_that_answers_is_asked_every_80_ms() {
         let mut run = Run::new();
         run.to(60_000, |_| Some(trip));
         assert_eq!((run.silent.len(), run.heard.len()), (0, 0), "{trip} ms");
-        let expected = 60_000 / (trip / MOST as u64).max(80);
+        let expected = 60_000 / (trip / MAX_UNANSWERED as u64).max(80);
         let asked = run.asked.len() as u64;
         assert!(
             asked <= 750 && asked * 10 >= expected * 8,
@@ -97,7 +97,7 @@ fn a_lost_peer_is_silent_within_320_ms_and_can_recover() {
         assert_eq!(run.silent.len(), 1, "said once");
         // The questions were lost, as was asked; TCP would have brought them.
         assert!(run.heard.is_empty());
-        assert_eq!(run.pulse.waiting(), MOST);
+        assert_eq!(run.pulse.waiting(), MAX_UNANSWERED);
         assert!(run.pulse.received(ms(20_000)));
         assert!(!run.pulse.received(ms(20_001)));
     }
@@ -212,8 +212,8 @@ proptest! {
                     prop_assert!(pulse.next_deadline() > now);
                 }
             }
-            prop_assert!(pulse.waiting() <= MOST);
-            prop_assert!((LEAST..=LONGEST).contains(&pulse.patience()));
+            prop_assert!(pulse.waiting() <= MAX_UNANSWERED);
+            prop_assert!((MIN_REPLY_TIMEOUT..=MAX_REPLY_TIMEOUT).contains(&pulse.reply_timeout()));
         }
     }
 }

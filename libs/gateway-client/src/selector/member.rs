@@ -24,7 +24,7 @@ pub(super) struct Member {
     /// Time of the next bind, where the selector and not the chooser decides it.
     pub next: Duration,
     /// Time at which the present interval began.
-    pub paced: Duration,
+    pub interval_since: Duration,
     /// Time of the oldest unanswered bind.
     pub unanswered_since: Option<Duration>,
     pub received_at: Option<Duration>,
@@ -52,7 +52,7 @@ impl Member {
             retired: false,
             end,
             next,
-            paced: now,
+            interval_since: now,
             unanswered_since: None,
             received_at: None,
             round_trip: None,

@@ -107,7 +107,7 @@ pub struct GatewayState {
 /// Time between the use of another gateway and the unbind at the one that this end leaves. What the
 /// other end sent through it meanwhile still arrives; without that, a drain cost the packets that
 /// were on their way until the other end had followed.
-const LINGER: Duration = Duration::from_millis(500);
+const OLD_GATEWAY_GRACE: Duration = Duration::from_millis(500);
 
 /// One side of a circuit, at all its gateways.
 #[derive(Debug)]
@@ -129,7 +129,7 @@ pub struct GatewaySelector {
     silence_pause: Duration,
     actions: VecDeque<Action>,
     /// Removed gateways that still need an unbind.
-    lingering: Vec<Member>,
+    replaced: Vec<Member>,
 }
 
 impl GatewaySelector {
@@ -165,7 +165,7 @@ impl GatewaySelector {
             next_silence_report: now,
             silence_pause: settings.silence_pause,
             actions: VecDeque::new(),
-            lingering: Vec::new(),
+            replaced: Vec::new(),
         };
         reach.set_members(list, gateways, now);
         reach.choose(now);
@@ -210,10 +210,10 @@ impl GatewaySelector {
             self.members.extend(kept);
         }
         old.retain_mut(|member| {
-            member.unbind_at = Some(now + LINGER);
+            member.unbind_at = Some(now + OLD_GATEWAY_GRACE);
             member.is_bound(now)
         });
-        self.lingering.append(&mut old);
+        self.replaced.append(&mut old);
         if let Some(used) = &self.used
             && self.at(used.address) != Some(&used.name)
         {
@@ -318,18 +318,18 @@ impl GatewaySelector {
         self.members.retain(|m| !m.retired || m.is_bound(now));
         for place in 0..self.members.len() {
             let member = &self.members[place];
-            let paced = self.pace(member);
-            let is_due = match paced {
+            let interval = self.bind_interval(member);
+            let is_due = match interval {
                 Some(_) => member.next <= now,
                 None => due.contains(&member.at.name),
             };
             if !is_due {
                 continue;
             }
-            self.report_unanswered(place, paced, now);
-            let pause = match paced {
-                Some(pace) if self.is_chosen(place) => pace,
-                Some(pace) => pace + self.random.up_to(pace),
+            self.report_unanswered(place, interval, now);
+            let pause = match interval {
+                Some(interval) if self.is_chosen(place) => interval,
+                Some(interval) => interval + self.random.up_to(interval),
                 None => Duration::ZERO,
             };
             let member = &mut self.members[place];
@@ -347,7 +347,7 @@ impl GatewaySelector {
 
     /// Interval of binds to a gateway, where the choice does not decide it: the one in use, all of
     /// them where none works, and always for an end that awaits.
-    fn pace(&self, member: &Member) -> Option<Duration> {
+    fn bind_interval(&self, member: &Member) -> Option<Duration> {
         if self.chosen.as_deref() == Some(&member.at.name) {
             Some(self.settings.in_use)
         } else if self.chooser.is_none() || self.no_service.is_some() {
@@ -358,7 +358,7 @@ impl GatewaySelector {
     }
 
     /// Reports a failure if the last bind to a gateway is unanswered for too long.
-    fn report_unanswered(&mut self, place: usize, pace: Option<Duration>, now: Duration) {
+    fn report_unanswered(&mut self, place: usize, interval: Option<Duration>, now: Duration) {
         let Some(chooser) = &mut self.chooser else {
             return;
         };
@@ -371,11 +371,13 @@ impl GatewaySelector {
         let round_trip = member
             .round_trip
             .unwrap_or(self.settings.unknown_round_trip + self.settings.attempt_delay * others);
-        let failed = match pace {
+        let failed = match interval {
             // Several binds are under way; the time of the last answer counts.
-            Some(pace) if member.received_at.is_some() => {
-                let since = member.received_at.max(Some(member.paced + round_trip));
-                now.saturating_sub(since.unwrap_or(now)) > pace + pace / 2
+            Some(interval) if member.received_at.is_some() => {
+                let since = member
+                    .received_at
+                    .max(Some(member.interval_since + round_trip));
+                now.saturating_sub(since.unwrap_or(now)) > interval + interval / 2
             }
             _ => now.saturating_sub(sent) >= round_trip,
         };
@@ -399,7 +401,7 @@ impl GatewaySelector {
                 if self.chosen.as_deref() != Some(&name) {
                     self.chosen = Some(name);
                     // Bind at once, and then at the short interval.
-                    member.paced = now;
+                    member.interval_since = now;
                     member.next = now;
                     member.unanswered_since = None;
                 }
@@ -414,7 +416,7 @@ impl GatewaySelector {
                 if self.no_service.as_ref().map(said) != Some(said(&why)) {
                     if self.no_service.is_none() {
                         for member in &mut self.members {
-                            member.paced = now;
+                            member.interval_since = now;
                             member.next = now + self.random.up_to(self.settings.other);
                         }
                     }
@@ -427,10 +429,10 @@ impl GatewaySelector {
     }
 
     /// Sends unbinds to draining gateways that are not in use, and to removed ones, once
-    /// [`LINGER`] has passed.
+    /// [`OLD_GATEWAY_GRACE`] has passed.
     fn unbind_unused(&mut self, now: Duration, clock: u64) {
         let is_over = |member: &Member| member.unbind_at.is_some_and(|at| at <= now);
-        for mut member in self.lingering.extract_if(.., |member| is_over(member)) {
+        for mut member in self.replaced.extract_if(.., |member| is_over(member)) {
             self.actions.push_back(member.unbind(clock));
         }
         for member in &mut self.members {
@@ -442,7 +444,7 @@ impl GatewaySelector {
                 member.unbind_at = None;
                 continue;
             }
-            member.unbind_at.get_or_insert(now + LINGER);
+            member.unbind_at.get_or_insert(now + OLD_GATEWAY_GRACE);
             if is_over(member) {
                 self.actions.push_back(member.unbind(clock));
             }
@@ -451,7 +453,7 @@ impl GatewaySelector {
 
     /// Sends unbinds to all gateways, before the end stops.
     pub fn close(&mut self, now: Duration, clock: u64) {
-        for member in self.members.iter_mut().chain(&mut self.lingering) {
+        for member in self.members.iter_mut().chain(&mut self.replaced) {
             if member.is_bound(now) {
                 self.actions.push_back(member.unbind(clock));
             }
@@ -479,13 +481,13 @@ impl GatewaySelector {
     pub fn next_deadline(&self) -> Option<Duration> {
         self.members
             .iter()
-            .filter(|member| self.pace(member).is_some())
+            .filter(|member| self.bind_interval(member).is_some())
             .map(|member| member.next)
             .chain(self.chooser.as_ref().and_then(Chooser::next_deadline))
             .chain(
                 self.members
                     .iter()
-                    .chain(&self.lingering)
+                    .chain(&self.replaced)
                     .filter_map(|member| member.unbind_at),
             )
             .min()

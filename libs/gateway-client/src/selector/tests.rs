@@ -310,7 +310,7 @@ fn a_draining_gateway_is_left_and_gets_an_unbind() {
         world.run(2000 * MS);
         let old = world.used();
         world.gateways[old].draining = true;
-        world.run(1500 * MS + LINGER);
+        world.run(1500 * MS + OLD_GATEWAY_GRACE);
         assert_ne!(world.used(), old, "seed {seed}");
         assert!(!world.gateways[old].bound, "seed {seed}: it was told");
         assert!(world.gateways[1 - old].bound);
@@ -333,7 +333,7 @@ fn a_draining_gateway_carries_packets_on_their_way_after_it_is_left() {
         while world.used() == old {
             world.run(10 * MS);
         }
-        world.run(LINGER - 20 * MS);
+        world.run(OLD_GATEWAY_GRACE - 20 * MS);
         assert!(world.gateways[old].bound, "seed {seed}: it was told early");
         world.run(200 * MS);
         assert!(!world.gateways[old].bound, "seed {seed}: it was told");

@@ -34,10 +34,10 @@ pub const HELLO_BYTES: usize = LENGTH_BYTES + MESSAGE_BYTES;
 
 /// Nanoseconds by which a hello is older than another one of its end if that overtook it; a larger
 /// difference is that of two clocks.
-pub const OVERTAKEN: u64 = 5_000_000_000;
+pub const REORDER_WINDOW_NS: u64 = 5_000_000_000;
 
 /// Space of a decoder beyond its longest frame, so that it seldom moves bytes.
-const ROOM: usize = 16 << 10;
+const DECODER_HEADROOM: usize = 16 << 10;
 
 /// The peer violates the protocol; the connection must be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -106,7 +106,7 @@ impl Decoder {
     #[must_use]
     pub fn new(longest: u16) -> Self {
         Self {
-            buffer: vec![0; LENGTH_BYTES + MAX_DATAGRAM + ROOM].into_boxed_slice(),
+            buffer: vec![0; LENGTH_BYTES + MAX_DATAGRAM + DECODER_HEADROOM].into_boxed_slice(),
             start: 0,
             end: 0,
             longest,
@@ -121,7 +121,7 @@ impl Decoder {
     /// The space for received bytes; report their number by [`Decoder::filled`]. Never empty after
     /// [`Decoder::next_frame`] returned `None`.
     pub fn space(&mut self) -> &mut [u8] {
-        if self.start > 0 && self.buffer.len() - self.end < ROOM {
+        if self.start > 0 && self.buffer.len() - self.end < DECODER_HEADROOM {
             self.buffer.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
@@ -261,7 +261,7 @@ pub fn read_hello(frame: &[u8]) -> Result<Sealed<'_>, BadHello> {
 /// Authenticates a hello: its tag and its connection. The tag of a connection cannot be repeated on
 /// another one, so the timestamp decides only between connections that an end opened shortly after
 /// one another: the hello is refused if it is older than `newest`, that of the present connection,
-/// by less than [`OVERTAKEN`] nanoseconds. A clock that was wrong before locks no end out.
+/// by less than [`REORDER_WINDOW_NS`] nanoseconds. A clock that was wrong before locks no end out.
 ///
 /// # Errors
 /// [`BadHello`].
@@ -276,7 +276,7 @@ pub fn open_hello(
         return Err(BadHello::OtherConnection);
     }
     let age = newest.and_then(|newest| newest.checked_sub(message.timestamp));
-    if age.is_some_and(|age| age < OVERTAKEN) {
+    if age.is_some_and(|age| age < REORDER_WINDOW_NS) {
         return Err(BadHello::Replayed);
     }
     Ok(message)

@@ -148,14 +148,14 @@ fn a_hello_is_valid_once_with_its_key_on_its_connection() {
         open_hello(&sealed, &key(), Tag([8; 16]), None),
         Err(BadHello::OtherConnection)
     );
-    for newest in [10, 11, 9 + OVERTAKEN] {
+    for newest in [10, 11, 9 + REORDER_WINDOW_NS] {
         assert_eq!(
             open_hello(&sealed, &key(), HERE, Some(newest)),
             Err(BadHello::Replayed)
         );
     }
     // The present connection is that of a clock in the year 2099.
-    for newest in [10 + OVERTAKEN, 4_070_908_800_000_000_000] {
+    for newest in [10 + REORDER_WINDOW_NS, 4_070_908_800_000_000_000] {
         assert!(open_hello(&sealed, &key(), HERE, Some(newest)).is_ok());
     }
 

@@ -19,14 +19,14 @@ pub(super) enum State {
 #[derive(Clone, Debug)]
 pub struct Health {
     /// The loop that ran longest ago that still counts as alive.
-    patience: Duration,
+    timeout: Duration,
     last: Arc<Mutex<(State, Instant)>>,
 }
 
 impl Health {
     pub(super) fn new(heartbeat: Duration) -> Self {
         Self {
-            patience: heartbeat * 3,
+            timeout: heartbeat * 3,
             last: Arc::new(Mutex::new((State::Starting, Instant::now()))),
         }
     }
@@ -42,7 +42,7 @@ impl Health {
     pub fn check(&self) -> Result<&'static str, &'static str> {
         let (state, at) = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
         match state {
-            _ if at.elapsed() > self.patience => Err("hanging"),
+            _ if at.elapsed() > self.timeout => Err("hanging"),
             State::Starting => Err("starting"),
             State::Ready => Ok("ready"),
             State::Draining => Err("draining"),

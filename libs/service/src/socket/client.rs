@@ -39,14 +39,14 @@ pub enum Error {
     #[error(
         "the {name} did not reply within {} s. The request may still be executed; check \
          `causeway-{name} status` before retrying",
-        patience.as_secs_f64(),
+        timeout.as_secs_f64(),
         name = of.name
     )]
     Silent {
         /// The kind of daemon.
         of: &'static Socket,
         /// The time that was waited.
-        patience: Duration,
+        timeout: Duration,
     },
     /// The connection broke before the reply.
     #[error(
@@ -128,7 +128,7 @@ pub(super) fn ask_within<Q: Serialize, T: DeserializeOwned>(
     of: &'static Socket,
     path: &Path,
     request: &Q,
-    patience: Duration,
+    timeout: Duration,
 ) -> Result<T, Error> {
     let stream = UnixStream::connect(path).map_err(|source| Error::Connect {
         of,
@@ -138,7 +138,7 @@ pub(super) fn ask_within<Q: Serialize, T: DeserializeOwned>(
     let unread = |source| Error::Reply { of, source };
     let mut line = serde_json::to_vec(request).map_err(unread)?;
     line.push(b'\n');
-    send(&stream, &line, patience).map_err(|source| Error::Unsent {
+    send(&stream, &line, timeout).map_err(|source| Error::Unsent {
         of,
         source: match source.kind() {
             _ if is_timeout(&source) => {
@@ -151,11 +151,11 @@ pub(super) fn ask_within<Q: Serialize, T: DeserializeOwned>(
             _ => source,
         },
     })?;
-    let reply = match receive(&stream, patience) {
+    let reply = match receive(&stream, timeout) {
         Ok(reply) if reply.is_empty() => return Err(Error::Closed { of }),
         Ok(reply) => reply,
         Err(error) if is_timeout(&error) => {
-            return Err(Error::Silent { of, patience });
+            return Err(Error::Silent { of, timeout });
         }
         Err(source) => return Err(Error::Unanswered { of, source }),
     };
@@ -170,14 +170,14 @@ fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
-fn send(mut stream: &UnixStream, line: &[u8], patience: Duration) -> io::Result<()> {
-    stream.set_write_timeout(Some(patience))?;
+fn send(mut stream: &UnixStream, line: &[u8], timeout: Duration) -> io::Result<()> {
+    stream.set_write_timeout(Some(timeout))?;
     stream.write_all(line)
 }
 
 /// The line of the reply; empty where the daemon has closed the connection.
-fn receive(stream: &UnixStream, patience: Duration) -> io::Result<String> {
-    stream.set_read_timeout(Some(patience))?;
+fn receive(stream: &UnixStream, timeout: Duration) -> io::Result<String> {
+    stream.set_read_timeout(Some(timeout))?;
     let mut reply = String::new();
     BufReader::new(stream.take(MAX_LINE)).read_line(&mut reply)?;
     Ok(reply)

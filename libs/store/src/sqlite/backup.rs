@@ -11,7 +11,7 @@ use std::{
 use rusqlite::{Connection, OpenFlags};
 
 use super::{
-    COMPANIONS, beside, file_error, folder, give, lock,
+    SIDE_FILE_SUFFIXES, beside, file_error, folder, give, lock,
     schema::{self, Empty},
     sql_error,
     writer::{entries, number},
@@ -20,7 +20,7 @@ use crate::{Error, Revision, Snapshot};
 
 /// Revisions that a restored store leaves out, so that none means two commits: more than a store
 /// makes after its last backup.
-const RESTORED: i64 = 1 << 32;
+const RESTORE_REVISION_GAP: i64 = 1 << 32;
 
 /// Copies a store that is in use. `VACUUM INTO` reads one snapshot; the online backup of SQLite
 /// would begin again after each commit of another connection.
@@ -55,7 +55,7 @@ pub fn restore(backup: &Path, path: &Path) -> Result<Revision, Error> {
     let _lock = lock(path)?;
     let from = Backup::open(backup)?.revision()?;
     refuse_existing(path)?;
-    for companion in COMPANIONS {
+    for companion in SIDE_FILE_SUFFIXES {
         schema::refuse_leftover(path, companion)?;
     }
     let part = new_file(path)?;
@@ -71,7 +71,7 @@ pub fn restore(backup: &Path, path: &Path) -> Result<Revision, Error> {
         connection
             .execute(
                 "UPDATE numbers SET value = value + ? WHERE name = 'revision'",
-                [RESTORED],
+                [RESTORE_REVISION_GAP],
             )
             .map_err(&failed)?;
         connection
@@ -91,7 +91,7 @@ pub fn restore(backup: &Path, path: &Path) -> Result<Revision, Error> {
     };
     copy().inspect_err(|_| remove(&part))?;
     let restored = Backup::open(path)?.revision()?;
-    if restored == from.saturating_add_signed(RESTORED) {
+    if restored == from.saturating_add_signed(RESTORE_REVISION_GAP) {
         return Ok(restored);
     }
     Err(Error::NoStore {
@@ -114,7 +114,7 @@ pub(crate) fn new_file(to: &Path) -> Result<PathBuf, Error> {
     refuse_existing(to)?;
     let part = beside(to, ".part");
     // Those of a process that was killed: SQLite would take them for the new file's.
-    let old = COMPANIONS.map(|companion| beside(&part, companion));
+    let old = SIDE_FILE_SUFFIXES.map(|companion| beside(&part, companion));
     for file in std::iter::once(&part).chain(&old) {
         match fs::remove_file(file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -136,7 +136,7 @@ pub(crate) fn new_file(to: &Path) -> Result<PathBuf, Error> {
 
 /// Removes a file that did not become whole, and what SQLite made beside it.
 fn remove(part: &Path) {
-    for companion in COMPANIONS {
+    for companion in SIDE_FILE_SUFFIXES {
         let _ = fs::remove_file(beside(part, companion));
     }
     let _ = fs::remove_file(part);
@@ -166,7 +166,7 @@ impl Backup {
     /// [`Error::NoStore`] if it is not, [`Error::NotClosed`] for a store that is in use or was not
     /// closed, and others.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        for companion in COMPANIONS {
+        for companion in SIDE_FILE_SUFFIXES {
             let file = beside(path, companion);
             if file.exists() {
                 return Err(Error::NotClosed {

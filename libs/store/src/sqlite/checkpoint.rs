@@ -16,7 +16,7 @@ use crate::{Error, Transaction};
 
 /// Bytes of committed keys and values after which the log is copied: not after each large commit,
 /// as the disk would serve the copy and the next commit at once.
-const ENOUGH: usize = 16 << 20;
+const CHECKPOINT_BYTES: usize = 16 << 20;
 /// Bytes that a key costs beside its text: it touches a page of the table and one of the log.
 const KEY: usize = 1 << 10;
 /// Bytes after which the writer copies the log itself, as the thread does not keep up.
@@ -61,7 +61,7 @@ impl Checkpoints {
             self.bytes += puts.map(|(k, v)| KEY + k.len() + v.len()).sum::<usize>();
             self.bytes += KEY * transaction.delete.len();
         }
-        if self.bytes < ENOUGH {
+        if self.bytes < CHECKPOINT_BYTES {
             return;
         }
         self.unbounded += self.bytes;

@@ -37,7 +37,7 @@ use writer::{Request, Writer};
 
 /// Endings of the files that SQLite keeps beside a file, and takes for that file's by their names
 /// alone.
-const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
+const SIDE_FILE_SUFFIXES: [&str; 3] = ["-wal", "-shm", "-journal"];
 
 /// Requests that wait for the thread; callers beyond them wait in turn.
 const QUEUE: usize = 1024;

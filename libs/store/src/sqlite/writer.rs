@@ -13,15 +13,15 @@ use super::{
     sql_error,
 };
 use crate::{
-    Campaign, Change, Changes, CommitError, Entry, Error, Fence, PAGE, Precondition, ReadError,
-    Revision, Snapshot, Transaction,
+    Campaign, Change, Changes, CommitError, Entry, Error, Fence, MAX_CHANGES, Precondition,
+    ReadError, Revision, Snapshot, Transaction,
     lease::{Leases, PREFIX},
 };
 
 /// Transactions in one commit of SQLite.
 const GROUP: usize = 256;
 /// Rows of the log that are deleted after a commit, unless one revision has more.
-const TRIM: usize = 256;
+const MAX_TRIMMED_ROWS: usize = 256;
 
 /// A request to the thread.
 #[derive(Debug)]
@@ -289,7 +289,9 @@ impl Writer {
             while let Some(row) = rows.next()? {
                 let revision = row.get::<_, i64>(2)?.cast_unsigned();
                 let last = changes.last().map(|last| last.revision);
-                if let Some(last) = last.filter(|last| changes.len() >= PAGE && *last != revision) {
+                if let Some(last) =
+                    last.filter(|last| changes.len() >= MAX_CHANGES && *last != revision)
+                {
                     return Ok(Changes {
                         changes,
                         through: last,
@@ -407,12 +409,12 @@ fn set_number(
     Ok(())
 }
 
-/// Deletes whole revisions of the log that are older than `oldest`, about [`TRIM`] rows: the last
-/// revision that was deleted.
+/// Deletes whole revisions of the log that are older than `oldest`, about [`MAX_TRIMMED_ROWS`]
+/// rows: the last revision that was deleted.
 fn trim(sql: &rusqlite::Transaction<'_>, oldest: Duration) -> rusqlite::Result<Option<Revision>> {
     let mut statement =
         sql.prepare_cached("SELECT revision, at FROM log ORDER BY revision, key LIMIT ?")?;
-    let mut rows = statement.query([TRIM as i64])?;
+    let mut rows = statement.query([MAX_TRIMMED_ROWS as i64])?;
     let mut last = None;
     while let Some(row) = rows.next()? {
         if row.get::<_, i64>(1)? >= milliseconds(oldest) {

@@ -151,7 +151,7 @@ impl CircuitClient {
             dialler.adopt_loads(chooser);
         }
         let settings = RaceSettings {
-            patience: CONNECT_TIMEOUT,
+            attempt_timeout: CONNECT_TIMEOUT,
             ..RaceSettings::default()
         };
         let race = dialler.race(used, settings, since_boot(now));

@@ -30,9 +30,9 @@ use crate::{
 };
 
 /// Handshakes without an answer that make a path doubtful.
-const UNANSWERED: u32 = 3;
+const MAX_UNANSWERED_HANDSHAKES: u32 = 3;
 /// Time for handshake messages before other work is done.
-const TURN: Duration = Duration::from_millis(10);
+const HANDSHAKE_TIME_SLICE: Duration = Duration::from_millis(10);
 /// Rounds of outputs in a row before other work is done.
 const ROUNDS: usize = 4;
 
@@ -46,7 +46,7 @@ impl TunnelManager {
         });
         let started = clock::mono();
         let mut now = started;
-        while now.since(started) < TURN
+        while now.since(started) < HANDSHAKE_TIME_SLICE
             && let Some(message) = self.handshakes.take(now)
         {
             self.take_message(message.from, message.as_bytes());
@@ -217,7 +217,7 @@ impl TunnelManager {
     /// Handles a change of a TLS connection.
     fn tls_changed(&mut self, now: Now, change: Change) {
         let circuit = change.circuit();
-        let chance = self.random.u64();
+        let random = self.random.u64();
         let transport = self
             .peers
             .slot_of(circuit)
@@ -235,18 +235,18 @@ impl TunnelManager {
             }
             Change::Closed(_) => {
                 if let Some(transport) = transport {
-                    transport.closed(now.mono, chance);
+                    transport.closed(now.mono, random);
                 }
                 close_rings(&mut self.workers, circuit);
             }
             Change::Failed(_) => {
                 if let Some(transport) = transport {
-                    transport.failed(now.mono, chance);
+                    transport.failed(now.mono, random);
                 }
             }
             Change::Stalled(_) => {
                 if let Some(transport) = transport {
-                    transport.stalled(now.mono, chance);
+                    transport.stalled(now.mono, random);
                 }
             }
             Change::Resumed(_) => {}
@@ -267,8 +267,8 @@ impl TunnelManager {
             return udp;
         };
         let down = self.control.status(now.mono, peer.id).and_then(|s| s.down);
-        let unanswered =
-            matches!(down, Some(DownReason::NoAnswer { attempts }) if attempts >= UNANSWERED);
+        let unanswered = matches!(down, Some(DownReason::NoAnswer { attempts })
+            if attempts >= MAX_UNANSWERED_HANDSHAKES);
         let decision = transport.step(
             now.mono,
             TransportState {

@@ -21,10 +21,10 @@ use crate::pipeline::circuit_id;
 /// Datagrams taken from a socket before other work is done.
 const BATCH: usize = 256;
 /// Bytes of the longest handshake message.
-const LONGEST_HANDSHAKE: usize = 148;
+const MAX_HANDSHAKE_LEN: usize = 148;
 /// Bytes of the longest message on the tunnel's port: a handshake message behind a circuit's ID,
 /// and one byte more, so that a longer one is not taken for it.
-pub(super) const LONGEST_MESSAGE: usize = CIRCUIT_ID_LEN + LONGEST_HANDSHAKE + 1;
+pub(super) const MAX_MESSAGE_LEN: usize = CIRCUIT_ID_LEN + MAX_HANDSHAKE_LEN + 1;
 
 /// A datagram on the tunnel's port.
 #[derive(Debug, PartialEq, Eq)]
@@ -60,14 +60,14 @@ pub(super) fn classify(from: SocketAddr, datagram: &[u8]) -> Incoming<'_> {
 
 /// A handshake message with the circuit's ID in front of it.
 pub(super) struct CircuitFrame {
-    bytes: [u8; CIRCUIT_ID_LEN + LONGEST_HANDSHAKE],
+    bytes: [u8; CIRCUIT_ID_LEN + MAX_HANDSHAKE_LEN],
     len: usize,
 }
 
 impl CircuitFrame {
     /// `None` when the message is longer than any handshake message.
     pub fn new(id: std::num::NonZeroU64, message: &[u8]) -> Option<Self> {
-        let mut bytes = [0; CIRCUIT_ID_LEN + LONGEST_HANDSHAKE];
+        let mut bytes = [0; CIRCUIT_ID_LEN + MAX_HANDSHAKE_LEN];
         let len = CIRCUIT_ID_LEN + message.len();
         let (head, body) = bytes.get_mut(..len)?.split_at_mut(CIRCUIT_ID_LEN);
         head.copy_from_slice(&id.get().to_be_bytes());
@@ -240,8 +240,8 @@ mod tests {
     #[test]
     fn a_message_longer_than_a_handshake_has_no_frame() {
         let id = NonZeroU64::MIN;
-        assert!(CircuitFrame::new(id, &[1; LONGEST_HANDSHAKE]).is_some());
-        assert!(CircuitFrame::new(id, &[1; LONGEST_HANDSHAKE + 1]).is_none());
+        assert!(CircuitFrame::new(id, &[1; MAX_HANDSHAKE_LEN]).is_some());
+        assert!(CircuitFrame::new(id, &[1; MAX_HANDSHAKE_LEN + 1]).is_none());
     }
 
     #[tokio::test]

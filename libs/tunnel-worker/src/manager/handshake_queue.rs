@@ -16,14 +16,14 @@ use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 
 use tunnel::Instant;
 
-use super::handshake_io::LONGEST_MESSAGE;
+use super::handshake_io::MAX_MESSAGE_LEN;
 
 /// Messages that wait of each kind, at most. Later ones are dropped; their senders repeat them.
 const CAPACITY: usize = 1024;
 /// Unknown addresses get this share of the thread's time: one part in this many.
-const SHARE: u32 = 5;
+const UNKNOWN_SHARE: u32 = 5;
 /// Time that unknown addresses may use at once, after a pause.
-const BURST: Duration = Duration::from_millis(20);
+const UNKNOWN_BURST: Duration = Duration::from_millis(20);
 
 /// A message that waits.
 #[derive(Clone, Copy)]
@@ -31,7 +31,7 @@ pub(super) struct WaitingMessage {
     pub from: SocketAddr,
     /// Whether it is charged to the budget of unknown addresses.
     pub is_unknown: bool,
-    bytes: [u8; LONGEST_MESSAGE],
+    bytes: [u8; MAX_MESSAGE_LEN],
     len: usize,
 }
 
@@ -53,7 +53,7 @@ pub(super) struct HandshakeQueue {
 
 impl HandshakeQueue {
     /// Adds a message; `is_known`: it comes from the address of a peer or gateway. No valid message
-    /// is longer than [`LONGEST_MESSAGE`]: one that is loses its end, and is refused later.
+    /// is longer than [`MAX_MESSAGE_LEN`]: one that is loses its end, and is refused later.
     pub fn push(&mut self, is_known: bool, from: SocketAddr, message: &[u8]) {
         let queue = if is_known {
             &mut self.known
@@ -64,8 +64,8 @@ impl HandshakeQueue {
             self.dropped += 1;
             return;
         }
-        let len = message.len().min(LONGEST_MESSAGE);
-        let mut bytes = [0; LONGEST_MESSAGE];
+        let len = message.len().min(MAX_MESSAGE_LEN);
+        let mut bytes = [0; MAX_MESSAGE_LEN];
         bytes[..len].copy_from_slice(&message[..len]);
         queue.push_back(WaitingMessage {
             from,
@@ -88,7 +88,7 @@ impl HandshakeQueue {
 
     /// Charges the time that a message of an unknown address took.
     pub fn spent(&mut self, now: Instant, time: Duration) {
-        self.full_at = self.full_at.max(now) + time * SHARE;
+        self.full_at = self.full_at.max(now) + time * UNKNOWN_SHARE;
     }
 
     /// When the next message may be worked on; `None`: none waits.
@@ -97,7 +97,10 @@ impl HandshakeQueue {
             return Some(now);
         }
         (!self.unknown.is_empty()).then(|| {
-            let wait = self.full_at.since(now).saturating_sub(BURST * SHARE);
+            let wait = self
+                .full_at
+                .since(now)
+                .saturating_sub(UNKNOWN_BURST * UNKNOWN_SHARE);
             now + wait
         })
     }
@@ -108,7 +111,7 @@ impl HandshakeQueue {
     }
 
     fn has_budget(&self, now: Instant) -> bool {
-        self.full_at.since(now) <= BURST * SHARE
+        self.full_at.since(now) <= UNKNOWN_BURST * UNKNOWN_SHARE
     }
 }
 
@@ -176,7 +179,7 @@ mod tests {
         queue.push(false, from(1), &[7; 4000]);
         assert_eq!(queue.next_deadline(now), Some(now));
         let taken = queue.take(now).expect("a message");
-        assert_eq!(taken.as_bytes(), [7; LONGEST_MESSAGE]);
+        assert_eq!(taken.as_bytes(), [7; MAX_MESSAGE_LEN]);
         assert_eq!(queue.next_deadline(now), None);
     }
 }

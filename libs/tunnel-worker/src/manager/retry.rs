@@ -6,9 +6,9 @@ use std::time::Duration;
 use tunnel::Instant;
 
 /// Pause after the first failure.
-const FIRST: Duration = Duration::from_millis(500);
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// Longest pause.
-const LONGEST: Duration = Duration::from_secs(8);
+const MAX_PAUSE: Duration = Duration::from_secs(8);
 
 /// Attempts at one thing.
 #[derive(Debug, Default)]
@@ -24,7 +24,9 @@ impl Retry {
             *self = Self::default();
             return;
         }
-        let pause = FIRST.saturating_mul(1 << self.failures.min(8)).min(LONGEST);
+        let pause = FIRST_PAUSE
+            .saturating_mul(1 << self.failures.min(8))
+            .min(MAX_PAUSE);
         self.failures = self.failures.saturating_add(1);
         self.next = Some(now + pause);
     }

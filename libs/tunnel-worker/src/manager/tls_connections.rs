@@ -28,9 +28,9 @@ use crate::{
     clock,
     tls::{
         ConnectionEvent, ConnectionHandle, ConnectionId, ConnectionStats, DialConfig, DialError,
-        EventSender, Fingerprint, HANDSHAKE_PATIENCE, Identity, IdentityError, Limits,
-        ListenConfig, ListenError, Listener, ListenerStats, RingPair, RingSetup, ThreadWaker,
-        TlsAttempt, steer_by_lane,
+        EventSender, Fingerprint, HANDSHAKE_TIMEOUT, Identity, IdentityError, Limits, ListenConfig,
+        ListenError, Listener, ListenerStats, RingPair, RingSetup, ThreadWaker, TlsAttempt,
+        steer_by_lane,
     },
 };
 
@@ -257,7 +257,7 @@ impl TlsConnections {
             circuit,
             key,
             clock: Box::new(clock::unix_nanos_increasing),
-            patience: HANDSHAKE_PATIENCE,
+            timeout: HANDSHAKE_TIMEOUT,
         };
         match TlsAttempt::start(config, self.rings.clone(), self.event_sender.clone()) {
             Ok(dialer) => {

@@ -4,7 +4,7 @@
 //! Between UDP and TLS:
 //!
 //! ```text
-//!            no gateway answers by UDP for `UDP_PATIENCE`,        established
+//!            no gateway answers by UDP for `UDP_TIMEOUT`,         established
 //!   by UDP ─ or nothing received by UDP for `UDP_SILENCE` ─▶ dialing ────────▶ by TLS
 //!     ▲                                                   │   ▲                   │ │
 //!     │                                                   └───┘ failed: a growing │ │ nothing received,
@@ -12,7 +12,7 @@
 //!     └───────────────── a gateway answers by UDP, and UDP is trusted again
 //! ```
 //!
-//! The TLS connection is kept for `KEPT` when UDP works again.
+//! The TLS connection is kept for `TLS_GRACE` when UDP works again.
 //!
 //! While the connection is stalled (not even probes are answered):
 //!
@@ -28,7 +28,7 @@ use std::time::Duration;
 use tunnel::Instant;
 
 /// How long UDP may be without a gateway before TLS is dialed.
-const UDP_PATIENCE: Duration = Duration::from_millis(1500);
+const UDP_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How long nothing may be received by UDP, counted from when the tunnel finds the peer silent.
 const UDP_SILENCE: Duration = Duration::from_secs(4);
 /// The same by TLS, where no other gateway is tried first.
@@ -48,13 +48,13 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause after a failed attempt.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// How long the TLS connection is kept after UDP works again.
-const KEPT: Duration = Duration::from_secs(5);
+const TLS_GRACE: Duration = Duration::from_secs(5);
 /// How long UDP is not used after nothing was received by it, at first; it doubles each time.
-const FIRST_DISTRUST: Duration = Duration::from_secs(30);
+const FIRST_UDP_HOLD_DOWN: Duration = Duration::from_secs(30);
 /// Longest time for which UDP is not used.
-const MAX_DISTRUST: Duration = Duration::from_secs(600);
+const MAX_UDP_HOLD_DOWN: Duration = Duration::from_secs(600);
 /// Interval of steps while a decision is open.
-const TICK: Duration = Duration::from_millis(200);
+const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// State of both transports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,9 +91,9 @@ pub(super) enum Transport {
     Tls,
 }
 
-/// A part of `max` by the random number `chance`.
-fn jitter(max: Duration, chance: u64) -> Duration {
-    max * (chance % 1000) as u32 / 1000
+/// A part of `max` by a random number.
+fn jitter(max: Duration, random: u64) -> Duration {
+    max * (random % 1000) as u32 / 1000
 }
 
 /// Chooses the transport of one circuit's tunnel.
@@ -110,8 +110,8 @@ pub(super) struct TransportSelector {
     last_race: Option<Instant>,
     next_race: Instant,
     race_pause: Duration,
-    distrusted_until: Instant,
-    distrust: Duration,
+    udp_held_down_until: Instant,
+    udp_hold_down: Duration,
     next: Option<Instant>,
 }
 
@@ -128,23 +128,23 @@ impl TransportSelector {
             last_race: None,
             next_race: now,
             race_pause: FIRST_RACE_PAUSE,
-            distrusted_until: now,
-            distrust: FIRST_DISTRUST,
+            udp_held_down_until: now,
+            udp_hold_down: FIRST_UDP_HOLD_DOWN,
             next: None,
         }
     }
 
-    /// An attempt failed. `chance` is random: it spreads ends that fail together.
-    pub fn failed(&mut self, now: Instant, chance: u64) {
+    /// An attempt failed. A random number spreads ends that fail together.
+    pub fn failed(&mut self, now: Instant, random: u64) {
         self.racing = false;
-        self.next_dial = now + self.pause + jitter(self.pause / 4, chance);
+        self.next_dial = now + self.pause + jitter(self.pause / 4, random);
         self.pause = (self.pause * 2).min(MAX_PAUSE);
     }
 
     /// The connection is closed.
-    pub fn closed(&mut self, now: Instant, chance: u64) {
+    pub fn closed(&mut self, now: Instant, random: u64) {
         self.racing = false;
-        self.next_dial = now + jitter(REDIAL_SPREAD, chance);
+        self.next_dial = now + jitter(REDIAL_SPREAD, random);
         self.next = Some(
             self.next
                 .map_or(self.next_dial, |next| next.min(self.next_dial)),
@@ -162,8 +162,8 @@ impl TransportSelector {
     }
 
     /// The connection is stalled from now on.
-    pub fn stalled(&mut self, now: Instant, chance: u64) {
-        self.next_race = self.next_race.max(now + jitter(RACE_SPREAD, chance));
+    pub fn stalled(&mut self, now: Instant, random: u64) {
+        self.next_race = self.next_race.max(now + jitter(RACE_SPREAD, random));
     }
 
     /// Our addresses changed: an attempt may succeed now.
@@ -172,8 +172,8 @@ impl TransportSelector {
         self.pause = FIRST_PAUSE;
         self.next_race = now;
         self.race_pause = FIRST_RACE_PAUSE;
-        self.distrusted_until = now;
-        self.distrust = FIRST_DISTRUST;
+        self.udp_held_down_until = now;
+        self.udp_hold_down = FIRST_UDP_HOLD_DOWN;
     }
 
     /// Returns the decision in this state.
@@ -184,16 +184,16 @@ impl TransportSelector {
         if self.current == Some(Transport::Udp)
             && state.udp
             && silent_for.is_some_and(|time| time >= UDP_SILENCE)
-            && now >= self.distrusted_until
+            && now >= self.udp_held_down_until
         {
-            self.distrusted_until = now + self.distrust;
-            self.distrust = (self.distrust * 2).min(MAX_DISTRUST);
+            self.udp_held_down_until = now + self.udp_hold_down;
+            self.udp_hold_down = (self.udp_hold_down * 2).min(MAX_UDP_HOLD_DOWN);
             self.silent = None;
         } else if self.current == Some(Transport::Udp) && state.udp && !state.silent {
             // Received by UDP after all: the peer was away, not the path.
-            self.distrusted_until = now;
+            self.udp_held_down_until = now;
         }
-        let usable = state.udp && now >= self.distrusted_until;
+        let usable = state.udp && now >= self.udp_held_down_until;
         self.without_udp = (!usable).then(|| self.without_udp.unwrap_or(now));
         let next = match (usable, state.tls) {
             (true, _) => Some(Transport::Udp),
@@ -210,11 +210,11 @@ impl TransportSelector {
         let silent_for = self.silent.map(|since| now.since(since));
         match self.current {
             Some(Transport::Udp) if usable => {
-                let stable = now.since(self.udp_since) >= KEPT && self.silent.is_none();
+                let stable = now.since(self.udp_since) >= TLS_GRACE && self.silent.is_none();
                 decision.close = state.tls && stable;
                 if stable {
                     self.pause = FIRST_PAUSE;
-                    self.distrust = FIRST_DISTRUST;
+                    self.udp_hold_down = FIRST_UDP_HOLD_DOWN;
                 }
             }
             // The attempt that is under way decides.
@@ -228,7 +228,7 @@ impl TransportSelector {
         }
         let waited = self
             .without_udp
-            .is_some_and(|since| now.since(since) >= UDP_PATIENCE || self.distrusted_until > now);
+            .is_some_and(|since| now.since(since) >= UDP_TIMEOUT || self.udp_held_down_until > now);
         let may_dial = !state.dialing && !decision.close && now >= self.next_dial;
         decision.dial = waited && !state.tls && may_dial;
         if self.current == Some(Transport::Tls) && state.tls {
@@ -238,7 +238,7 @@ impl TransportSelector {
         let pending = [self.next_dial, self.next_race].into_iter();
         let next = pending
             .filter(|at| *at > now)
-            .fold(now + TICK, Instant::min);
+            .fold(now + CHECK_INTERVAL, Instant::min);
         self.next = (!is_idle).then_some(next);
         decision
     }
@@ -502,20 +502,20 @@ mod tests {
 
     #[test]
     fn a_second_connection_is_dialed_during_a_stall_and_replaces_the_first() {
-        for chance in [0, 500, 999] {
+        for random in [0, 500, 999] {
             let mut selector = over_tls();
             assert_eq!(steps(&mut selector, 2000, 60_000, TLS), []);
-            selector.stalled(at(60_000), chance);
+            selector.stalled(at(60_000), random);
             let begun = (60_000..60_100).find(|ms| selector.step(at(*ms), STALLED) == DIAL);
             let begun = begun.expect("dialed");
             assert!(begun <= 60_050, "{begun}");
             // The deadline is early enough for it.
             if begun > 60_000 {
                 let mut other = over_tls();
-                other.stalled(at(60_000), chance);
+                other.stalled(at(60_000), random);
                 other.step(at(60_000), STALLED);
                 let deadline = other.next_deadline().expect("one");
-                assert!(deadline <= at(begun), "{chance}");
+                assert!(deadline <= at(begun), "{random}");
             }
             assert_eq!(
                 steps(&mut selector, begun + 1, begun + 300, dialing(STALLED)),

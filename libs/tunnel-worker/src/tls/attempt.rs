@@ -43,10 +43,10 @@ use super::{
 
 /// Least time for TLS and the hello while other addresses are left: a gateway may answer and the
 /// appliance behind it not.
-const HURRY: Duration = Duration::from_secs(1);
+const SHORT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The same as a multiple of the time of TCP's handshake: for TLS, the hello and the gateway's own
 /// connection.
-const HURRY_TIMES: u32 = 8;
+const SHORT_TIMEOUT_ROUND_TRIPS: u32 = 8;
 
 /// Configuration of a dialer.
 pub struct DialConfig {
@@ -63,11 +63,11 @@ pub struct DialConfig {
     /// in earlier attempts. See [`unix_nanos`].
     pub clock: Box<dyn FnMut() -> u64 + Send>,
     /// Time for TLS, the hello and its answer together, with each address.
-    pub patience: Duration,
+    pub timeout: Duration,
 }
 
-/// [`DialConfig::patience`] of a tunnel.
-pub const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(5);
+/// [`DialConfig::timeout`] of a tunnel.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The wall clock, nanoseconds since 1970.
 #[must_use]
@@ -158,11 +158,11 @@ impl Thread {
                 Ok(None) => break DialError::Exhausted(connects.failed),
                 Err(Cancelled) => break DialError::Cancelled,
             };
-            let mut patience = self.dial.patience;
+            let mut timeout = self.dial.timeout;
             if connects.race.has_more() {
-                patience = patience.min(HURRY.max(took * HURRY_TIMES));
+                timeout = timeout.min(SHORT_TIMEOUT.max(took * SHORT_TIMEOUT_ROUND_TRIPS));
             }
-            let made = self.handshake(socket, patience).and_then(|link| {
+            let made = self.handshake(socket, timeout).and_then(|link| {
                 // A control of its own: dropping the dialer does not end the connection.
                 let control = ThreadControl::new()
                     .map_err(|error| Failed::Step(DialStepError::Socket(error)))?;
@@ -202,7 +202,7 @@ impl Thread {
     }
 
     /// TLS, the hello and its answer.
-    fn handshake(&mut self, socket: TcpStream, patience: Duration) -> Result<TlsLink, Failed> {
+    fn handshake(&mut self, socket: TcpStream, timeout: Duration) -> Result<TlsLink, Failed> {
         let DialConfig {
             name,
             circuit,
@@ -210,13 +210,13 @@ impl Thread {
             clock,
             ..
         } = &mut self.dial;
-        let deadline = within(patience);
+        let deadline = within(timeout);
         let tls = ClientConnection::new(Arc::clone(&self.config), self.name.clone())
             .map_err(|error| Failed::Step(DialStepError::Tls(error)))?;
         let mut link = TlsLink::new(socket, tls.into());
         let failed = |error| match error {
             HandshakeError::Stopped => Failed::Cancelled,
-            HandshakeError::Slow => Failed::Step(DialStepError::Slow(patience)),
+            HandshakeError::Slow => Failed::Step(DialStepError::Slow(timeout)),
             HandshakeError::Ended(CloseReason::Tls(error)) => Failed::Step(tls_error(error, name)),
             HandshakeError::Ended(reason) => Failed::Step(DialStepError::Ended(reason)),
         };
@@ -331,7 +331,7 @@ impl Connects {
             },
             RaceAction::Expire { attempt, address } => {
                 self.connecting.retain(|one| one.attempt != attempt);
-                let error = DialStepError::NoAnswer(self.race.patience());
+                let error = DialStepError::NoAnswer(self.race.attempt_timeout());
                 self.failed.push(AddressError { address, error });
             }
         }

@@ -50,7 +50,7 @@ const RECEIVE_STEPS: usize = 64;
 const SEND_ROUNDS: usize = 8;
 
 /// Most pending answers: an end that follows the protocol waits for no more.
-const MAX_PENDING_ANSWERS: usize = liveness::MOST;
+const MAX_PENDING_ANSWERS: usize = liveness::MAX_UNANSWERED;
 
 const _: () = assert!(LENGTH_BYTES + DATAGRAM_BYTES <= RECORD);
 

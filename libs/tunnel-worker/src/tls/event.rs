@@ -23,8 +23,8 @@ pub struct ConnectionId(u64);
 impl ConnectionId {
     /// One that no other has.
     pub(super) fn next() -> Self {
-        static LAST: AtomicU64 = AtomicU64::new(0);
-        Self(LAST.fetch_add(1, Relaxed) + 1)
+        static LAST_ID: AtomicU64 = AtomicU64::new(0);
+        Self(LAST_ID.fetch_add(1, Relaxed) + 1)
     }
 }
 

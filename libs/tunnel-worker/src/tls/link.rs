@@ -31,7 +31,7 @@ use crate::restore::Restores;
 /// Bytes read from the socket at a time, at most.
 const READ: usize = 64 << 10;
 /// Bytes that the kernel holds unsent at most (`TCP_NOTSENT_LOWAT`): more would only add delay.
-const UNSENT: libc::c_int = 128 << 10;
+const MAX_UNSENT: libc::c_int = 128 << 10;
 /// How long data may stay unacknowledged (`TCP_USER_TIMEOUT`), milliseconds.
 const USER_TIMEOUT: u32 = 20_000;
 /// TCP keep-alive: idle time in seconds, interval in seconds, probes.
@@ -258,7 +258,7 @@ pub(super) fn prepare(socket: &TcpStream) -> io::Result<()> {
     setsockopt(socket, sockopt::TcpKeepInterval, &KEEPALIVE.1)?;
     setsockopt(socket, sockopt::TcpKeepCount, &KEEPALIVE.2)?;
     setsockopt(socket, sockopt::TcpUserTimeout, &USER_TIMEOUT)?;
-    let unsent = UNSENT;
+    let unsent = MAX_UNSENT;
     // SAFETY: the option is an int, and one is passed that lives long enough.
     let set = unsafe {
         libc::setsockopt(

@@ -57,7 +57,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Interval of checks whether another connection may authenticate.
 const ROOM_PAUSE: Duration = Duration::from_millis(5);
 /// How long a connection may authenticate before it can be closed in favour of others.
-const GRACE: Duration = Duration::from_millis(500);
+const AUTHENTICATION_GRACE: Duration = Duration::from_millis(500);
 
 /// Limits of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -275,7 +275,7 @@ impl Shared {
         let pending = &self.table().pending;
         let oldest = pending.first_key_value();
         pending.len() < self.limits.pending
-            || oldest.is_none_or(|(_, (_, since))| since.elapsed() >= GRACE)
+            || oldest.is_none_or(|(_, (_, since))| since.elapsed() >= AUTHENTICATION_GRACE)
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {

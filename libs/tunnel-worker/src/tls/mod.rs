@@ -67,7 +67,7 @@ mod ring;
 mod stats;
 mod thread_control;
 
-pub use attempt::{DialConfig, HANDSHAKE_PATIENCE, TlsAttempt, unix_nanos};
+pub use attempt::{DialConfig, HANDSHAKE_TIMEOUT, TlsAttempt, unix_nanos};
 pub use close_reason::CloseReason;
 pub use dial_error::{AddressError, DialError, DialStartError, DialStepError};
 pub use event::{ConnectionEvent, ConnectionId, Established, EventSender};

@@ -50,7 +50,7 @@ const FLUSH_INTERVAL: Duration = Duration::from_millis(1);
 /// Events that one wait takes; more stay ready for the next.
 const READY: usize = 32;
 /// The wake-up in the epoll set; any other number is a socket.
-const WAKE: u64 = u64::MAX;
+const WAKE_TOKEN: u64 = u64::MAX;
 
 /// State of the thread.
 pub(super) struct WorkerThread {
@@ -90,7 +90,7 @@ impl WorkerThread {
         restores: Restores,
     ) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        epoll.add(&*wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
+        epoll.add(&*wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE_TOKEN))?;
         Ok(Self {
             settings,
             requests,
@@ -295,7 +295,10 @@ impl WorkerThread {
             self.epoll.wait(&mut events, timeout).unwrap_or_default()
         };
         self.is_sleeping.store(false, Relaxed);
-        if events[..ready].iter().any(|event| event.data() == WAKE) {
+        if events[..ready]
+            .iter()
+            .any(|event| event.data() == WAKE_TOKEN)
+        {
             let _ = self.wake.read();
         }
     }

@@ -17,7 +17,7 @@ use super::common::{Clock, Seeded, addresses, le32, outputs, publics, secrets};
 
 const ACTS: usize = 96;
 /// Datagrams on their way at most; further ones are lost.
-const FLYING: usize = 48;
+const MAX_IN_FLIGHT: usize = 48;
 /// Upper bound on the outputs of one act: five sessions and eight initiations retired, three lanes
 /// twice, paths, control messages, events.
 const OUTPUTS: usize = 40;
@@ -332,7 +332,7 @@ impl World {
     }
 
     fn fly(flying: &mut VecDeque<(usize, Vec<u8>)>, to: usize, bytes: &[u8]) {
-        if flying.len() < FLYING {
+        if flying.len() < MAX_IN_FLIGHT {
             flying.push_back((to, bytes.to_vec()));
         }
     }

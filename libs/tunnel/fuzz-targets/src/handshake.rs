@@ -16,7 +16,7 @@ use super::common::{Clock, Seeded, addresses, le32, outputs, publics, secrets, s
 
 const ACTS: usize = 48;
 /// Messages that the attacker stores.
-const KEPT: usize = 64;
+const MAX_RECORDED: usize = 64;
 
 /// Acts on two ends, of which one initiates: time, genuine messages in any order, changed ones with
 /// or without a valid mac1, forged ones; with and without load.
@@ -299,7 +299,7 @@ impl World {
                         Ok(Message::Initiation(_) | Message::Response(_) | Message::CookieReply(_))
                     ));
                     sent += bytes.len();
-                    if self.wire.len() == KEPT {
+                    if self.wire.len() == MAX_RECORDED {
                         self.wire.remove(0);
                     }
                     let cookie = end.cookie.filter(|&(_, at)| fresh(self.clock, at));

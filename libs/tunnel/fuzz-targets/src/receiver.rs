@@ -16,7 +16,7 @@ use super::common::{Clock, Seeded, addresses, outputs, publics, secrets};
 const ACTS: usize = 64;
 const LANES: usize = 2;
 /// Lifetime of the session, nanoseconds.
-const LIFE: u64 = 180_000_000_000;
+const SESSION_LIFETIME_NS: u64 = 180_000_000_000;
 const LIMITS: ReassemblyLimits = ReassemblyLimits {
     slots: 2,
     max_packet: 700,
@@ -279,7 +279,7 @@ impl World {
             .get(8..16)
             .and_then(|bytes| bytes.first_chunk())
             .map(|bytes| u64::from_le_bytes(*bytes));
-        let over = self.clock.mono >= self.made + LIFE;
+        let over = self.clock.mono >= self.made + SESSION_LIFETIME_NS;
         let from = addresses()[usize::from(original.last().copied().unwrap_or(0)) % 4];
         self.opens += 1;
         let receiver = &mut self.receivers[lane];

@@ -40,7 +40,7 @@ use nix::{
 };
 use serde_json::Value;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 const A: [&str; 2] = ["192.0.2.10", "2001:db8:1::10"];
 const B: [&str; 2] = ["198.51.100.20", "2001:db8:2::20"];
 /// The gateway's addresses for ends in `a` and in `b`.
@@ -246,9 +246,7 @@ impl Site {
         let notify = self.dir.path().join("notify");
         let _ = fs::remove_file(&notify);
         let manager = UnixDatagram::bind(&notify).expect("a socket");
-        manager
-            .set_read_timeout(Some(PATIENCE))
-            .expect("a deadline");
+        manager.set_read_timeout(Some(TIMEOUT)).expect("a deadline");
         self.child = Some(self.spawn());
         let mut word = [0; 64];
         let length = manager
@@ -263,7 +261,7 @@ impl Site {
         let mut child = self.spawn();
         let begun = Instant::now();
         while child.try_wait().expect("a child").is_none() {
-            if begun.elapsed() > PATIENCE {
+            if begun.elapsed() > TIMEOUT {
                 let _ = child.kill();
                 panic!("it runs: {}", self.log());
             }
@@ -299,7 +297,7 @@ impl Site {
     fn metrics(&self) -> String {
         self.within("gw", || {
             let mut stream = TcpStream::connect("127.0.0.1:9180").expect("connected");
-            stream.set_read_timeout(Some(PATIENCE)).expect("a deadline");
+            stream.set_read_timeout(Some(TIMEOUT)).expect("a deadline");
             stream
                 .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
                 .expect("asked");

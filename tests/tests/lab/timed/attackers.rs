@@ -255,10 +255,10 @@ fn exchange(a: &mut CircuitEnd, b: &mut CircuitEnd, time: Duration) -> (u64, u64
 /// The tenant's client over TLS: whether its backend answers within two seconds.
 fn is_served(site: &Site) -> bool {
     let ask = || -> io::Result<()> {
-        let patience = Duration::from_secs(2);
+        let timeout = Duration::from_secs(2);
         let mut stream =
-            site.inside("acme-prod-b", || TcpStream::connect_timeout(&GW1, patience))?;
-        stream.set_read_timeout(Some(patience))?;
+            site.inside("acme-prod-b", || TcpStream::connect_timeout(&GW1, timeout))?;
+        stream.set_read_timeout(Some(timeout))?;
         stream.write_all(&client_hello(NAME))?;
         stream.read_exact(&mut [0; 2])
     };

@@ -21,11 +21,11 @@ use lab::{Probe, Report};
 const A: &str = "10.1.0.10";
 /// Globex's address after its router's NAT.
 const GLOBEX: &str = "198.51.100.6";
-const PACE: Duration = Duration::from_millis(10);
+const SEND_INTERVAL: Duration = Duration::from_millis(10);
 /// How long traffic may pause when the gateway in use fails.
-const GAP: Duration = Duration::from_millis(500);
+const MAX_INTERRUPTION: Duration = Duration::from_millis(500);
 const SECOND: Duration = Duration::from_secs(1);
-const TRIES: usize = 3;
+const MAX_ATTEMPTS: usize = 3;
 const GREETER: u16 = 2222;
 
 /// The lab `gateways` with a tenant's first machine failed over, its tunnel up.
@@ -45,10 +45,10 @@ fn peer_path(site: &Site, tenant: &str) -> (String, String) {
 
 /// Waits until `holds`; how long it took.
 #[track_caller]
-fn until(what: &str, patience: Duration, mut holds: impl FnMut() -> bool) -> Duration {
+fn until(what: &str, timeout: Duration, mut holds: impl FnMut() -> bool) -> Duration {
     let began = Instant::now();
     while !holds() {
-        assert!(began.elapsed() < patience, "never: {what}");
+        assert!(began.elapsed() < timeout, "never: {what}");
         thread::sleep(Duration::from_millis(10));
     }
     began.elapsed()
@@ -58,7 +58,7 @@ fn until(what: &str, patience: Duration, mut holds: impl FnMut() -> bool) -> Dur
 fn across(site: &Site, tenant: &str, after: Duration, event: impl FnOnce()) -> (Report, Instant) {
     let from = format!("{tenant}-prod-b");
     let pinger = site
-        .ping(&from, ip(A), Probe::Echo, PACE)
+        .ping(&from, ip(A), Probe::Echo, SEND_INTERVAL)
         .unwrap_or_else(|e| panic!("{e}"));
     thread::sleep(Duration::from_millis(500));
     let began = Instant::now();
@@ -140,7 +140,7 @@ fn survives(who: &Survivor, fault: impl Fn(&Site, &str), restore: impl Fn(&Site,
     let _greeter = greeter.unwrap_or_else(|e| panic!("{e}"));
     let talk = Conversation::start(&site, &production, A, GREETER);
     let mut gaps = Vec::new();
-    for round in 1..=TRIES {
+    for round in 1..=MAX_ATTEMPTS {
         let (used, by) = peer_path(&site, tenant);
         assert_eq!(by, carrier);
         let pause = Duration::from_millis(40);
@@ -161,19 +161,19 @@ fn survives(who: &Survivor, fault: impl Fn(&Site, &str), restore: impl Fn(&Site,
         // The tunnel does not move back when the gateway returns.
         (who.back)(&site, &used);
         let before = (who.carried)(&site, &used);
-        let report = site.ping_count(&production, ip(A), Probe::Echo, PACE, 300);
+        let report = site.ping_count(&production, ip(A), Probe::Echo, SEND_INTERVAL, 300);
         let report = report.unwrap_or_else(|e| panic!("{e}"));
         assert!(report.lost().len() <= 3, "{}", report.summary());
         assert_eq!(peer_path(&site, tenant).0, next, "back at once");
         let moved = (who.carried)(&site, &used) - before;
         assert!(moved < who.unused, "{moved} used the recovered gateway");
-        if gap <= GAP && !is_long() {
+        if gap <= MAX_INTERRUPTION && !is_long() {
             break;
         }
     }
     println!("without a reply: {}", distribution(&gaps));
     let best = gaps.iter().min().expect("a try");
-    assert!(*best <= GAP, "without a reply for {gaps:?}");
+    assert!(*best <= MAX_INTERRUPTION, "without a reply for {gaps:?}");
     let (replies, longest) = talk.finish().unwrap_or_else(|e| panic!("TCP: {e}"));
     assert!(
         replies > 50,
@@ -244,7 +244,7 @@ fn a_new_nat_mapping_is_followed() {
     let _greeter = greeter.unwrap_or_else(|e| panic!("{e}"));
     let talk = Conversation::start(&site, "acme-prod-b", A, GREETER);
     let mut gaps = Vec::new();
-    for round in 0..TRIES as u16 {
+    for round in 0..MAX_ATTEMPTS as u16 {
         let (used, _) = peer_path(&site, "acme");
         let ports = (40_000 + 1000 * round, 40_999 + 1000 * round);
         let before = bound(&site, &used, "acme", 0);
@@ -261,12 +261,12 @@ fn a_new_nat_mapping_is_followed() {
             "{after} is not of {ports:?}"
         );
         gaps.push(report.longest_gap().expect("replies").length());
-        if gaps.last().is_some_and(|gap| *gap <= GAP) && !is_long() {
+        if gaps.last().is_some_and(|gap| *gap <= MAX_INTERRUPTION) && !is_long() {
             break;
         }
     }
     println!("without a reply: {}", distribution(&gaps));
-    assert!(gaps.iter().any(|gap| *gap <= GAP), "{gaps:?}");
+    assert!(gaps.iter().any(|gap| *gap <= MAX_INTERRUPTION), "{gaps:?}");
     talk.finish().unwrap_or_else(|e| panic!("TCP: {e}"));
 }
 
@@ -275,8 +275,8 @@ fn the_tunnel_runs_over_tls_while_udp_is_blocked() {
     let Some(site) = Site::raise(lab::sites::gateways, ENCRYPTED) else {
         return;
     };
-    let by = |wanted: &str, patience| {
-        until(&format!("globex by {wanted}"), patience, || {
+    let by = |wanted: &str, timeout| {
+        until(&format!("globex by {wanted}"), timeout, || {
             peer_path(&site, "globex").1 == wanted
         })
     };
@@ -379,7 +379,7 @@ fn over_tls_two_gateways_of_three_that_are_dead_are_left_within_a_second() {
     let _greeter = greeter.unwrap_or_else(|e| panic!("{e}"));
     let talk = Conversation::start(&site, "acme-prod-b", A, GREETER);
     let mut gaps = Vec::new();
-    for round in 1..=TRIES {
+    for round in 1..=MAX_ATTEMPTS {
         let (used, _) = peer_path(&site, "acme");
         let other = if used == "gw1" { "gw2" } else { "gw1" };
         blackhole(&site, other);
@@ -414,7 +414,7 @@ fn ends_leave_a_draining_gateway_without_loss() {
         return;
     };
     let mut lost = Vec::new();
-    for round in 1..=TRIES {
+    for round in 1..=MAX_ATTEMPTS {
         let (used, _) = peer_path(&site, "acme");
         let handle = site.gateway(&used).unwrap_or_else(|e| panic!("{e}"));
         let process = handle.process().unwrap_or_else(|e| panic!("{e}"));
@@ -453,7 +453,7 @@ fn the_tunnel_recovers_within_a_second_of_the_last_gateway() {
     });
     site.reach("acme-prod-b", A);
     let mut took = Vec::new();
-    for round in 1..=TRIES {
+    for round in 1..=MAX_ATTEMPTS {
         let mut ready = Instant::now();
         let (report, killed) = across(&site, "acme", 3 * SECOND, || {
             handle("gw1").kill().unwrap_or_else(|e| panic!("{e}"));
@@ -466,7 +466,7 @@ fn the_tunnel_recovers_within_a_second_of_the_last_gateway() {
             .received
             .iter()
             .flatten()
-            .filter(|at| **at > killed + GAP / 2)
+            .filter(|at| **at > killed + MAX_INTERRUPTION / 2)
             .min();
         let back = first.expect("replies").saturating_duration_since(ready);
         println!(
@@ -475,7 +475,7 @@ fn the_tunnel_recovers_within_a_second_of_the_last_gateway() {
             report.summary()
         );
         // It was away.
-        assert!(report.longest_gap().expect("replies").length() > GAP / 2);
+        assert!(report.longest_gap().expect("replies").length() > MAX_INTERRUPTION / 2);
         took.push(back);
         if back <= SECOND && !is_long() {
             break;

@@ -29,10 +29,10 @@ const UDP: u8 = 17;
 /// Connections of one address outside; each has a port of its own.
 const PORTS: u64 = 60_000;
 /// How long each state is looked at: a pass at least, as a pause is ten times as long as a pass.
-const LOOK: Duration = Duration::from_secs(35);
+const OBSERVATION_TIME: Duration = Duration::from_secs(35);
 /// Longest delay of a packet, and of a control reply, that a pass may cause. Both are far above
 /// what a busy machine adds by itself, and far below the pass and the watchdog.
-const LONGEST: Duration = Duration::from_millis(500);
+const MAX_DELAY: Duration = Duration::from_millis(500);
 
 fn words(address: Ipv4Addr) -> Words {
     let bytes = from_ip(IpAddr::V4(address));
@@ -133,7 +133,7 @@ fn metric(site: &Site, name: &str) -> f64 {
     value.unwrap_or_else(|| panic!("{name}in {text}"))
 }
 
-fn look(site: &Site) -> Seen {
+fn observe(site: &Site) -> Seen {
     let handle = site.appliance(PROVIDER).unwrap_or_else(|e| panic!("{e}"));
     let pinger = site
         .ping(
@@ -145,7 +145,7 @@ fn look(site: &Site) -> Seen {
         .unwrap_or_else(|e| panic!("replica-a: {e}"));
     let (began, before) = (Instant::now(), metric(site, "nat_passes_total"));
     let (mut reply, mut pass) = (Duration::ZERO, 0.0_f64);
-    while began.elapsed() < LOOK {
+    while began.elapsed() < OBSERVATION_TIME {
         let asked = Instant::now();
         handle
             .must(&["status", "--json"])
@@ -186,7 +186,7 @@ fn a_pass_over_a_million_connections_holds_up_neither_packets_nor_replies() {
     site.fail_over_site("acme")
         .unwrap_or_else(|e| panic!("{e}"));
     site.reach("replica-a", SERVER);
-    let empty = look(&site);
+    let empty = observe(&site);
     println!("without connections: {empty}");
 
     let pins = site.pin_dir(PROVIDER);
@@ -218,7 +218,7 @@ fn a_pass_over_a_million_connections_holds_up_neither_packets_nor_replies() {
     println!("{count} connections written in {:?}", began.elapsed());
     // A pass that began before the last was written, and one after it.
     thread::sleep(Duration::from_secs(12));
-    let seen = look(&site);
+    let seen = observe(&site);
     println!("{count} connections: {seen}");
 
     let usage: PinnedMap<u32, TenantUsage> = PinnedMap::open(&root, "USAGE").expect(open);
@@ -232,8 +232,8 @@ fn a_pass_over_a_million_connections_holds_up_neither_packets_nor_replies() {
         "every connection is live, and none was removed: {usage:?}"
     );
     assert!(seen.passes >= 1, "{seen}");
-    assert!(seen.slowest < LONGEST, "{seen}, without: {empty}");
-    assert!(seen.reply < LONGEST, "{seen}, without: {empty}");
+    assert!(seen.slowest < MAX_DELAY, "{seen}, without: {empty}");
+    assert!(seen.reply < MAX_DELAY, "{seen}, without: {empty}");
     assert_eq!(seen.lost, 0, "{seen}");
     let daemon = site
         .appliance(PROVIDER)

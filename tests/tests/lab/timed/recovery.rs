@@ -23,7 +23,7 @@ const A: &str = "10.1.0.10";
 const B: &str = "10.1.0.11";
 const BOTH: [&str; 2] = ["tenant-appliance", "provider-appliance"];
 /// Longest time until traffic flows again after a kill.
-const BACK: Duration = Duration::from_secs(2);
+const MAX_RECOVERY: Duration = Duration::from_secs(2);
 
 /// A TCP connection that sends all the time until it is stopped.
 struct Talk {
@@ -86,10 +86,10 @@ impl Talk {
     }
 
     /// How long it takes until something more arrives.
-    fn resumes(&self, patience: Duration) -> Duration {
+    fn resumes(&self, timeout: Duration) -> Duration {
         let (before, began) = (self.received.load(Ordering::Relaxed), Instant::now());
         while self.received.load(Ordering::Relaxed) == before {
-            assert!(began.elapsed() < patience, "TCP does not go on");
+            assert!(began.elapsed() < timeout, "TCP does not go on");
             thread::sleep(Duration::from_millis(1));
         }
         began.elapsed()
@@ -142,9 +142,9 @@ fn after_a_sigkill_traffic_is_back_within_two_seconds_and_tcp_survives() {
             "round {round}, {host}: {} ms without a reply",
             gap.as_millis()
         );
-        late += usize::from(gap >= BACK);
+        late += usize::from(gap >= MAX_RECOVERY);
         gaps.push(gap);
-        assert!(gap < 2 * BACK, "{host}: {}", report.summary());
+        assert!(gap < 2 * MAX_RECOVERY, "{host}: {}", report.summary());
         // The daemon was really gone: its sessions ended with it.
         assert!(
             gap > Duration::from_millis(20),
@@ -160,7 +160,7 @@ fn after_a_sigkill_traffic_is_back_within_two_seconds_and_tcp_survives() {
     println!("without a reply: {}", distribution(&gaps));
     // A machine that is held up for a second makes one round of four late; a tunnel that is slow,
     // all of them.
-    assert!(late <= 1, "rounds over {BACK:?}: {gaps:?}");
+    assert!(late <= 1, "rounds over {MAX_RECOVERY:?}: {gaps:?}");
     for talk in talks {
         talk.finish();
     }
@@ -229,7 +229,10 @@ fn a_changed_address_is_followed() {
         let changed = Instant::now();
         let wanted = format!("{new}:6180");
         while site.status("provider-appliance")["peers"][0]["address"] != wanted {
-            assert!(changed.elapsed() < BACK, "the new address is not followed");
+            assert!(
+                changed.elapsed() < MAX_RECOVERY,
+                "the new address is not followed"
+            );
             thread::sleep(Duration::from_millis(5));
         }
         println!("followed after {} ms", changed.elapsed().as_millis());

@@ -16,7 +16,7 @@ const A: &str = "10.1.0.10";
 const A6: &str = "2001:db8:1::10";
 const BOTH: [&str; 2] = ["tenant-appliance", "provider-appliance"];
 /// Pause between the datagrams of a series.
-const PACE: Duration = Duration::from_millis(2);
+const SEND_INTERVAL: Duration = Duration::from_millis(2);
 /// Most datagrams that a round may lose: half a second of the three series. A data path that is
 /// down until the daemons run again loses all of more than two seconds, 3000.
 const MAX_LOST: usize = 3 * 250;
@@ -103,7 +103,7 @@ fn kill_both_under_load(site: &Site) -> usize {
         .into_iter()
         .map(|(from, to)| {
             let pinger = site
-                .ping(from, ip(to), Probe::Udp(7000), PACE)
+                .ping(from, ip(to), Probe::Udp(7000), SEND_INTERVAL)
                 .unwrap_or_else(|e| panic!("{from}: {e}"));
             (from, to, pinger)
         })

@@ -12,7 +12,7 @@ use causeway_tests::{
 };
 use lab::{Options, Pinger, Probe};
 
-const TICK: Duration = Duration::from_millis(10);
+const SEND_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Pings through a switch, from hosts of both kinds and in both families; from the first answer of
 /// the machine that takes over, at most one of each series may be lost.
@@ -26,13 +26,13 @@ fn through(site: &Site, what: &str, switch: impl FnOnce() -> lab::Switchover) {
     ] {
         site.reach(from, to);
         let pinger = site
-            .ping(from, ip(to), Probe::Echo, TICK)
+            .ping(from, ip(to), Probe::Echo, SEND_INTERVAL)
             .unwrap_or_else(|e| panic!("{from}: {e}"));
         series.push((from, ip(to), pinger));
     }
     // The pairs that are not concerned lose nothing at all.
     let bystander = site
-        .ping("prod-b", ip("10.1.0.1"), Probe::Echo, TICK)
+        .ping("prod-b", ip("10.1.0.1"), Probe::Echo, SEND_INTERVAL)
         .unwrap_or_else(|e| panic!("prod-b: {e}"));
     thread::sleep(Duration::from_millis(500));
     let times = switch();

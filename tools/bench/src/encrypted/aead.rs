@@ -11,13 +11,13 @@ use tunnel::{AeadKey, Cipher};
 /// Time of one measurement.
 const TIME: Duration = Duration::from_millis(200);
 /// More bytes than a tag has.
-const ROOM: usize = 64;
+const TAG_CAPACITY: usize = 64;
 
 /// Nanoseconds to encrypt one packet of `bytes` with [`AeadKey`], as the tunnel does.
 pub fn seal(cipher: Cipher, bytes: usize) -> anyhow::Result<f64> {
     let key = AeadKey::new(cipher, &[0x5a; 32]);
     let packet = vec![0x5a_u8; bytes];
-    let mut out = vec![0_u8; bytes + ROOM];
+    let mut out = vec![0_u8; bytes + TAG_CAPACITY];
     let mut counter = 0_u64;
     let begun = Instant::now();
     loop {

@@ -42,7 +42,7 @@ const BUFFER: usize = 8 << 20;
 /// Time before counting starts.
 const WARM_UP: Duration = Duration::from_millis(300);
 /// Time of counting.
-const COUNTED: Duration = Duration::from_millis(1500);
+const COUNT_TIME: Duration = Duration::from_millis(1500);
 
 /// Sends packets with `bytes` of payload from the left host to the right one, `rate` per second.
 pub fn flood(sites: &Sites, bytes: usize, rate: f64) -> anyhow::Result<Rates> {
@@ -72,7 +72,7 @@ pub fn flood(sites: &Sites, bytes: usize, rate: f64) -> anyhow::Result<Rates> {
         };
         thread::sleep(WARM_UP);
         let (before, begun) = (read(), Instant::now());
-        thread::sleep(COUNTED);
+        thread::sleep(COUNT_TIME);
         let (after, took) = (read(), begun.elapsed().as_secs_f64());
         stop.store(true, Ordering::Relaxed);
         Ok(Rates {
@@ -211,7 +211,7 @@ struct Pace {
 
 impl Pace {
     /// Largest arrears that are still sent, packets.
-    const ARREARS: f64 = 4.0 * BATCH as f64;
+    const MAX_ARREARS: f64 = 4.0 * BATCH as f64;
 
     const fn new(rate: f64) -> Self {
         Self { rate, given: 0.0 }
@@ -220,7 +220,7 @@ impl Pace {
     /// Packets to send now, `elapsed` after the start: at most a batch.
     fn due(&mut self, elapsed: Duration) -> usize {
         let until_now = elapsed.as_secs_f64() * self.rate;
-        self.given = self.given.max(until_now - Self::ARREARS);
+        self.given = self.given.max(until_now - Self::MAX_ARREARS);
         let due = (until_now - self.given).floor().clamp(0.0, BATCH as f64);
         self.given += due;
         due as usize

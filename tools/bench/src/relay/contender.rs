@@ -39,7 +39,7 @@ pub const BACKEND_PORT: u16 = 9443;
 /// Server name in the TLS hello.
 pub const NAME: &str = "gateway.example.net";
 /// Time that a contender has to start.
-const PATIENCE: Duration = Duration::from_secs(10);
+const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A circuit and the keys of its sides.
 const CIRCUIT: u64 = 0x3f9a_1c02_77d1_e05b;
@@ -384,9 +384,9 @@ fn until(what: &str, mut holds: impl FnMut() -> anyhow::Result<bool>) -> anyhow:
     while !holds()? {
         lab::interrupt::check()?;
         ensure!(
-            begun.elapsed() < PATIENCE,
+            begun.elapsed() < START_TIMEOUT,
             "within {} s it never {what}",
-            PATIENCE.as_secs()
+            START_TIMEOUT.as_secs()
         );
         std::thread::sleep(Duration::from_millis(20));
     }

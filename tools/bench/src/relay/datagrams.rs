@@ -52,7 +52,7 @@ const L3_HEADERS: u64 = 28;
 /// Time before counting starts.
 const WARM_UP: Duration = Duration::from_millis(250);
 /// Time of counting.
-const COUNTED: Duration = Duration::from_millis(750);
+const COUNT_TIME: Duration = Duration::from_millis(750);
 
 /// The best result.
 #[derive(Clone, Copy, Debug)]
@@ -232,7 +232,7 @@ fn offer(
             let read = || Ok::<_, anyhow::Error>((arrived()?, generator.sent()?));
             thread::sleep(WARM_UP);
             let (before, begun) = (read()?, Instant::now());
-            thread::sleep(COUNTED);
+            thread::sleep(COUNT_TIME);
             let (after, took) = (read()?, begun.elapsed().as_secs_f64());
             Ok::<_, anyhow::Error>(Best {
                 received: (after.0 - before.0) as f64 / took,

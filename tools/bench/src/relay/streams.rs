@@ -46,7 +46,7 @@ const ECHOES: usize = 3000;
 /// Time of streams before counting, and during it.
 const STREAMING: [Duration; 2] = [Duration::from_millis(300), Duration::from_millis(2500)];
 /// Time-out of a read or write.
-const PATIENCE: Duration = Duration::from_secs(10);
+const IO_TIMEOUT: Duration = Duration::from_secs(10);
 
 const ECHO: u8 = b'e';
 const DISCARD: u8 = b'd';
@@ -114,7 +114,7 @@ impl Drop for Backend {
 /// Serves one connection.
 fn serve(mut stream: TcpStream, hello: usize, received: &AtomicU64) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(IO_TIMEOUT))?;
     let mut head = vec![0; hello + 1];
     stream.read_exact(&mut head)?;
     match head[hello] {
@@ -144,8 +144,8 @@ fn serve(mut stream: TcpStream, hello: usize, received: &AtomicU64) -> io::Resul
 fn connect(to: SocketAddrV4, hello: &[u8], service: u8) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect(to)?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(IO_TIMEOUT))?;
+    stream.set_write_timeout(Some(IO_TIMEOUT))?;
     stream.write_all(&[hello, &[service]].concat())?;
     Ok(stream)
 }

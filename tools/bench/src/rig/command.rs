@@ -5,7 +5,7 @@ use std::{ffi::OsStr, path::PathBuf, process::Command, time::Duration};
 use anyhow::{Context as _, bail};
 
 /// A command may take this long.
-const LIMIT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A command in a namespace, not started yet.
 pub fn command(namespace: &str, program: impl AsRef<OsStr>) -> Command {
@@ -33,7 +33,7 @@ pub fn sh(words: &str) -> anyhow::Result<()> {
 /// Runs a command, for 60 s at most, and returns its standard output. An exit status other than 0
 /// is an error that quotes the command and its output.
 pub fn output(command: &mut Command) -> anyhow::Result<String> {
-    let output = lab::run(command, LIMIT)?;
+    let output = lab::run(command, TIMEOUT)?;
     if output.ok() {
         return Ok(output.stdout);
     }

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 
 /// How long the machine is observed for [`others`].
-const OBSERVED: Duration = Duration::from_millis(500);
+const OBSERVATION_TIME: Duration = Duration::from_millis(500);
 /// How long [`others`] waits for other work to end.
-const LIMIT: Duration = Duration::from_secs(10);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// CPUs that other processes may use. Above it, the machine's CPU time is not comparable
 /// between contenders.
 pub const QUIET_ENOUGH: f64 = 0.1;
@@ -32,10 +32,10 @@ pub fn busy_seconds() -> anyhow::Result<f64> {
 /// It is not measured while the contender runs, because a contender that polls uses CPU time when
 /// idle.
 pub fn others() -> anyhow::Result<f64> {
-    let until = Instant::now() + LIMIT;
+    let until = Instant::now() + IDLE_TIMEOUT;
     loop {
         let (busy, begun) = (busy_seconds()?, Instant::now());
-        std::thread::sleep(OBSERVED);
+        std::thread::sleep(OBSERVATION_TIME);
         let others = (busy_seconds()? - busy) / begun.elapsed().as_secs_f64();
         if others < QUIET_ENOUGH || Instant::now() > until {
             return Ok(others);

@@ -221,7 +221,7 @@ fn garbage_and_silence_are_closed_in_time_and_counted() {
     assert!(is_closed(&mut silent) && is_closed(&mut mute));
     trickle.join().expect("no panic");
     until("counted", || counted(RefusalReason::Slow) == 3);
-    assert!(begun.elapsed() < PATIENCE);
+    assert!(begun.elapsed() < TIMEOUT);
     // A client that closes the connection before its hello is complete.
     drop(connect());
     until("counted", || counted(RefusalReason::Gone) == 1);
@@ -275,7 +275,7 @@ fn strangers_do_not_keep_out_an_end_with_a_key() {
     let limits = Limits {
         connections: 2,
         pending: 4,
-        authenticate: PATIENCE,
+        authenticate: TIMEOUT,
     };
     let (listener, fingerprint) = provider.listen(limits, false);
     let at = listener.addresses()[0];

@@ -92,7 +92,7 @@ fn a_long_transfer_is_carried_and_every_loss_is_counted() {
                 0 => yield_now(),
                 some => taken += some,
             }
-            assert!(begun.elapsed() < PATIENCE * 10, "{taken} taken");
+            assert!(begun.elapsed() < TIMEOUT * 10, "{taken} taken");
         }
         drop(stop);
         let sent = sending.join().expect("sent");
@@ -162,7 +162,7 @@ fn a_stalled_path_drops_datagrams_and_takes_no_memory() {
     let (mut taken, mut refused) = (0u64, 0u64);
     let begun = Instant::now();
     // The ring and the kernel's buffers fill up.
-    while refused < 200_000 && begun.elapsed() < PATIENCE {
+    while refused < 200_000 && begun.elapsed() < TIMEOUT {
         if ring.sender.push(&datagram) {
             taken += 1;
         } else {
@@ -192,7 +192,7 @@ fn a_half_close_and_a_reset_close_the_connection() {
         let path = stoppable_path(listener.addresses()[0]);
         let _dialer = tenant.dial(dialing(path.at, fingerprint, 1));
         let (_a, _b) = (tenant.established(), provider.established());
-        let (near, far) = path.ends.recv_timeout(PATIENCE).expect("ends");
+        let (near, far) = path.ends.recv_timeout(TIMEOUT).expect("ends");
         if hard {
             for end in [&near, &far] {
                 let linger = libc::linger {

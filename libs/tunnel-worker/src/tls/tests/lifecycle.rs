@@ -117,11 +117,11 @@ fn a_dialer_names_the_error_of_each_address_and_tries_the_next() {
     let mut all = dialing(refusing, fingerprint, 1);
     let others = [&silent, &web].map(|one| one.local_addr().expect("an address"));
     all.race = race(&[refusing, others[0], others[1]]);
-    all.patience = Duration::from_secs(1);
+    all.timeout = Duration::from_secs(1);
     spawn(move || {
         let (mut socket, _) = web.accept().expect("accept");
         let _ = socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
-        sleep(PATIENCE);
+        sleep(TIMEOUT);
     });
     tenant.closed();
     let _second = tenant.dial(all);

@@ -37,7 +37,7 @@ use nix::sys::eventfd::EventFd;
 use super::*;
 
 /// No wait of a test is longer.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 const NAME: &str = "tunnel.acme.example";
 
 fn circuit(n: u64) -> CircuitId {
@@ -56,7 +56,7 @@ fn event() -> Arc<EventFd> {
 fn until(what: &str, mut done: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !done() {
-        assert!(begun.elapsed() < PATIENCE, "never {what}");
+        assert!(begun.elapsed() < TIMEOUT, "never {what}");
         sleep(Duration::from_millis(2));
     }
 }
@@ -87,7 +87,7 @@ impl Owner {
 
     #[track_caller]
     fn next(&self) -> ConnectionEvent {
-        self.events.recv_timeout(PATIENCE).expect("an event")
+        self.events.recv_timeout(TIMEOUT).expect("an event")
     }
 
     /// The next connection; failed addresses before it are skipped.
@@ -170,7 +170,7 @@ fn dialing(to: SocketAddr, fingerprint: Fingerprint, n: u8) -> DialConfig {
         circuit: circuit(u64::from(n)),
         key: key(n),
         clock: Box::new(unix_nanos),
-        patience: HANDSHAKE_PATIENCE,
+        timeout: HANDSHAKE_TIMEOUT,
     }
 }
 
@@ -242,17 +242,15 @@ fn exchange(a: &mut RingPair, b: &mut RingPair, count: u64, make: impl Fn(u64) -
         }
         yield_now();
         assert!(
-            progressed.elapsed() < PATIENCE,
+            progressed.elapsed() < TIMEOUT,
             "{sent:?} sent, {heard:?} heard"
         );
     }
 }
 
 fn patient(socket: &TcpStream) {
-    socket.set_read_timeout(Some(PATIENCE)).expect("a deadline");
-    socket
-        .set_write_timeout(Some(PATIENCE))
-        .expect("a deadline");
+    socket.set_read_timeout(Some(TIMEOUT)).expect("a deadline");
+    socket.set_write_timeout(Some(TIMEOUT)).expect("a deadline");
 }
 
 /// A client after the TLS handshake, and the tag of its connection.

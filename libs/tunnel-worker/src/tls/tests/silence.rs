@@ -247,7 +247,7 @@ fn an_unresponsive_address_delays_no_other() {
     // No address answers: all time out in parallel.
     let mut none = dialing(full[0].0, fingerprint, 2);
     let settings = RaceSettings {
-        patience: Duration::from_secs(1),
+        attempt_timeout: Duration::from_secs(1),
         ..RaceSettings::default()
     };
     none.race = Race::new(full.iter().map(|(at, _)| *at), settings);
@@ -322,7 +322,7 @@ fn an_abandoned_attempt_ends_unless_its_hello_was_sent() {
         while tls.read(&mut hello).is_ok_and(|bytes| bytes > 0) {}
     });
     let dialer = tenant.dial(dialing(at, identity.fingerprint(), 1));
-    hello.recv_timeout(PATIENCE).expect("a hello");
+    hello.recv_timeout(TIMEOUT).expect("a hello");
     dialer.cancel_before_hello();
     sleep(Duration::from_millis(50));
     go.send(()).expect("the server waits");

@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context as _;
 use lab::{Error, Greeter, Lab, Probe, Server};
 
-use super::{HTTP_BYTES, Outcome, PACE, family, key};
+use super::{HTTP_BYTES, Outcome, SEND_INTERVAL, family, key};
 
 /// The provider's appliance.
 const PROVIDER: &str = "provider-appliance";
@@ -29,9 +29,9 @@ const IPERF_SECONDS: u32 = 2;
 /// Pings per short check.
 const PINGS: u32 = 20;
 /// How long to wait for an answer where none is expected.
-const SILENCE: Duration = Duration::from_millis(1500);
-const SHORT: Duration = Duration::from_secs(5);
-const LONG: Duration = Duration::from_secs(15);
+const NO_ANSWER_WAIT: Duration = Duration::from_millis(1500);
+const SHORT_TIMEOUT: Duration = Duration::from_secs(5);
+const LONG_TIMEOUT: Duration = Duration::from_secs(15);
 
 const WEB: [&str; 2] = ["203.0.113.20", "2001:db8:f::20"];
 const SIBLING: [&str; 2] = ["203.0.113.21", "2001:db8:f::21"];
@@ -88,7 +88,7 @@ pub(super) fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
     })?;
     outcome.step("before: public addresses do not answer", |_| {
         for public in WEB {
-            refused(lab, "client", public, PUBLIC_PORT, SILENCE)?;
+            refused(lab, "client", public, PUBLIC_PORT, NO_ANSWER_WAIT)?;
         }
         Ok(((), "IPv4 and IPv6".to_owned()))
     })?;
@@ -134,7 +134,7 @@ pub(super) fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
     })?;
     outcome.step("failback: public addresses and gateways gone", |_| {
         for public in WEB.iter().chain(&[GLOBEX_WEB]) {
-            refused(lab, "client", public, PUBLIC_PORT, SILENCE)?;
+            refused(lab, "client", public, PUBLIC_PORT, NO_ANSWER_WAIT)?;
         }
         for gateway in GATEWAY {
             silent(lab, "replica-a", gateway)?;
@@ -159,7 +159,7 @@ fn switch(
     measured: &mut std::collections::BTreeMap<String, f64>,
 ) -> anyhow::Result<((), String)> {
     let start = |to: &str| -> anyhow::Result<_> {
-        Ok(lab.ping("replica-a", to.parse()?, Probe::Echo, PACE)?)
+        Ok(lab.ping("replica-a", to.parse()?, Probe::Echo, SEND_INTERVAL)?)
     };
     let (v4, v6) = (start(GATEWAY[0])?, start(GATEWAY[1])?);
     thread::sleep(Duration::from_millis(300));
@@ -239,18 +239,18 @@ fn management(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
     })?;
     outcome.step("public: port 22 gets no answer", |_| {
         for public in WEB {
-            let kind = refused(lab, "client", public, 22, SILENCE)?;
+            let kind = refused(lab, "client", public, 22, NO_ANSWER_WAIT)?;
             anyhow::ensure!(kind == ErrorKind::TimedOut, "{public}: {kind}");
         }
         Ok(((), "no connection and no refusal".to_owned()))
     })?;
     outcome.step("public: 2222 leads to internal port 22", |_| {
-        let line = lab.greeting("client", at(WEB[0], 2222)?, SHORT)?;
+        let line = lab.greeting("client", at(WEB[0], 2222)?, SHORT_TIMEOUT)?;
         anyhow::ensure!(line == SSH, "wrong greeting {line:?}");
         Ok(((), line))
     })?;
     outcome.step("public: an unlisted source is refused", |_| {
-        let kind = refused(lab, "stranger", WEB[0], 2222, SILENCE)?;
+        let kind = refused(lab, "stranger", WEB[0], 2222, NO_ANSWER_WAIT)?;
         // A rule without listed sources serves it: only the list refuses it.
         download(lab, "stranger", WEB[0], PUBLIC_PORT, REPLICA_A, 100_000)?;
         Ok(((), format!("2222: {kind}; 80: served")))
@@ -284,7 +284,7 @@ fn internet(lab: &Lab, outcome: &mut Outcome, services: &Services) -> anyhow::Re
     outcome.step("internet: refused for a network without it", |_| {
         let before = services.server.clients().len();
         for server in INTERNET {
-            refused(lab, "replica-c", server, PUBLIC_PORT, SILENCE)?;
+            refused(lab, "replica-c", server, PUBLIC_PORT, NO_ANSWER_WAIT)?;
         }
         let seen = services.server.clients().split_off(before);
         anyhow::ensure!(seen.is_empty(), "the server saw source {seen:?}");
@@ -389,7 +389,7 @@ fn download(
     seed: u64,
     bytes: u64,
 ) -> anyhow::Result<f64> {
-    let got = lab.download(host, from.parse()?, port, seed, bytes, LONG)?;
+    let got = lab.download(host, from.parse()?, port, seed, bytes, LONG_TIMEOUT)?;
     Ok(got.bytes as f64 / got.took.as_secs_f64() / 1e6)
 }
 
@@ -397,8 +397,8 @@ fn download(
 fn whole(lab: &Lab, host: &str, to: &str) -> anyhow::Result<f64> {
     let to = to.parse()?;
     // Two first, which resolve neighbours on the way; none of the series may be lost.
-    lab.ping_count(host, to, Probe::Echo, PACE * 20, 2)?;
-    let report = lab.ping_count(host, to, Probe::Echo, PACE, PINGS)?;
+    lab.ping_count(host, to, Probe::Echo, SEND_INTERVAL * 20, 2)?;
+    let report = lab.ping_count(host, to, Probe::Echo, SEND_INTERVAL, PINGS)?;
     anyhow::ensure!(report.lost().is_empty(), "{host}: {}", report.summary());
     Ok(report.median_rtt().unwrap_or_default().as_secs_f64() * 1e6)
 }
@@ -406,7 +406,7 @@ fn whole(lab: &Lab, host: &str, to: &str) -> anyhow::Result<f64> {
 /// Pings that must stay unanswered.
 fn silent(lab: &Lab, host: &str, to: &str) -> anyhow::Result<()> {
     let words = ["ping", "-n", "-c", "3", "-i", "0.1", "-W", "1", to];
-    let output = lab.exec(host, &words, SHORT)?;
+    let output = lab.exec(host, &words, SHORT_TIMEOUT)?;
     anyhow::ensure!(!output.ok(), "{host} reaches {to}, which it must not");
     Ok(())
 }

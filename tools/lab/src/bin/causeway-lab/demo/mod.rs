@@ -18,7 +18,7 @@ mod partial;
 
 const HTTP_BYTES: u64 = 20_000_000;
 /// The pace of the series that runs across a switch.
-const PACE: Duration = Duration::from_millis(10);
+const SEND_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The failover to show.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

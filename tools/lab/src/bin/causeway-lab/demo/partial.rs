@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context as _;
 use lab::{Lab, Pinger, Probe, Switchover};
 
-use super::{HTTP_BYTES, Outcome, PACE, family, key};
+use super::{HTTP_BYTES, Outcome, SEND_INTERVAL, family, key};
 
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 0, 10));
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x10));
@@ -129,8 +129,8 @@ fn ping(
     let name = format!("{when}: ping {} from {from}", family(to));
     outcome.step(&name, |measured| {
         // Two first, which resolve neighbours on the way; none of the series may be lost.
-        lab.ping_count(from, to, Probe::Echo, PACE * 20, 2)?;
-        let report = lab.ping_count(from, to, Probe::Echo, PACE, PINGS)?;
+        lab.ping_count(from, to, Probe::Echo, SEND_INTERVAL * 20, 2)?;
+        let report = lab.ping_count(from, to, Probe::Echo, SEND_INTERVAL, PINGS)?;
         let lost = report.lost();
         anyhow::ensure!(lost.is_empty(), "{}", report.summary());
         let rtt = report.median_rtt().unwrap_or_default().as_secs_f64() * 1e6;
@@ -148,7 +148,7 @@ fn across(
     measured: &mut BTreeMap<String, f64>,
     switch: impl FnOnce() -> lab::Result<Switchover>,
 ) -> anyhow::Result<((), String)> {
-    let start = |to| lab.ping("prod-b", to, Probe::Echo, PACE);
+    let start = |to| lab.ping("prod-b", to, Probe::Echo, SEND_INTERVAL);
     let (v4, v6): (Pinger, Pinger) = (start(V4)?, start(V6)?);
     std::thread::sleep(Duration::from_millis(500));
     let done = switch()?;
@@ -252,7 +252,7 @@ fn carried(lab: &Lab, gateway: &str) -> anyhow::Result<u64> {
 fn through_gateway(lab: &Lab) -> anyhow::Result<((), String)> {
     let via = in_use(lab)?;
     let before = carried(lab, &via)?;
-    let report = lab.ping_count("prod-b", V4, Probe::Echo, PACE, PINGS)?;
+    let report = lab.ping_count("prod-b", V4, Probe::Echo, SEND_INTERVAL, PINGS)?;
     anyhow::ensure!(report.lost().is_empty(), "{}", report.summary());
     let carried = carried(lab, &via)? - before;
     anyhow::ensure!(
@@ -268,7 +268,7 @@ fn kill_gateway(lab: &Lab, measured: &mut BTreeMap<String, f64>) -> anyhow::Resu
     // A stall of this machine makes one round late; a tunnel that is slow to move, both.
     for _ in 0..2 {
         let via = in_use(lab)?;
-        let pinger = lab.ping("prod-b", V4, Probe::Echo, PACE)?;
+        let pinger = lab.ping("prod-b", V4, Probe::Echo, SEND_INTERVAL)?;
         thread::sleep(Duration::from_millis(300));
         lab.gateway(&via)?.kill()?;
         let killed = Instant::now();
@@ -307,7 +307,7 @@ fn unaffected_neighbours(lab: &Lab) -> anyhow::Result<Vec<String>> {
         ("router", "10.1.0.11"),
         ("prod-d", "10.2.0.10"),
     ] {
-        lab.ping_count(host, of.parse()?, Probe::Echo, PACE, 2)?;
+        lab.ping_count(host, of.parse()?, Probe::Echo, SEND_INTERVAL, 2)?;
         let text = lab.must(
             host,
             &["ip", "-j", "neigh", "show", "to", of],
