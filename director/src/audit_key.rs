@@ -10,7 +10,7 @@ use std::{
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use control::audit::{hex, unhex};
 
-use crate::Chance;
+use crate::Environment;
 
 /// The key cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -102,14 +102,14 @@ pub fn load_signer(path: &Path, signer: Option<&str>) -> Result<Ed25519KeyPair, 
 ///
 /// # Errors
 /// [`Error`].
-pub fn create(path: &Path, chance: &dyn Chance) -> Result<Ed25519KeyPair, Error> {
+pub fn create(path: &Path, environment: &dyn Environment) -> Result<Ed25519KeyPair, Error> {
     match load(path) {
         Err(Error::Missing { .. }) => {}
         found => return found,
     }
     let failed = failed(path);
     let mut seed = [0; 32];
-    chance.fill(&mut seed).map_err(&failed)?;
+    environment.fill(&mut seed).map_err(&failed)?;
     let mut options = OpenOptions::new();
     let options = options.write(true).create_new(true).mode(0o600);
     let written = options.open(path).and_then(|mut file| {

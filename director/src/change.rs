@@ -17,13 +17,13 @@ use store::{CommitError, Sqlite, Store as _};
 use tokio::sync::{Mutex, Notify, RwLock, RwLockReadGuard, Semaphore};
 
 use crate::{
-    Chance,
+    Environment,
     api::Problem,
     audit::{self, Subject},
-    clock::uid,
+    environment::uid,
     live::{
-        ANSWER_LIFETIME, Kept, Live, LoadError, MAX_STORED_ANSWER_LEN, MAX_STORED_ANSWERS,
-        STORED_ANSWERS,
+        ANSWER_LIFETIME, Live, LoadError, MAX_STORED_ANSWER_LEN, MAX_STORED_ANSWERS,
+        STORED_ANSWERS, StoredAnswer,
     },
     metrics::Metrics,
     people::{self, Actor, PASSWORD},
@@ -37,7 +37,7 @@ const PASSWORDS: usize = 2;
 const PASSWORD_QUEUE: usize = 64;
 /// Entries of the audit after which a checkpoint is signed before its time.
 pub const UNSIGNED: u64 = 1000;
-/// Kept answers that a change forgets at most.
+/// Stored answers that a change forgets at most.
 const MAX_EXPIRED_REMOVED: usize = 16;
 
 /// The director: its store, its state, and the order of changes.
@@ -53,7 +53,7 @@ pub struct Director {
     is_closed: AtomicBool,
     /// There are [`UNSIGNED`] entries without a checkpoint.
     signature_due: Notify,
-    pub(crate) chance: Arc<dyn Chance>,
+    pub(crate) environment: Arc<dyn Environment>,
     pub(crate) metrics: Metrics,
     /// Wrong codes of authenticators, by user: their number, and the time of the last.
     pub(crate) wrong_codes: std::sync::Mutex<HashMap<String, (u32, Timestamp)>>,
@@ -74,7 +74,7 @@ pub(crate) struct Planned {
 }
 
 /// A change that was made, or would be made.
-pub(crate) struct Done {
+pub(crate) struct Applied {
     pub status: u16,
     pub body: Value,
     pub warnings: Vec<String>,
@@ -92,7 +92,7 @@ pub(crate) struct Wanted<'a> {
     pub dry_run: bool,
     /// Status of the answer.
     pub status: u16,
-    /// Key of the kept answer, and the hash of the request.
+    /// Key of the stored answer, and the hash of the request.
     pub idempotency: Option<(String, String)>,
 }
 
@@ -101,7 +101,7 @@ impl Director {
     ///
     /// # Errors
     /// [`LoadError`].
-    pub async fn new(store: Sqlite, chance: Arc<dyn Chance>) -> Result<Self, LoadError> {
+    pub async fn new(store: Sqlite, environment: Arc<dyn Environment>) -> Result<Self, LoadError> {
         let live = Live::load(&store).await?;
         Ok(Self {
             store,
@@ -110,7 +110,7 @@ impl Director {
             is_unknown: AtomicBool::new(false),
             is_closed: AtomicBool::new(false),
             signature_due: Notify::new(),
-            chance,
+            environment,
             metrics: Metrics::default(),
             wrong_codes: std::sync::Mutex::default(),
             passwords: Semaphore::new(PASSWORDS),
@@ -186,7 +186,7 @@ impl Director {
         if live.unsigned() == 0 {
             return Ok(false);
         }
-        let now = self.chance.now();
+        let now = self.environment.now();
         let transaction = audit::checkpoint(&live.head, live.head_written, now, key)
             .map_err(|error| Problem::internal(&error))?;
         drop(live);
@@ -217,7 +217,7 @@ impl Director {
         &self,
         wanted: Wanted<'_>,
         plan: impl Fn(&Live, Origin) -> Result<Planned, Problem>,
-    ) -> Result<Done, Problem> {
+    ) -> Result<Applied, Problem> {
         let _guard = self.change_lock.lock().await;
         for _ in 0..ATTEMPTS {
             if self.is_closed.load(Ordering::Acquire) {
@@ -225,18 +225,18 @@ impl Director {
             }
             self.reload().await?;
             let origin = Origin {
-                now: self.chance.now(),
-                uid: uid(&*self.chance).map_err(|error| Problem::internal(&error))?,
+                now: self.environment.now(),
+                uid: uid(&*self.environment).map_err(|error| Problem::internal(&error))?,
             };
             let live = self.live.read().await;
             still_holds(&live, wanted.actor, origin.now)?;
-            if let Some(done) = kept(&live, &wanted, origin.now)? {
-                return Ok(done);
+            if let Some(applied) = stored_answer(&live, &wanted, origin.now)? {
+                return Ok(applied);
             }
             let mut planned = plan(&live, origin)?;
             let people = people::differences(&live, &planned.transaction);
             planned.differences.extend(people);
-            let mut done = Done {
+            let mut applied = Applied {
                 status: wanted.status,
                 body: planned.body,
                 warnings: planned.warnings,
@@ -244,22 +244,29 @@ impl Director {
                 revision: None,
             };
             if wanted.dry_run || planned.transaction.is_empty() {
-                done.differences = planned.differences;
-                return Ok(done);
+                applied.differences = planned.differences;
+                return Ok(applied);
             }
             let (transaction, differences) = (planned.transaction, planned.differences);
-            let completed = complete(&live, &wanted, transaction, differences, &done, origin.now);
+            let completed = complete(
+                &live,
+                &wanted,
+                transaction,
+                differences,
+                &applied,
+                origin.now,
+            );
             let transaction = completed?;
             drop(live);
             match self.commit(transaction).await {
                 Ok(revision) => {
-                    done.revision = Some(revision);
-                    set_revision(&mut done.body, revision);
+                    applied.revision = Some(revision);
+                    set_revision(&mut applied.body, revision);
                     self.metrics.commits.inc();
                     if self.live.read().await.unsigned() >= UNSIGNED {
                         self.signature_due.notify_one();
                     }
-                    return Ok(done);
+                    return Ok(applied);
                 }
                 Err(CommitError::Stale { key }) => {
                     tracing::debug!(key, "objects changed meanwhile; computing the change again");
@@ -305,37 +312,41 @@ fn set_revision(body: &mut Value, revision: Revision) {
 }
 
 /// The answer that is kept for a request with the same key.
-fn kept(live: &Live, wanted: &Wanted<'_>, now: Timestamp) -> Result<Option<Done>, Problem> {
+fn stored_answer(
+    live: &Live,
+    wanted: &Wanted<'_>,
+    now: Timestamp,
+) -> Result<Option<Applied>, Problem> {
     let Some((key, request)) = &wanted.idempotency else {
         return Ok(None);
     };
-    let Some((kept, revision)) = live.kept.get(key) else {
+    let Some((stored, revision)) = live.stored_answers.get(key) else {
         return Ok(None);
     };
-    if now.duration_since(kept.at) >= ANSWER_LIFETIME {
+    if now.duration_since(stored.at) >= ANSWER_LIFETIME {
         return Ok(None);
     }
-    if kept.request != *request {
+    if stored.request != *request {
         return Err(Problem::idempotency_key());
     }
-    let mut body = kept.body.clone();
+    let mut body = stored.body.clone();
     set_revision(&mut body, *revision);
-    Ok(Some(Done {
-        status: kept.status,
+    Ok(Some(Applied {
+        status: stored.status,
         body,
-        warnings: kept.warnings.clone(),
+        warnings: stored.warnings.clone(),
         differences: Vec::new(),
         revision: Some(*revision),
     }))
 }
 
-/// Adds the audit entry and the kept answer, and forgets old ones.
+/// Adds the audit entry and the stored answer, and forgets old ones.
 fn complete(
     live: &Live,
     wanted: &Wanted<'_>,
     mut transaction: Transaction,
     differences: Vec<Difference>,
-    done: &Done,
+    applied: &Applied,
     now: Timestamp,
 ) -> Result<Transaction, Problem> {
     let failed = |error: serde_json::Error| Problem::internal(&error);
@@ -349,27 +360,32 @@ fn complete(
         differences,
     )
     .map_err(failed)?;
-    let is_old = |kept: &Kept| now.duration_since(kept.at) >= ANSWER_LIFETIME;
-    let old = live.kept.iter().filter(|(_, (kept, _))| is_old(kept));
+    let is_old = |stored: &StoredAnswer| now.duration_since(stored.at) >= ANSWER_LIFETIME;
+    let old = live
+        .stored_answers
+        .iter()
+        .filter(|(_, (stored, _))| is_old(stored));
     for (key, _) in old.take(MAX_EXPIRED_REMOVED) {
         transaction.delete.insert(format!("{STORED_ANSWERS}{key}"));
     }
     if let Some((key, request)) = &wanted.idempotency {
         let user = &wanted.actor.user;
-        if !live.kept.contains_key(key) && live.kept_of(user).count() >= MAX_STORED_ANSWERS {
+        if !live.stored_answers.contains_key(key)
+            && live.stored_answers_of(user).count() >= MAX_STORED_ANSWERS
+        {
             return Err(Problem::too_many(&format!(
                 "user {user:?} has sent {MAX_STORED_ANSWERS} requests with an Idempotency-Key \
                  within a day: omit the key"
             )));
         }
-        let kept = Kept {
+        let answer = StoredAnswer {
             at: now,
             request: request.clone(),
-            status: done.status,
-            body: done.body.clone(),
-            warnings: done.warnings.clone(),
+            status: applied.status,
+            body: applied.body.clone(),
+            warnings: applied.warnings.clone(),
         };
-        let text = serde_json::to_string(&kept).map_err(failed)?;
+        let text = serde_json::to_string(&answer).map_err(failed)?;
         if text.len() > MAX_STORED_ANSWER_LEN {
             return Err(Problem::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
@@ -381,7 +397,7 @@ fn complete(
             ));
         }
         let stored = format!("{STORED_ANSWERS}{key}");
-        let precondition = match live.kept.get(key) {
+        let precondition = match live.stored_answers.get(key) {
             Some((_, revision)) => Precondition::At(*revision),
             None => Precondition::Absent,
         };

@@ -7,7 +7,7 @@ use jiff::SignedDuration;
 use store::{CommitError, Options, Sqlite, Store as _};
 
 use crate::{
-    Chance,
+    Environment,
     audit::{self, Head, Subject},
     offline::add_token,
     people::{Actor, MAX_PASSWORD_LEN, MIN_PASSWORD_LEN, USERS, User, hash_password, token_hash},
@@ -27,7 +27,7 @@ pub enum Error {
     #[error(
         "the store has users already: log in as one of them, or run `causeway-director recover`"
     )]
-    Done,
+    AlreadyInitialised,
     /// It has a part of an import.
     #[error("the store has a part of an import only: import the file again")]
     Unfinished,
@@ -54,7 +54,7 @@ pub async fn init(
     path: &Path,
     user: &str,
     password: Option<&str>,
-    chance: &dyn Chance,
+    environment: &dyn Environment,
 ) -> Result<String, Error> {
     if let Some(password) = password {
         check_password(password).map_err(Error::Password)?;
@@ -64,10 +64,10 @@ pub async fn init(
         return Err(Error::Unfinished);
     }
     if !store.snapshot(USERS).await?.entries.is_empty() {
-        return Err(Error::Done);
+        return Err(Error::AlreadyInitialised);
     }
-    let now = chance.now();
-    let password = password.map(|password| hash_password(password, chance));
+    let now = environment.now();
+    let password = password.map(|password| hash_password(password, environment));
     let admin = User {
         name: user.to_owned(),
         role: Role::ProviderAdmin,
@@ -82,7 +82,7 @@ pub async fn init(
         .preconditions
         .insert(key.clone(), Precondition::Absent);
     transaction.put.insert(key, serde_json::to_string(&admin)?);
-    let secret = add_token(&mut transaction, user, "init", now, chance)?;
+    let secret = add_token(&mut transaction, user, "init", now, environment)?;
     let actor = Actor {
         user: user.to_owned(),
         role: Role::ProviderAdmin,

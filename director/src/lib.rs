@@ -17,9 +17,9 @@ pub mod api;
 pub mod audit;
 pub mod audit_key;
 mod change;
-mod clock;
 pub mod config;
 pub mod daemon;
+mod environment;
 mod init;
 mod live;
 mod metrics;
@@ -32,6 +32,6 @@ mod totp;
 pub mod transfer;
 
 pub use change::{Director, UNSIGNED};
-pub use clock::{Chance, Kernel};
+pub use environment::{Environment, Kernel};
 pub use init::{Error as InitError, init};
 pub use live::LoadError;

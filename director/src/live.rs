@@ -1,4 +1,4 @@
-//! The state in memory: objects, users, tokens, the head of the audit and kept answers.
+//! The state in memory: objects, users, tokens, the head of the audit and stored answers.
 
 use std::collections::BTreeMap;
 
@@ -13,12 +13,12 @@ use crate::{
     people::{Actor, TOKENS, Token, USERS, User},
 };
 
-/// Prefix of the keys of kept answers.
+/// Prefix of the keys of stored answers.
 pub(crate) const STORED_ANSWERS: &str = "idempotency/";
 /// Time that an answer is kept for requests with the same `Idempotency-Key`.
 pub(crate) const ANSWER_LIFETIME: SignedDuration = SignedDuration::from_hours(24);
 
-/// Most kept answers of a user.
+/// Most stored answers of a user.
 pub(crate) const MAX_STORED_ANSWERS: usize = 1000;
 /// Longest body that is kept, bytes.
 pub(crate) const MAX_STORED_ANSWER_LEN: usize = 16 << 10;
@@ -28,7 +28,7 @@ pub(crate) const MAX_TOKENS: usize = 100;
 /// The answer to a request with an `Idempotency-Key`, in the transaction of its change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Kept {
+pub(crate) struct StoredAnswer {
     /// Time of the request.
     pub at: Timestamp,
     /// SHA-256 of method, path, query and body.
@@ -54,7 +54,7 @@ pub(crate) struct Live {
     pub head_written: Option<Revision>,
     /// The last checkpoint of the audit.
     pub checkpoint: Option<Checkpoint>,
-    pub kept: BTreeMap<String, (Kept, Revision)>,
+    pub stored_answers: BTreeMap<String, (StoredAnswer, Revision)>,
 }
 
 /// The state cannot be read.
@@ -128,7 +128,7 @@ impl Live {
         } else if let Some(hash) = key.strip_prefix(TOKENS) {
             put(&mut self.tokens, hash, key, value, revision)
         } else if let Some(name) = key.strip_prefix(STORED_ANSWERS) {
-            put(&mut self.kept, name, key, value, revision)
+            put(&mut self.stored_answers, name, key, value, revision)
         } else if key == audit::HEAD {
             self.head = value
                 .map(|value| parse(key, value))
@@ -148,11 +148,12 @@ impl Live {
         }
     }
 
-    /// Keys of the kept answers of a user, without their prefix.
-    pub fn kept_of(&self, user: &str) -> impl Iterator<Item = &str> {
+    /// Keys of the stored answers of a user, without their prefix.
+    pub fn stored_answers_of(&self, user: &str) -> impl Iterator<Item = &str> {
         let prefix = format!("{user}/");
-        let kept = self.kept.range(prefix.clone()..);
-        kept.map(|(key, _)| key.as_str())
+        let answers = self.stored_answers.range(prefix.clone()..);
+        answers
+            .map(|(key, _)| key.as_str())
             .take_while(move |key| key.starts_with(&prefix))
     }
 

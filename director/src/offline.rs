@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use store::{CommitError, Options, Sqlite, Store as _};
 
 use crate::{
-    Chance,
+    Environment,
     audit::{self, Checkpoint, Head, Subject},
     audit_key,
     init::{LIFETIME, check_password},
@@ -71,7 +71,7 @@ struct Closed {
 }
 
 impl Closed {
-    async fn open(path: &Path, chance: &dyn Chance) -> Result<Self, Error> {
+    async fn open(path: &Path, environment: &dyn Environment) -> Result<Self, Error> {
         if !path.exists() {
             return Err(Error::Absent {
                 path: path.to_owned(),
@@ -94,7 +94,7 @@ impl Closed {
                 object: None,
                 token: String::new(),
             },
-            now: chance.now(),
+            now: environment.now(),
         })
     }
 
@@ -146,9 +146,9 @@ pub async fn recover(
     path: &Path,
     user: &str,
     password: Option<&str>,
-    chance: &dyn Chance,
+    environment: &dyn Environment,
 ) -> Result<String, Error> {
-    let store = Closed::open(path, chance).await?;
+    let store = Closed::open(path, environment).await?;
     let key = format!("{USERS}{user}");
     let found = store.store.snapshot(&key).await?.entries;
     let found = found.into_iter().find(|entry| entry.key == key);
@@ -175,11 +175,11 @@ pub async fn recover(
     }
     if let Some(password) = password {
         check_password(password).map_err(Error::Password)?;
-        admin.password = Some(hash_password(password, chance)?);
+        admin.password = Some(hash_password(password, environment)?);
         admin.totp = None;
     }
     transaction.put.insert(key, serde_json::to_string(&admin)?);
-    let secret = add_token(&mut transaction, user, "recover", store.now, chance)?;
+    let secret = add_token(&mut transaction, user, "recover", store.now, environment)?;
     store.audit(&mut transaction, "recover", "user", user)?;
     store.store.commit(transaction, None).await?;
     Ok(secret)
@@ -191,9 +191,9 @@ pub(crate) fn add_token(
     user: &str,
     description: &str,
     now: Timestamp,
-    chance: &dyn Chance,
+    environment: &dyn Environment,
 ) -> Result<String, io::Error> {
-    let secret = new_secret(chance)?;
+    let secret = new_secret(environment)?;
     let hash = token_hash(&secret);
     let token = Token {
         id: hash[..16].to_owned(),
@@ -214,8 +214,12 @@ pub(crate) fn add_token(
 ///
 /// # Errors
 /// [`Error`].
-pub async fn note_restore(path: &Path, backup: &Path, chance: &dyn Chance) -> Result<(), Error> {
-    let store = Closed::open(path, chance).await?;
+pub async fn note_restore(
+    path: &Path,
+    backup: &Path,
+    environment: &dyn Environment,
+) -> Result<(), Error> {
+    let store = Closed::open(path, environment).await?;
     let mut transaction = Transaction::default();
     let backup = backup.display().to_string();
     store.audit(&mut transaction, "restore", "store", &backup)?;
@@ -233,9 +237,9 @@ pub async fn replace_audit_key(
     path: &Path,
     key: &Path,
     is_lost: bool,
-    chance: &dyn Chance,
+    environment: &dyn Environment,
 ) -> Result<String, Error> {
-    let store = Closed::open(path, chance).await?;
+    let store = Closed::open(path, environment).await?;
     let last = store.last_checkpoint().await?;
     let signer = last.as_ref().map(Checkpoint::signer);
     let mut new = key.as_os_str().to_owned();
@@ -254,7 +258,7 @@ pub async fn replace_audit_key(
         true => None,
         false => Some(audit_key::load_signer(key, signer)?),
     };
-    let pair = audit_key::create(&new, chance)?;
+    let pair = audit_key::create(&new, environment)?;
     let public = audit_key::public(&pair);
     let operation = match is_lost {
         true => "audit-key.replace-lost",

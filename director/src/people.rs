@@ -8,7 +8,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use utoipa::ToSchema;
 
-use crate::{Chance, audit::hex, live::Live, roles::Role, totp::Authenticator};
+use crate::{Environment, audit::hex, live::Live, roles::Role, totp::Authenticator};
 
 /// Prefix of the keys of users.
 pub const USERS: &str = "user/";
@@ -84,9 +84,9 @@ pub struct Actor {
 ///
 /// # Errors
 /// When the kernel has no random bytes.
-pub fn new_secret(chance: &dyn Chance) -> std::io::Result<String> {
+pub fn new_secret(environment: &dyn Environment) -> std::io::Result<String> {
     let mut bytes = [0; 32];
-    chance.fill(&mut bytes)?;
+    environment.fill(&mut bytes)?;
     Ok(format!("{TOKEN_PREFIX}{}", hex(&bytes)))
 }
 
@@ -101,9 +101,9 @@ pub fn token_hash(secret: &str) -> String {
 ///
 /// # Errors
 /// When there are no random bytes, or argon2 fails.
-pub fn hash_password(password: &str, chance: &dyn Chance) -> std::io::Result<String> {
+pub fn hash_password(password: &str, environment: &dyn Environment) -> std::io::Result<String> {
     let mut salt = [0; 16];
-    chance.fill(&mut salt)?;
+    environment.fill(&mut salt)?;
     let hash = Argon2::default().hash_password_with_salt(password.as_bytes(), &salt);
     Ok(hash
         .map_err(|error| std::io::Error::other(error.to_string()))?

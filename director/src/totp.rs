@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::Chance;
+use crate::Environment;
 
 /// Length of a step, seconds (RFC 6238 section 4.1).
 const STEP_SECONDS: i64 = 30;
@@ -49,13 +49,13 @@ impl Authenticator {
     ///
     /// # Errors
     /// When the kernel has no random bytes.
-    pub fn generate(chance: &dyn Chance) -> std::io::Result<New> {
+    pub fn generate(environment: &dyn Environment) -> std::io::Result<New> {
         let mut secret = [0; SECRET];
-        chance.fill(&mut secret)?;
+        environment.fill(&mut secret)?;
         let mut recovery = Vec::new();
         for _ in 0..RECOVERY {
             let mut code = [0; 10];
-            chance.fill(&mut code)?;
+            environment.fill(&mut code)?;
             recovery.push(base32(&code).to_lowercase());
         }
         let authenticator = Self {

@@ -185,7 +185,7 @@ async fn authenticate(
     // The hash of a secret of 256 bits is looked up: its time tells nothing of other secrets.
     let hash = token_hash(secret);
     let live = director.live().await?;
-    let actor = live.actor(&hash, director.chance.now());
+    let actor = live.actor(&hash, director.environment.now());
     actor
         .map(|actor| (actor, hash))
         .ok_or_else(Problem::no_token)

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     audit::hex,
-    change::{Done, Planned, Wanted},
+    change::{Applied, Planned, Wanted},
     live::Live,
     people::Actor,
     roles::{AccessScope, ObjectGroup, Verb, access_scope},
@@ -385,7 +385,7 @@ async fn create_one<K: Served>(call: Call) -> Result<Answer, Problem> {
         idempotency: call.idempotency()?,
     };
     let dry_run = wanted.dry_run;
-    let done = call.director.change(wanted, |live, origin| {
+    let applied = call.director.change(wanted, |live, origin| {
         let spec = new.spec.clone();
         let options = Options {
             force,
@@ -395,7 +395,7 @@ async fn create_one<K: Served>(call: Call) -> Result<Answer, Problem> {
         let accepted = create(&live.state, tenant, &new.name, spec, origin, options)?;
         planned(live, accepted)
     });
-    changed(done.await?, dry_run)
+    changed(applied.await?, dry_run)
 }
 
 async fn replace_one<K: Served>(call: Call) -> Result<Answer, Problem> {
@@ -422,14 +422,14 @@ async fn replace_one<K: Served>(call: Call) -> Result<Answer, Problem> {
         idempotency: call.idempotency()?,
     };
     let dry_run = wanted.dry_run;
-    let done = call.director.change(wanted, |live, origin| {
+    let applied = call.director.change(wanted, |live, origin| {
         call.check_revision(found::<K>(live, tenant, name)?.metadata.revision)?;
         let spec = new.spec.clone();
         let options = options.clone();
         let accepted = replace(&live.state, tenant, name, spec, origin, options)?;
         planned(live, accepted)
     });
-    changed(done.await?, dry_run)
+    changed(applied.await?, dry_run)
 }
 
 async fn remove_one<K: Served>(call: Call) -> Result<Answer, Problem> {
@@ -454,25 +454,25 @@ async fn remove_one<K: Served>(call: Call) -> Result<Answer, Problem> {
         idempotency: call.idempotency()?,
     };
     let dry_run = wanted.dry_run;
-    let done = call.director.change(wanted, |live, origin| {
+    let applied = call.director.change(wanted, |live, origin| {
         call.check_revision(found::<K>(live, tenant, name)?.metadata.revision)?;
         let options = options.clone();
         let accepted = remove::<K>(&live.state, tenant, name, origin, options)?;
         planned(live, accepted)
     });
-    let done = done.await?;
+    let applied = applied.await?;
     if dry_run {
-        return changed(done, true);
+        return changed(applied, true);
     }
-    Ok(Answer::done().with_warnings(&done.warnings))
+    Ok(Answer::done().with_warnings(&applied.warnings))
 }
 
 /// The answer to a change or a dry run.
-fn changed(done: Done, dry_run: bool) -> Result<Answer, Problem> {
+fn changed(applied: Applied, dry_run: bool) -> Result<Answer, Problem> {
     if dry_run {
         let run = DryRun {
-            differences: done.differences,
-            warnings: done.warnings,
+            differences: applied.differences,
+            warnings: applied.warnings,
         };
         // It may have thousands of fields: it becomes text without a tree of values before.
         return match serde_json::to_string(&run) {
@@ -480,10 +480,10 @@ fn changed(done: Done, dry_run: bool) -> Result<Answer, Problem> {
             Err(error) => Err(Problem::internal(&error)),
         };
     }
-    let status = StatusCode::from_u16(done.status).unwrap_or(StatusCode::OK);
-    let revision: Revision = done.body["metadata"]["revision"]
+    let status = StatusCode::from_u16(applied.status).unwrap_or(StatusCode::OK);
+    let revision: Revision = applied.body["metadata"]["revision"]
         .as_u64()
         .unwrap_or_default();
-    let answer = Answer::json(status, &done.body).tagged(revision);
-    Ok(answer.with_warnings(&done.warnings))
+    let answer = Answer::json(status, &applied.body).tagged(revision);
+    Ok(answer.with_warnings(&applied.warnings))
 }

@@ -113,9 +113,9 @@ pub(super) async fn verified(
 
 /// The hash of a new password, as one of the few checks at a time.
 pub(super) async fn hashed(director: &Director, password: String) -> Result<String, Problem> {
-    let chance = std::sync::Arc::clone(&director.chance);
+    let environment = std::sync::Arc::clone(&director.environment);
     let _permit = permit(director).await?;
-    let hashed = spawn_blocking(move || hash_password(&password, &*chance)).await;
+    let hashed = spawn_blocking(move || hash_password(&password, &*environment)).await;
     let hashed = hashed.map_err(|error| Problem::internal(&error))?;
     hashed.map_err(|error| Problem::internal(&error))
 }
@@ -148,13 +148,13 @@ async fn replace_own(call: Call) -> Result<Answer, Problem> {
             return Err(invalid("current: write your password before this change"));
         }
         (Some(hash), Some(current)) => {
-            totp::check_lockout(director, &tries, director.chance.now())?;
+            totp::check_lockout(director, &tries, director.environment.now())?;
             if current == new.password {
                 return Err(invalid("password: it is that of before: write another one"));
             }
             if !verified(director, current, hash.clone()).await? {
                 // The token is right: only the password is refused.
-                totp::count_wrong(director, &tries, director.chance.now());
+                totp::count_wrong(director, &tries, director.environment.now());
                 tracing::warn!(user = actor.user, "present password refused");
                 return Err(Problem::new(
                     StatusCode::UNPROCESSABLE_ENTITY,

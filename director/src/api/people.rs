@@ -80,7 +80,7 @@ struct UserList {
 
 /// The user of the token.
 #[derive(Debug, Serialize, ToSchema)]
-struct Myself {
+struct CurrentUser {
     /// Name.
     user: String,
     role: Role,
@@ -125,13 +125,13 @@ pub(super) fn register(all: &mut Vec<Operation>) {
         )
     });
     all.push(Operation {
-        success: success(StatusCode::OK, Some(schema::<Myself>())),
+        success: success(StatusCode::OK, Some(schema::<CurrentUser>())),
         ..Operation::new(
             "self.get",
             Method::GET,
             "/v1/self",
             "Get the token's user.",
-            |call| Box::pin(myself(call)),
+            |call| Box::pin(current_user(call)),
         )
     });
     all.push(Operation {
@@ -215,7 +215,7 @@ async fn log_in(call: Call) -> Result<Answer, Problem> {
     {
         return Err(wrong_credentials());
     }
-    let now = call.director.chance.now();
+    let now = call.director.environment.now();
     let tries = format!("password {} {:?}", credentials.user, call.peer);
     totp::check_lockout(&call.director, &tries, now)?;
     let user = {
@@ -275,18 +275,18 @@ pub(super) fn wrong_credentials() -> Problem {
     )
 }
 
-async fn myself(call: Call) -> Result<Answer, Problem> {
+async fn current_user(call: Call) -> Result<Answer, Problem> {
     let actor = call.actor()?;
     let live = call.director.live().await?;
     let user = live.users.get(&actor.user);
-    let myself = Myself {
+    let current_user = CurrentUser {
         user: actor.user.clone(),
         role: actor.role,
         tenant: actor.tenant.clone(),
         token: actor.token.clone(),
         password: user.is_some_and(|(user, _)| user.password.is_some()),
     };
-    Ok(Answer::json(StatusCode::OK, &body(&myself)?))
+    Ok(Answer::json(StatusCode::OK, &body(&current_user)?))
 }
 
 async fn users(call: Call) -> Result<Answer, Problem> {
@@ -425,7 +425,7 @@ pub(super) fn check_password(password: &str) -> Result<(), Problem> {
     init::check_password(password).map_err(invalid)
 }
 
-/// Deletes users, their tokens and their kept answers together with their tenant, or with the
+/// Deletes users, their tokens and their stored answers together with their tenant, or with the
 /// object that a machine is: a later one of the same name is another one. The transaction deletes
 /// tenants and objects, also such that follow from the change of another one.
 pub(super) fn remove_users_of_deleted(live: &Live, transaction: &mut Transaction) {
@@ -458,7 +458,7 @@ fn delete_user(name: &str, live: &Live, transaction: &mut Transaction) {
     }
     transaction.delete.insert(key);
     delete_tokens(name, live, transaction);
-    for key in live.kept_of(name) {
+    for key in live.stored_answers_of(name) {
         transaction.delete.insert(format!("{STORED_ANSWERS}{key}"));
     }
 }

@@ -135,8 +135,8 @@ pub(super) struct Issue<'a> {
 
 /// Stores a new token and answers its secret.
 pub(super) async fn issue(call: &Call, actor: &Actor, new: Issue<'_>) -> Result<Answer, Problem> {
-    let chance = &*call.director.chance;
-    let secret = new_secret(chance).map_err(|error| Problem::internal(&error))?;
+    let environment = &*call.director.environment;
+    let secret = new_secret(environment).map_err(|error| Problem::internal(&error))?;
     let hash = token_hash(&secret);
     let id = hash[..16].to_owned();
     let wanted = Wanted {

@@ -132,7 +132,7 @@ async fn change(
 
 pub(super) async fn create(call: Call) -> Result<Answer, Problem> {
     let name = call.actor()?.user.clone();
-    let new = Authenticator::generate(&*call.director.chance);
+    let new = Authenticator::generate(&*call.director.environment);
     let new = new.map_err(|error| Problem::internal(&error))?;
     change(&call, &name, StatusCode::CREATED, |user, _| {
         let conflict = |text: &str| Err(Problem::new(StatusCode::CONFLICT, "conflict", text));
@@ -163,7 +163,7 @@ pub(super) async fn create(call: Call) -> Result<Answer, Problem> {
 pub(super) async fn confirm(call: Call) -> Result<Answer, Problem> {
     let name = call.actor()?.user.clone();
     let Code { code } = call.read()?;
-    check_lockout(&call.director, &name, call.director.chance.now())?;
+    check_lockout(&call.director, &name, call.director.environment.now())?;
     change(&call, &name, StatusCode::NO_CONTENT, |user, now| {
         let Some(totp) = &user.totp else {
             let text = "you have no authenticator: make one with POST first";

@@ -196,7 +196,7 @@ impl Stream {
             return Some(format!("id: {}\n\n", self.through));
         }
         let changes = timeout(HEARTBEAT, self.watch.next()).await;
-        let now = self.director.chance.now();
+        let now = self.director.environment.now();
         let live = self.director.live().await.ok()?;
         live.actor(&self.token_hash, now)?;
         match changes {

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 /// Source of time and of random bytes.
-pub trait Chance: fmt::Debug + Send + Sync {
+pub trait Environment: fmt::Debug + Send + Sync {
     /// The time.
     fn now(&self) -> Timestamp;
 
@@ -21,7 +21,7 @@ pub trait Chance: fmt::Debug + Send + Sync {
 #[derive(Clone, Copy, Debug)]
 pub struct Kernel;
 
-impl Chance for Kernel {
+impl Environment for Kernel {
     fn now(&self) -> Timestamp {
         Timestamp::now()
     }
@@ -32,9 +32,9 @@ impl Chance for Kernel {
 }
 
 /// A new identity: version 7, which sorts by time (RFC 9562 section 5.7).
-pub(crate) fn uid(chance: &dyn Chance) -> std::io::Result<Uuid> {
+pub(crate) fn uid(environment: &dyn Environment) -> std::io::Result<Uuid> {
     let mut random = [0; 10];
-    chance.fill(&mut random)?;
-    let at = u64::try_from(chance.now().as_millisecond()).unwrap_or_default();
+    environment.fill(&mut random)?;
+    let at = u64::try_from(environment.now().as_millisecond()).unwrap_or_default();
     Ok(uuid::Builder::from_unix_timestamp_millis(at, &random).into_uuid())
 }
