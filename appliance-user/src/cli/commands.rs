@@ -14,7 +14,7 @@ use appliance_user::{
         Status, render, rules,
     },
     daemon, datapath,
-    datapath::connections,
+    datapath::nat,
 };
 use failover::{IpPrefix, Rule};
 use serde::Serialize;
@@ -189,7 +189,7 @@ fn flows(client: &Client, args: FlowArgs) -> anyhow::Result<()> {
         top: args.top,
     })?;
     print(&found, args.json, |found| {
-        connections::render(&found.connections, found.total)
+        nat::render(&found.connections, found.total)
     })
 }
 

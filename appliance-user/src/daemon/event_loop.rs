@@ -182,10 +182,7 @@ impl Daemon {
     /// Polls the engines and carries their outputs out.
     fn poll_engines(&mut self) {
         let now = Instant::now();
-        let (datapath, ticks) = (
-            &self.forwarding.datapath,
-            crate::datapath::connections::ticks_now(),
-        );
+        let (datapath, ticks) = (&self.forwarding.datapath, crate::datapath::nat::ticks_now());
         let is_known = |key: &_| datapath.has_fragment_state(key, ticks);
         for (ifindex, frame) in self.engines.poll_fragments(now, is_known) {
             if let Err(error) = self.forwarding.datapath.reinject(ifindex, &frame) {

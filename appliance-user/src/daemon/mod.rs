@@ -89,7 +89,7 @@ use crate::{
     control,
     datapath::Datapath,
     datapath::{
-        connections::ConnectionSweeper,
+        nat::ConnectionSweeper,
         nat_log::{NatLog, Output},
     },
     kernel::underlay::{Snapshot, Watcher},

@@ -22,13 +22,13 @@
 //! from the same object file, else it loads its own with the maps. It replaces the program of each
 //! link in one step (`BPF_LINK_UPDATE`), so that an interface is never without a program.
 
-pub mod connections;
 mod contents;
 mod error;
 mod links;
 mod load;
 mod log;
 mod maps;
+pub mod nat;
 pub mod nat_log;
 mod pins;
 mod programs;
@@ -44,8 +44,10 @@ use appliance_common::{
     counters::Counter,
     events::{TraceEvent, TraceFilter, Traced},
     maps::{HostKey, Neighbour, NetworkStats},
-    nat,
-    nat::{FRAGMENT_TICKS, Flow, FlowKey},
+    nat::{
+        FRAGMENT_TICKS, Flow, FlowKey, MachineKey, Nat, NatAddress, PublicAddress, Rule, RuleKey,
+        RuleSlot, SourceKey, TenantQuota,
+    },
 };
 use aya::{
     maps::{
@@ -73,7 +75,7 @@ pub struct Datapath {
     /// Path of the BPF object.
     path: PathBuf,
     /// Room of the maps of translation.
-    room: nat::TenantQuota,
+    room: TenantQuota,
     programs: Programs,
     log: ProgramLog,
     adopted: bool,
@@ -98,14 +100,14 @@ pub struct Datapath {
         HashMap<MapData, appliance_common::addr::Address, appliance_common::maps::PeerAddress>,
     routes: LpmTrie<MapData, appliance_common::maps::RouteKey, appliance_common::maps::Route>,
     policies: HashMap<MapData, appliance_common::maps::PolicyKey, appliance_common::maps::Policy>,
-    nat: Array<MapData, nat::Nat>,
-    nat_addresses: Array<MapData, nat::NatAddress>,
-    quotas: Array<MapData, nat::TenantQuota>,
-    public: HashMap<MapData, appliance_common::addr::Address, nat::PublicAddress>,
-    rules: Array<MapData, nat::Rule>,
-    rule_ports: LpmTrie<MapData, nat::RuleKey, nat::RuleSlot>,
-    rule_sources: LpmTrie<MapData, nat::SourceKey, nat::RuleSlot>,
-    one_to_one: HashMap<MapData, nat::MachineKey, nat::RuleSlot>,
+    nat: Array<MapData, Nat>,
+    nat_addresses: Array<MapData, NatAddress>,
+    quotas: Array<MapData, TenantQuota>,
+    public: HashMap<MapData, appliance_common::addr::Address, PublicAddress>,
+    rules: Array<MapData, Rule>,
+    rule_ports: LpmTrie<MapData, RuleKey, RuleSlot>,
+    rule_sources: LpmTrie<MapData, SourceKey, RuleSlot>,
+    one_to_one: HashMap<MapData, MachineKey, RuleSlot>,
     /// Kept open: the kernel empties a program array that is neither open nor pinned.
     _tail_calls: ProgramArray<MapData>,
     attached: BTreeMap<String, Attached>,
@@ -131,7 +133,7 @@ impl Datapath {
     pub fn open(
         pin_dir: &Path,
         object: &Path,
-        room: nat::TenantQuota,
+        room: TenantQuota,
     ) -> Result<(Self, Rings, RingBuf<MapData>), Error> {
         if !object.is_file() {
             return Err(Error::NoObject {

@@ -28,7 +28,7 @@ use appliance_common::{events::MappingEvent, nat::MappingKey};
 use aya::maps::{MapData, RingBuf};
 use serde::Serialize;
 
-use super::connections::{monotonic, protocol_name, socket};
+use super::nat::{monotonic, protocol_name, socket};
 use crate::config::LogTarget;
 
 /// Removed mappings that wait to be written.

@@ -18,9 +18,9 @@ use appliance_common::nat::{Flow, FlowKey, Mapping, MappingKey, TenantQuota};
 use aya::Pod;
 
 use super::{
-    connections::PinnedMap,
     error::{Error, io_error},
     maps::max_entries,
+    nat::PinnedMap,
 };
 
 const CONNECTIONS: &str = "FLOWS";

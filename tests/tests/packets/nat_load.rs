@@ -18,7 +18,7 @@ use appliance_common::{
 use appliance_user::{
     config::LogTarget,
     datapath::{
-        connections::{ConnectionSweeper, over_quota_limit},
+        nat::{ConnectionSweeper, over_quota_limit},
         nat_log::{NatLog, Output},
     },
 };

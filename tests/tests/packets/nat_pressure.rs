@@ -7,7 +7,7 @@ use std::{
 };
 
 use appliance_common::{counters::Counter, nat::TenantQuota};
-use appliance_user::datapath::connections::{ConnectionSweeper, over_quota_limit};
+use appliance_user::datapath::nat::{ConnectionSweeper, over_quota_limit};
 use causeway_tests::{
     harness::{Harness, Pins, describe, missing},
     nat::{End, HostPort, Message, Verdict, end, ends, inside, outside, packet},

@@ -9,7 +9,7 @@ use service::socket::Page;
 use super::{CounterStatus, NeighbourStatus, Status};
 use crate::{
     config::desired::{Applied, Desired},
-    datapath::connections::ConnectionRow,
+    datapath::nat::ConnectionRow,
     trace::Step,
 };
 

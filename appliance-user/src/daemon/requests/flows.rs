@@ -7,7 +7,7 @@ use service::socket::Responder;
 use crate::{
     control::{Answer, Connections, Refusal, Reply, Request},
     daemon::Daemon,
-    datapath::connections::{self, Filter, SlotNames},
+    datapath::nat::{self, Filter, SlotNames},
 };
 
 impl Daemon {
@@ -39,7 +39,7 @@ impl Daemon {
             self.forwarding.datapath.root().to_owned(),
             self.slot_names(),
         );
-        let answer = move || match connections::list(&root, &filter, &names, top) {
+        let answer = move || match nat::list(&root, &filter, &names, top) {
             Ok((connections, total)) => {
                 Reply::Ok(Answer::Connections(Connections { total, connections }))
             }

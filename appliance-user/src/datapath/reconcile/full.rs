@@ -23,7 +23,7 @@ use packet_rules::addr::words;
 use super::{MapContents, local_addresses};
 use crate::{
     config::{Config, Tenant},
-    datapath::connections::over_quota_limit,
+    datapath::nat::over_quota_limit,
     kernel::underlay::{DEFAULT_ROUTE_PROBES, Snapshot},
     state::{FailoverState, State, rule_key},
 };

@@ -15,7 +15,7 @@ use appliance_common::{
         flow_flags,
     },
 };
-use appliance_user::datapath::connections::{PinnedMap, ticks_now};
+use appliance_user::datapath::nat::{PinnedMap, ticks_now};
 use causeway_tests::{
     packet::ip,
     series,
