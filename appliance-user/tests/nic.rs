@@ -24,7 +24,7 @@ use appliance_user::kernel::nic::{self, Requirements};
 use appliance_user::kernel::raw_socket::PacketSocket;
 use appliance_user::kernel::xdp_errors::XdpErrors;
 use namespaces::{Pair, run};
-use service::xdp::{Mode, Setting, accepts_redirects};
+use service::xdp::{AttachMode, Setting, accepts_redirects};
 use test_support::skip;
 
 /// Runs a test with a pair that is up.
@@ -210,8 +210,12 @@ fn an_interface_with_another_program_is_attached_once_it_is_free() {
             until("it is detached", || {
                 nic::xdp_programs(pair.va).expect("a link").is_empty()
             });
-            let attached =
-                datapath.attach("va", pair.va, Kind::Access, Setting::Only(Mode::Native));
+            let attached = datapath.attach(
+                "va",
+                pair.va,
+                Kind::Access,
+                Setting::Only(AttachMode::Native),
+            );
             attached.unwrap_or_else(|e| panic!("{e}"));
             datapath.detach_others(|_| false).expect("detached");
             until("ours is detached", || {

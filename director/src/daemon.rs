@@ -21,7 +21,7 @@ use service::{
     Context,
     cli::RunArgs,
     http,
-    socket::{self, Access, Control, Refusal, Responder, Socket},
+    socket::{self, Access, Control, RequestRefusal, Responder, Socket},
 };
 use store::{Export, Options, Sqlite, Store as _};
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -317,13 +317,16 @@ impl service::Daemon for Daemon {
                     networks: live.state.all::<control::Network>().len(),
                     audit: live.head.number,
                 })),
-                Err(_) => responder.send(Err(Refusal::new("internal", "the store cannot be read"))),
+                Err(_) => responder.send(Err(RequestRefusal::new(
+                    "internal",
+                    "the store cannot be read",
+                ))),
             },
             Request::Backup(to) => {
                 let store = self.director.store.clone();
                 tokio::task::spawn_blocking(move || {
                     let result = store.backup(&to).map(|()| Reply::Done);
-                    let result = result.map_err(|e| Refusal::new("invalid", e.to_string()));
+                    let result = result.map_err(|e| RequestRefusal::new("invalid", e.to_string()));
                     responder.send(result);
                 });
             }
@@ -331,7 +334,7 @@ impl service::Daemon for Daemon {
                 let store = self.director.store.clone();
                 tokio::spawn(async move {
                     let result = export(&store, to).await.map(|()| Reply::Done);
-                    let result = result.map_err(|e| Refusal::new("invalid", e.to_string()));
+                    let result = result.map_err(|e| RequestRefusal::new("invalid", e.to_string()));
                     responder.send(result);
                 });
             }
@@ -355,17 +358,17 @@ impl service::Daemon for Daemon {
         }
     }
 
-    async fn reload(&mut self) -> Result<Reply, Refusal> {
-        let config =
-            Config::load(&self.path).map_err(|error| Refusal::new("invalid", error.to_string()))?;
+    async fn reload(&mut self) -> Result<Reply, RequestRefusal> {
+        let config = Config::load(&self.path)
+            .map_err(|error| RequestRefusal::new("invalid", error.to_string()))?;
         if config == self.config {
             let reloaded = self.tls.as_ref().map_or(Ok(()), |tls| tls.reload());
             return match reloaded {
                 Ok(()) => Ok(Reply::Done),
-                Err(error) => Err(Refusal::new("invalid", error.to_string())),
+                Err(error) => Err(RequestRefusal::new("invalid", error.to_string())),
             };
         }
-        Err(Refusal::new(
+        Err(RequestRefusal::new(
             "unsupported",
             "the keys of the configuration take effect at a start only, and a reload reads the \
              certificate again: restart the director",

@@ -17,7 +17,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use service::{
     config::{Checker, Problem},
-    desired::{Position, Refusal, Source, unique},
+    desired::{Position, Source, UpdateRefusal, unique},
 };
 
 use super::{Config, KeyText, check, file};
@@ -270,7 +270,7 @@ impl Desired {
     ///
     /// # Errors
     /// The refusal.
-    pub fn prepare(&self, update: &Update) -> Result<Self, Refusal> {
+    pub fn prepare(&self, update: &Update) -> Result<Self, UpdateRefusal> {
         let position = Position {
             source: self.source,
             revision: self.revision,
@@ -282,7 +282,7 @@ impl Desired {
                 let objects = &snapshot.objects;
                 if position.is_in_force(snapshot.revision) && *objects != self.objects {
                     let revision = snapshot.revision;
-                    return Err(Refusal::Differs { revision });
+                    return Err(UpdateRefusal::Differs { revision });
                 }
                 (objects.clone(), snapshot.withdrawal)
             }
@@ -291,7 +291,7 @@ impl Desired {
                 if !position.check_delta(delta.base, revision)? {
                     return match self.objects.is_applied(delta) {
                         true => Ok(self.clone()),
-                        false => Err(Refusal::Differs { revision }),
+                        false => Err(UpdateRefusal::Differs { revision }),
                     };
                 }
                 let objects = self.objects.with(&mut c, &delta.put, &delta.remove);
@@ -299,7 +299,7 @@ impl Desired {
             }
         };
         objects.check_names(&mut c);
-        let objects = c.finish(objects).map_err(Refusal::Invalid)?;
+        let objects = c.finish(objects).map_err(UpdateRefusal::Invalid)?;
         let (_, removed) = self.objects.replaced_by(&objects);
         let present = self.objects.counts();
         let kinds = [
@@ -453,11 +453,11 @@ prefixes = ["10.1.0.0/24"]
         assert_eq!(new.prepare(&update(delta)).expect("the same"), new);
         let other = delta.replace("203.0.113.16/28", "203.0.113.32/28");
         let error = new.prepare(&update(&other)).expect_err("differs");
-        assert_eq!(error, Refusal::Differs { revision: 8 });
+        assert_eq!(error, UpdateRefusal::Differs { revision: 8 });
         let error = new
             .prepare(&update(&delta.replace(":8", ":9")))
             .expect_err("base");
-        let base = Refusal::Base {
+        let base = UpdateRefusal::Base {
             base: 7,
             applied: 8,
         };
@@ -476,7 +476,7 @@ prefixes = ["10.1.0.0/24"]
         let empty = |revision| update(&format!("{{\"snapshot\":{{\"revision\":{revision}}}}}"));
         assert_eq!(
             old.prepare(&empty(7)).expect_err("differs"),
-            Refusal::Differs { revision: 7 }
+            UpdateRefusal::Differs { revision: 7 }
         );
         let error = old.prepare(&empty(6)).expect_err("older").to_string();
         assert_eq!(

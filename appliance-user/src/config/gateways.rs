@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use gateway_client::{
-    dial::Endpoint,
+    dial::ServiceAddress,
     pool::{Access, List},
     wire::CircuitId,
 };
@@ -16,7 +16,7 @@ use super::{IpPrefix, KeySource};
 pub struct Gateway {
     pub name: String,
     /// Its addresses and DNS names, each with a port, in order of preference.
-    pub addresses: Vec<Endpoint>,
+    pub addresses: Vec<ServiceAddress>,
     /// The pool it is in.
     pub pool: Option<String>,
     /// Its load, thousandths.

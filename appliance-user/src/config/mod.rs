@@ -383,7 +383,7 @@ impl Config {
                 continue;
             }
             let xdp = self.interfaces.get(*name).copied();
-            let xdp = xdp.unwrap_or(xdp::Setting::Only(xdp::Mode::Native));
+            let xdp = xdp.unwrap_or(xdp::Setting::Only(xdp::AttachMode::Native));
             ports.insert((*name).to_owned(), (xdp, Kind::Access));
         }
         let kind = if on.contains(self.uplink.interface.as_str()) {

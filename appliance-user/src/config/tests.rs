@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use service::xdp::{Mode, Setting};
+use service::xdp::{AttachMode, Setting};
 
 use super::*;
 
@@ -56,7 +56,7 @@ fn good_file_is_accepted_with_defaults() {
         BTreeMap::from([
             (
                 "eth0".to_owned(),
-                (Setting::Only(Mode::Native), Kind::Combined)
+                (Setting::Only(AttachMode::Native), Kind::Combined)
             ),
             ("eth1".to_owned(), (Setting::Auto, Kind::Access)),
         ])

@@ -17,7 +17,7 @@ pub use reply::{
     ModeStatus, NEIGHBOURS_PAGE, RULES_PAGE, RuleStatus, RulesAdded, RulesChecked, RulesRemoved,
 };
 use serde::{Deserialize, Serialize};
-pub use service::socket::Refusal;
+pub use service::socket::RequestRefusal;
 use service::{
     desired::Position,
     socket::{Access, Socket},

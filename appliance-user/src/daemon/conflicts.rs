@@ -13,12 +13,12 @@ use crate::{
     config::{Network, Role},
     control::{ConflictStatus, mac_text},
     datapath::reconcile::mode_of,
-    engine::conflict::Conflict,
+    engine::conflict::AddressConflict,
 };
 
 impl Daemon {
     /// Logs that another machine uses an address of ours.
-    pub(super) fn conflict_begun(&self, conflict: &Conflict) {
+    pub(super) fn conflict_begun(&self, conflict: &AddressConflict) {
         let status = self.conflict_status(conflict, Instant::now());
         tracing::warn!(
             address = %status.address,
@@ -33,7 +33,7 @@ impl Daemon {
     }
 
     /// Logs that it does so no longer.
-    pub(super) fn conflict_ended(&self, conflict: &Conflict) {
+    pub(super) fn conflict_ended(&self, conflict: &AddressConflict) {
         let status = self.conflict_status(conflict, Instant::now());
         tracing::info!(
             address = %status.address,
@@ -51,7 +51,7 @@ impl Daemon {
         conflicts.map(|c| self.conflict_status(c, now)).collect()
     }
 
-    fn conflict_status(&self, conflict: &Conflict, now: Instant) -> ConflictStatus {
+    fn conflict_status(&self, conflict: &AddressConflict, now: Instant) -> ConflictStatus {
         let port = &conflict.port;
         let mut links = self.snapshot.links.values();
         let link = links.find(|link| link.ifindex == port.ifindex);

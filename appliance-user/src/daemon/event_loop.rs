@@ -15,7 +15,7 @@ use appliance_common::{
     maps::neighbour_flags,
 };
 use aya::maps::{MapData, RingBuf};
-use service::socket::{Refusal, Responder};
+use service::socket::{RequestRefusal, Responder};
 use tokio::{
     io::unix::AsyncFd,
     sync::watch,
@@ -137,7 +137,7 @@ impl service::Daemon for Daemon {
         matches!(request, Request::Reload)
     }
 
-    async fn reload(&mut self) -> Result<Answer, Refusal> {
+    async fn reload(&mut self) -> Result<Answer, RequestRefusal> {
         self.reload_file().await?;
         Ok(Answer::Done(Done::Reloaded))
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use appliance_common::{addr::multicast_mac_v6, maps::HostKey};
-use service::xdp::{self, Mode, Setting};
+use service::xdp::{self, AttachMode, Setting};
 
 use super::groups;
 use crate::{
@@ -107,8 +107,8 @@ impl Interfaces {
                 .get(name)
                 .is_some_and(|a| a.ifindex == link.ifindex && a.kind == *kind);
             let attached = datapath.attached().get(name).filter(|_| running);
-            let generic = attached.map_or(*xdp == Setting::Only(Mode::Generic), |a| {
-                a.mode == Mode::Generic
+            let generic = attached.map_or(*xdp == Setting::Only(AttachMode::Generic), |a| {
+                a.mode == AttachMode::Generic
             });
             if let Err(error) = self.prepare(config, link, generic, running) {
                 errors.insert(name.clone(), error);
@@ -130,7 +130,7 @@ impl Interfaces {
                         );
                     }
                     // Only an attached program tells the mode that `auto` selected.
-                    let generic = attached.mode == Mode::Generic;
+                    let generic = attached.mode == AttachMode::Generic;
                     if let Err(error) = self.prepare(config, link, generic, true) {
                         errors.insert(name.clone(), error);
                     }
@@ -201,7 +201,7 @@ impl Interfaces {
                 let Some(link) = snapshot.links.get(name) else {
                     continue;
                 };
-                let generic = attached.mode == Mode::Generic;
+                let generic = attached.mode == AttachMode::Generic;
                 if let Err(error) = self.prepare(config, link, generic, false) {
                     tracing::debug!(interface = name, error, "cannot check a NIC");
                 }
@@ -220,7 +220,7 @@ impl Interfaces {
             Some(RedirectPort {
                 interface: name.clone(),
                 driver: self.driver(name),
-                native: attached.mode == Mode::Native,
+                native: attached.mode == AttachMode::Native,
                 accepts: xdp::accepts_redirects(link.ifindex),
             })
         };

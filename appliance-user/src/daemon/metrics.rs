@@ -112,7 +112,7 @@ impl Daemon {
     }
 
     fn sample(&self) -> anyhow::Result<Sample> {
-        let refused = |refusal: crate::control::Refusal| anyhow::anyhow!(refusal.message);
+        let refused = |refusal: crate::control::RequestRefusal| anyhow::anyhow!(refusal.message);
         Ok(Sample {
             status: self.status().map_err(refused)?,
             counters: self.counters().map_err(refused)?,

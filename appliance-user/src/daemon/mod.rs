@@ -60,7 +60,7 @@ use anyhow::Context as _;
 use service::{
     Context,
     cli::RunArgs,
-    desired::{Refusal, Source},
+    desired::{Source, UpdateRefusal},
     http,
     socket::Control,
 };
@@ -256,7 +256,7 @@ fn with_stored_objects(config: Config, state: &mut State) -> anyhow::Result<Conf
         return Ok(config);
     };
     let config = config.with_objects(&desired.objects).map_err(|problems| {
-        let problems = Refusal::Invalid(problems);
+        let problems = UpdateRefusal::Invalid(problems);
         anyhow::anyhow!("the stored desired state does not fit the configuration file: {problems}")
     })?;
     tracing::info!(

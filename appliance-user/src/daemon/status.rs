@@ -16,7 +16,7 @@ use super::{Daemon, controller::InForce, packet_health::Sample};
 use crate::{
     config::{Network, Peer},
     control::{
-        CounterStatus, NEIGHBOURS_PAGE, NeighbourStatus, NetworkStatus, PeerStatus, Refusal,
+        CounterStatus, NEIGHBOURS_PAGE, NeighbourStatus, NetworkStatus, PeerStatus, RequestRefusal,
         Status, TenantStatus, mac_text,
     },
     datapath,
@@ -40,12 +40,13 @@ impl Daemon {
     ///
     /// # Errors
     /// When a map cannot be read.
-    pub(super) fn status(&self) -> Result<Status, Refusal> {
+    pub(super) fn status(&self) -> Result<Status, RequestRefusal> {
         let InForce { config, state, .. } = &self.in_force;
         let peers: Vec<PeerStatus> = config.peers.iter().map(|p| self.peer_status(p)).collect();
         let not_ready = self.not_ready(&peers);
         let networks = config.networks.iter();
-        let networks: Result<_, Refusal> = networks.map(|n| self.network_status(n)).collect();
+        let networks: Result<_, RequestRefusal> =
+            networks.map(|n| self.network_status(n)).collect();
         let datapath = &self.forwarding.datapath;
         let tables = self.forwarding.tables();
         Ok(Status {
@@ -114,7 +115,7 @@ impl Daemon {
         reasons
     }
 
-    fn network_status(&self, network: &Network) -> Result<NetworkStatus, Refusal> {
+    fn network_status(&self, network: &Network) -> Result<NetworkStatus, RequestRefusal> {
         let InForce { config, state, .. } = &self.in_force;
         let slot = state.slots.networks.get(&network.name);
         let stats = match slot {
@@ -179,11 +180,11 @@ impl Daemon {
     pub(super) fn neighbours_page(
         &self,
         after: Option<&str>,
-    ) -> Result<Page<NeighbourStatus>, Refusal> {
+    ) -> Result<Page<NeighbourStatus>, RequestRefusal> {
         let after = match after.map(|text| (text, neighbour_of(text))) {
             Some((text, None)) => {
                 let message = format!("after: {text:?}: write the `next` of the page before");
-                return Err(Refusal::new("bad-request", message));
+                return Err(RequestRefusal::new("bad-request", message));
             }
             Some((_, key)) => key,
             None => None,
@@ -256,7 +257,7 @@ impl Daemon {
     ///
     /// # Errors
     /// When the map cannot be read.
-    pub(super) fn counters(&self) -> Result<Vec<CounterStatus>, Refusal> {
+    pub(super) fn counters(&self) -> Result<Vec<CounterStatus>, RequestRefusal> {
         let counters = self.forwarding.datapath.counters().map_err(internal)?;
         Ok(counters
             .into_iter()
@@ -309,6 +310,6 @@ fn tenants(in_force: &InForce, snapshot: &Snapshot) -> Vec<TenantStatus> {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn internal(error: datapath::Error) -> Refusal {
-    Refusal::new("internal", error.to_string())
+fn internal(error: datapath::Error) -> RequestRefusal {
+    RequestRefusal::new("internal", error.to_string())
 }

@@ -21,7 +21,7 @@ use super::{
     Daemon, claims, controller::assign_slots, engines::Claims, requests::modes::SwitchOptions,
 };
 use crate::{
-    control::{Answer, Refusal, Request, mac_text},
+    control::{Answer, Request, RequestRefusal, mac_text},
     datapath::reconcile::mode_of,
     engine::takeover::{Owner, Target},
     frame,
@@ -60,7 +60,7 @@ impl Daemon {
         }
         if self.takeover.is_some() {
             let message = "another failover is about to begin; try again in a second";
-            responder.send(Err(Refusal::new("conflict", message)));
+            responder.send(Err(RequestRefusal::new("conflict", message)));
             return None;
         }
         let uplink = self.uplink_index();
@@ -74,7 +74,7 @@ impl Daemon {
                 Ok(socket) => listeners.push(socket),
                 Err(error) => {
                     let message = format!("cannot check whether addresses are in use: {error}");
-                    responder.send(Err(Refusal::new("internal", message)));
+                    responder.send(Err(RequestRefusal::new("internal", message)));
                     return None;
                 }
             }
@@ -130,7 +130,7 @@ impl Daemon {
         responder.send(Err(refusal));
     }
 
-    fn in_use(&self, owners: &[Owner]) -> Refusal {
+    fn in_use(&self, owners: &[Owner]) -> RequestRefusal {
         let named: Vec<String> = owners
             .iter()
             .take(5)
@@ -150,7 +150,7 @@ impl Daemon {
             0..=5 => String::new(),
             n => format!(" and {} more", n - 5),
         };
-        Refusal::new(
+        RequestRefusal::new(
             "conflict",
             format!(
                 "addresses to take over are in use: {}{more}; switch the owner off, or take the \

@@ -11,7 +11,7 @@ use aya::programs::{
     xdp::XdpLink,
 };
 
-use service::xdp::{self, Mode, Setting};
+use service::xdp::{self, AttachMode, Setting};
 
 use super::{
     Datapath, Error,
@@ -21,10 +21,10 @@ use super::{
 };
 use crate::{config::Kind, kernel::nic};
 
-const fn flag(mode: Mode) -> XdpMode {
+const fn flag(mode: AttachMode) -> XdpMode {
     match mode {
-        Mode::Native => XdpMode::Driver,
-        Mode::Generic => XdpMode::Skb,
+        AttachMode::Native => XdpMode::Driver,
+        AttachMode::Generic => XdpMode::Skb,
     }
 }
 
@@ -36,7 +36,7 @@ pub struct Attached {
     /// The program.
     pub kind: Kind,
     /// The mode in which it is attached.
-    pub mode: Mode,
+    pub mode: AttachMode,
     /// Whether the link was adopted from an earlier process and its program replaced in one step.
     pub adopted: bool,
     pin: PathBuf,
@@ -46,7 +46,7 @@ pub struct Attached {
 struct Pin {
     interface: String,
     ifindex: u32,
-    mode: Mode,
+    mode: AttachMode,
     path: PathBuf,
 }
 
@@ -60,12 +60,12 @@ impl Pin {
             // bpffs refuses names with a dot (kernel/bpf/inode.c, bpf_lookup).
             interface: interface.replace('%', "."),
             ifindex: ifindex.parse().ok()?,
-            mode: Mode::parse(mode)?,
+            mode: AttachMode::parse(mode)?,
             path: path.to_owned(),
         })
     }
 
-    fn path(dir: &Path, interface: &str, ifindex: u32, mode: Mode) -> PathBuf {
+    fn path(dir: &Path, interface: &str, ifindex: u32, mode: AttachMode) -> PathBuf {
         let interface = interface.replace('.', "%");
         dir.join(format!("{interface}-{ifindex}-{}", mode.name()))
     }
@@ -190,7 +190,7 @@ impl Datapath {
         ifindex: u32,
         kind: Kind,
         requested: Setting,
-    ) -> Result<Option<Mode>, Error> {
+    ) -> Result<Option<AttachMode>, Error> {
         for root in other_roots(&self.root) {
             let Ok(old) = pins(&root.join("links")) else {
                 continue;
@@ -289,7 +289,7 @@ fn attach_new(
     dir: &Path,
     interface: &str,
     ifindex: u32,
-    mode: Mode,
+    mode: AttachMode,
     mut tries: u32,
 ) -> Result<PathBuf, Error> {
     let refused = |source| match other_program(interface, ifindex, mode, &source) {
@@ -323,7 +323,7 @@ fn attach_new(
 fn other_program(
     interface: &str,
     ifindex: u32,
-    mode: Mode,
+    mode: AttachMode,
     source: &ProgramError,
 ) -> Option<Error> {
     if !matches!(xdp::os_code(source), Some(libc::EBUSY | libc::EEXIST)) {
@@ -344,7 +344,7 @@ fn other_program(
     })
 }
 
-fn attach_error(interface: &str, mode: Mode, source: ProgramError) -> Error {
+fn attach_error(interface: &str, mode: AttachMode, source: ProgramError) -> Error {
     let remedy = xdp::remedy(
         &source,
         "The driver has no native XDP here (on Hyper-V: `ethtool -K IFACE lro off`); use \
@@ -364,12 +364,12 @@ mod tests {
 
     #[test]
     fn a_pin_name_round_trips() {
-        let path = Pin::path(Path::new("/p"), "lan-0.7", 12, Mode::Generic);
+        let path = Pin::path(Path::new("/p"), "lan-0.7", 12, AttachMode::Generic);
         assert_eq!(path, Path::new("/p/lan-0%7-12-generic"));
         let pin = Pin::parse(&path).expect("ours");
         assert_eq!(
             (pin.interface.as_str(), pin.ifindex, pin.mode),
-            ("lan-0.7", 12, Mode::Generic)
+            ("lan-0.7", 12, AttachMode::Generic)
         );
         assert!(Pin::parse(Path::new("/p/other")).is_none());
     }

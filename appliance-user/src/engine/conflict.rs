@@ -53,7 +53,7 @@ pub type Place = (Port, Address);
 
 /// Another machine that uses an address of the appliance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Conflict {
+pub struct AddressConflict {
     /// The port on which it was seen, with our MAC address.
     pub port: Port,
     /// The network's VNI; zero on the uplink.
@@ -82,9 +82,9 @@ pub enum Output {
         frame: Vec<u8>,
     },
     /// Report a conflict that began, or that has another machine.
-    Begun(Conflict),
+    Begun(AddressConflict),
     /// Report a conflict that is over.
-    Ended(Conflict),
+    Ended(AddressConflict),
 }
 
 /// Counts since the table was created.
@@ -121,7 +121,7 @@ struct Network {
 
 #[derive(Debug)]
 struct Entry {
-    conflict: Conflict,
+    conflict: AddressConflict,
     /// The machines that were reported.
     reported: Vec<[u8; 6]>,
     router: bool,
@@ -174,7 +174,7 @@ impl ConflictTable {
             return;
         }
         network.conflicts += 1;
-        let conflict = Conflict {
+        let conflict = AddressConflict {
             port,
             vni,
             address,
@@ -232,7 +232,7 @@ impl ConflictTable {
     }
 
     /// The conflicts, sorted by port and address.
-    pub fn conflicts(&self) -> impl Iterator<Item = &Conflict> {
+    pub fn conflicts(&self) -> impl Iterator<Item = &AddressConflict> {
         self.conflicts.values().map(|entry| &entry.conflict)
     }
 

@@ -54,7 +54,7 @@ impl Route {
 
 /// Two routes that match the same hello, by their positions in the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Conflict {
+pub struct RouteConflict {
     pub first: usize,
     pub second: usize,
 }
@@ -87,7 +87,7 @@ impl Table {
     /// Every pair of routes that match the same hello, neither being more specific.
     pub fn new<R: Into<Arc<Route>>>(
         routes: impl IntoIterator<Item = R>,
-    ) -> Result<Self, Vec<Conflict>> {
+    ) -> Result<Self, Vec<RouteConflict>> {
         let routes: Vec<Arc<Route>> = routes.into_iter().map(Into::into).collect();
         let mut conflicts = Vec::new();
         let mut same: HashMap<&Names, Vec<usize>> = HashMap::new();
@@ -95,7 +95,7 @@ impl Table {
             let before = same.entry(&b.names).or_default();
             for &first in &*before {
                 if routes[first].conflicts_with(b) {
-                    conflicts.push(Conflict { first, second });
+                    conflicts.push(RouteConflict { first, second });
                 }
             }
             before.push(second);
@@ -215,7 +215,7 @@ mod tests {
             route("a", &[], "5"),
         ])
         .expect_err("conflicts");
-        let pair = |first, second| Conflict { first, second };
+        let pair = |first, second| RouteConflict { first, second };
         assert_eq!(conflicts, [pair(1, 3), pair(0, 4)]);
     }
 

@@ -1,6 +1,6 @@
 //! A client's hello, against its layout written down a second time, in any pieces.
 
-use gateway_core::hello::{Hello, MAX_HELLO, Progress, Reader, Refusal};
+use gateway_core::hello::{Hello, HelloRefusal, MAX_HELLO, Progress, Reader};
 
 use fuzzing::Input;
 
@@ -165,7 +165,7 @@ fn check(wire: &[u8], sizes: [usize; SIZES]) {
     }
     if let Err(refusal) = whole {
         assert!(!refusal.to_string().is_empty() && !refusal.reason().is_empty());
-        if let Refusal::Trailing { extra } = refusal {
+        if let HelloRefusal::Trailing { extra } = refusal {
             assert!(extra > 0);
         }
     }

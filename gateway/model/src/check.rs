@@ -7,7 +7,7 @@ use std::{
 };
 
 use gateway_client::{
-    dial::{BadEndpoint, Endpoint},
+    dial::{BadServiceAddress, ServiceAddress},
     wire::{CircuitId, Key},
 };
 use gateway_core::{
@@ -104,12 +104,12 @@ pub(crate) fn tenant(c: &mut Checker, id: &str, spec: &TenantSpec) -> Tenant {
 }
 
 /// Where a backend listens: an address and a port, or a DNS name and a port.
-fn endpoint(c: &mut Checker, at: &str, text: &str) -> Option<Endpoint> {
+fn endpoint(c: &mut Checker, at: &str, text: &str) -> Option<ServiceAddress> {
     let address = match text.parse() {
-        Ok(Endpoint::Address(address)) => address,
-        Ok(name @ Endpoint::Name(..)) => return Some(name),
+        Ok(ServiceAddress::Address(address)) => address,
+        Ok(name @ ServiceAddress::Name(..)) => return Some(name),
         Err(error) => {
-            let error: BadEndpoint = error;
+            let error: BadServiceAddress = error;
             c.problem(at, error.to_string());
             return None;
         }
@@ -118,13 +118,13 @@ fn endpoint(c: &mut Checker, at: &str, text: &str) -> Option<Endpoint> {
     if address.ip().is_unspecified() {
         c.problem(at, format!("{address} is not an address to connect to"));
     }
-    Some(Endpoint::Address(address))
+    Some(ServiceAddress::Address(address))
 }
 
 /// Refuses an address of the gateway itself.
 pub(crate) fn loops(c: &mut Checker, id: &str, backend: &Backend, listen: &[SocketAddr]) {
     for endpoint in &backend.addresses {
-        let Endpoint::Address(address) = endpoint else {
+        let ServiceAddress::Address(address) = endpoint else {
             continue;
         };
         let own =

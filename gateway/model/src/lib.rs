@@ -22,5 +22,5 @@ mod update;
 pub use check::{Bounds, address, covers};
 pub use model::{Applied, Backend, Changes, Circuit, Counts, DesiredPage, Model, Prepared, Tenant};
 pub use objects::{BackendSpec, CircuitSpec, Ids, Objects, RouteSpec, TenantSpec};
-pub use service::desired::{Refusal, Source, Withdrawal};
+pub use service::desired::{Source, UpdateRefusal, Withdrawal};
 pub use update::{Delta, Snapshot, Update};

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use gateway_model::{Applied, Counts, DesiredPage, Source, Update};
 use serde::{Deserialize, Serialize};
-pub use service::socket::Refusal;
+pub use service::socket::RequestRefusal;
 use service::socket::{Access, Page, Socket};
 
 /// The control socket of the gateway.

@@ -23,12 +23,12 @@ use std::{
 };
 
 use gateway_client::wire::Load;
-use gateway_model::{Refusal as UpdateRefusal, Source, Update};
+use gateway_model::{Source, Update, UpdateRefusal};
 use service::{
     Context,
     cli::RunArgs,
     config::Problem,
-    socket::{self, Control, Refusal, Responder},
+    socket::{self, Control, RequestRefusal, Responder},
 };
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
@@ -95,8 +95,8 @@ pub enum Error {
     },
 }
 
-fn stopping() -> Refusal {
-    Refusal::new("conflict", Error::Stopping.to_string())
+fn stopping() -> RequestRefusal {
+    RequestRefusal::new("conflict", Error::Stopping.to_string())
 }
 
 fn list(problems: &[Problem]) -> String {
@@ -203,12 +203,12 @@ impl service::Daemon for Gateway {
             Request::Circuits { after, tenant } => controller
                 .circuits_page(after.as_deref(), tenant.as_deref())
                 .map(Answer::Circuits)
-                .ok_or_else(|| Refusal::new("bad-request", "after: write a circuit ID")),
+                .ok_or_else(|| RequestRefusal::new("bad-request", "after: write a circuit ID")),
             Request::Desired { after, keys } => controller
                 .model
                 .page(after.as_deref(), PAGE_SIZE, keys)
                 .map(Answer::Desired)
-                .ok_or_else(|| Refusal::new("bad-request", "after: write `next` of a page")),
+                .ok_or_else(|| RequestRefusal::new("bad-request", "after: write `next` of a page")),
             Request::Apply { update } => return self.apply(*update, responder),
             // The runtime calls `reload` instead.
             Request::Reload => Ok(Answer::Brief(controller.brief())),
@@ -229,10 +229,10 @@ impl service::Daemon for Gateway {
         matches!(request, Request::Reload)
     }
 
-    async fn reload(&mut self) -> Result<Answer, Refusal> {
+    async fn reload(&mut self) -> Result<Answer, RequestRefusal> {
         let result = self.change().await;
         self.controller.count_reload(result.is_ok());
-        result.map_err(|error| Refusal::new("invalid", error.to_string()))?;
+        result.map_err(|error| RequestRefusal::new("invalid", error.to_string()))?;
         Ok(Answer::Brief(self.controller.brief()))
     }
 
@@ -303,7 +303,7 @@ impl Gateway {
                     _ => "internal",
                 };
                 tracing::warn!(%error, "update refused; keeping the state in force");
-                return responder.send(Err(Refusal::new(code, error.to_string())));
+                return responder.send(Err(RequestRefusal::new(code, error.to_string())));
             }
         };
         let answer = move |stored| Answer::Update(UpdateReply { applied, stored });
@@ -370,14 +370,14 @@ impl Gateway {
     }
 
     /// Accepts connections and binds again.
-    async fn undrain(&mut self) -> Result<(), Refusal> {
+    async fn undrain(&mut self) -> Result<(), RequestRefusal> {
         match self.drain {
             None => return Ok(()),
             Some(Drain { until: Some(_), .. }) => return Err(stopping()),
             Some(Drain { until: None, .. }) => {}
         }
         let resumed = self.controller.relay.resume().await;
-        resumed.map_err(|error| Refusal::new("internal", error.to_string()))?;
+        resumed.map_err(|error| RequestRefusal::new("internal", error.to_string()))?;
         self.controller.circuits.undrain();
         self.drain = None;
         tracing::info!("accepting connections again");

@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use gateway_client::dial::Endpoint;
+pub use gateway_client::dial::ServiceAddress;
 use gateway_client::{
     dial::{AttemptId, DialSettings, Dialler, NameSettings, Race, RaceAction, RaceSettings},
     pool::{Failure, Report},
@@ -49,7 +49,7 @@ pub(super) struct Backends {
 /// A backend that was dialled.
 #[derive(Debug)]
 struct Dialled {
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<ServiceAddress>,
     /// The resolver's changes that the dialler knows of.
     changes: u64,
     dialler: Dialler,

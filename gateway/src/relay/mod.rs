@@ -54,7 +54,7 @@ use self::{
     threads::Threads,
 };
 pub use self::{
-    dial::Endpoint,
+    dial::ServiceAddress,
     open::Refused,
     plan::{Backend, Desired, Limits, Plan, Times},
 };

@@ -49,7 +49,7 @@ pub enum Refused {
     SlowHello,
     /// The bytes are no hello.
     #[error(transparent)]
-    Hello(#[from] hello::Refusal),
+    Hello(#[from] hello::HelloRefusal),
     /// No route matches.
     #[error(transparent)]
     NoRoute(#[from] NoRoute),
@@ -118,16 +118,16 @@ impl Refused {
             // no_application_protocol
             Self::NoRoute(NoRoute::Protocol) => Some(120),
             Self::Hello(refusal) => match refusal {
-                hello::Refusal::NotTls { .. }
-                | hello::Refusal::Version { .. }
-                | hello::Refusal::RecordLength { .. }
-                | hello::Refusal::NotHello { .. } => None,
+                hello::HelloRefusal::NotTls { .. }
+                | hello::HelloRefusal::Version { .. }
+                | hello::HelloRefusal::RecordLength { .. }
+                | hello::HelloRefusal::NotHello { .. } => None,
                 // decode_error
-                hello::Refusal::TooLong
-                | hello::Refusal::Trailing { .. }
-                | hello::Refusal::Malformed { .. } => Some(50),
+                hello::HelloRefusal::TooLong
+                | hello::HelloRefusal::Trailing { .. }
+                | hello::HelloRefusal::Malformed { .. } => Some(50),
                 // illegal_parameter
-                hello::Refusal::Twice { .. } | hello::Refusal::Name => Some(47),
+                hello::HelloRefusal::Twice { .. } | hello::HelloRefusal::Name => Some(47),
             },
             Self::Full(Full::Gateway | Full::Source)
             | Self::NoProxyHeader

@@ -10,7 +10,7 @@ use std::{
 
 use gateway_core::prefix::Prefix;
 
-use super::{dial::Endpoint, route::Table};
+use super::{dial::ServiceAddress, route::Table};
 
 /// Timeouts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub struct Limits {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
     /// In order of preference.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Vec<ServiceAddress>,
     /// Whether the gateway sends a PROXY protocol header (version 2) first.
     pub proxy: bool,
 }
@@ -51,7 +51,7 @@ impl Backend {
     #[must_use]
     pub fn new(addresses: Vec<SocketAddr>, proxy: bool) -> Self {
         Self {
-            endpoints: addresses.into_iter().map(Endpoint::Address).collect(),
+            endpoints: addresses.into_iter().map(ServiceAddress::Address).collect(),
             proxy,
         }
     }

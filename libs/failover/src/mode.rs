@@ -126,7 +126,7 @@ pub enum Endpoints {
 
 /// A request is refused. The mode stays as it is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum ModeRefusal {
     /// Full failover during a partial one.
     #[error(
         "tenant {tenant:?}: a partial failover is active, so a full failover cannot start: end it \
@@ -207,13 +207,13 @@ pub enum Refusal {
 /// Decides the steps of a request, or refuses it.
 ///
 /// # Errors
-/// [`Refusal`]: first by the order of the modes, because the end of maintenance would not change
-/// that; then for maintenance; last for appliances that are not ready.
+/// [`ModeRefusal`]: first by the order of the modes, because the end of maintenance would not
+/// change that; then for maintenance; last for appliances that are not ready.
 pub fn decide(
     now: State,
     request: Request,
     circumstances: &Circumstances,
-) -> Result<Step, Refusal> {
+) -> Result<Step, ModeRefusal> {
     let tenant = || circumstances.tenant.clone();
     let Request { goal, force } = request;
     let (kind, mode) = match (now, goal) {
@@ -222,7 +222,7 @@ pub fn decide(
         (State::Idle, Goal::Partial) => (Kind::Begin, State::Partial),
         (State::Partial, Goal::Partial) => (Kind::Stay, State::Partial),
         (State::Full { plan }, Goal::Partial) => {
-            return Err(Refusal::FullActive {
+            return Err(ModeRefusal::FullActive {
                 tenant: tenant(),
                 plan,
             });
@@ -230,13 +230,13 @@ pub fn decide(
         (State::Idle, Goal::Full { plan }) => (Kind::Begin, State::Full { plan }),
         (State::Partial, Goal::Full { plan }) if force => (Kind::Replace, State::Full { plan }),
         (State::Partial, Goal::Full { .. }) => {
-            return Err(Refusal::PartialActive { tenant: tenant() });
+            return Err(ModeRefusal::PartialActive { tenant: tenant() });
         }
         (State::Full { plan: active }, Goal::Full { plan }) if active == plan => {
             (Kind::Update, State::Full { plan })
         }
         (State::Full { plan: active }, Goal::Full { plan: asked }) => {
-            return Err(Refusal::OtherPlan {
+            return Err(ModeRefusal::OtherPlan {
                 tenant: tenant(),
                 active,
                 asked,
@@ -244,20 +244,20 @@ pub fn decide(
         }
         (State::Partial, Goal::Promote { plan }) => (Kind::Promote, State::Full { plan }),
         (State::Idle, Goal::Promote { .. }) => {
-            return Err(Refusal::NothingToPromote { tenant: tenant() });
+            return Err(ModeRefusal::NothingToPromote { tenant: tenant() });
         }
         (State::Full { plan }, Goal::Promote { .. }) => {
-            return Err(Refusal::PromotedAlready {
+            return Err(ModeRefusal::PromotedAlready {
                 tenant: tenant(),
                 plan,
             });
         }
     };
     if kind.begins() && circumstances.maintenance {
-        return Err(Refusal::Maintenance { tenant: tenant() });
+        return Err(ModeRefusal::Maintenance { tenant: tenant() });
     }
     if kind.begins() && !circumstances.unready.is_empty() {
-        return Err(Refusal::NotReady {
+        return Err(ModeRefusal::NotReady {
             tenant: tenant(),
             unready: circumstances.unready.clone(),
         });
@@ -354,7 +354,7 @@ mod tests {
     }
 
     /// The outcome in one letter.
-    fn letter(outcome: &Result<Step, Refusal>) -> char {
+    fn letter(outcome: &Result<Step, ModeRefusal>) -> char {
         match outcome {
             Ok(step) => match step.kind {
                 Kind::Stay => '.',
@@ -365,13 +365,13 @@ mod tests {
                 Kind::Undo => 'U',
             },
             Err(refusal) => match refusal {
-                Refusal::PartialActive { .. } => 'p',
-                Refusal::FullActive { .. } => 'f',
-                Refusal::OtherPlan { .. } => 'o',
-                Refusal::NothingToPromote { .. } => 'n',
-                Refusal::PromotedAlready { .. } => 'a',
-                Refusal::Maintenance { .. } => 'm',
-                Refusal::NotReady { .. } => 'h',
+                ModeRefusal::PartialActive { .. } => 'p',
+                ModeRefusal::FullActive { .. } => 'f',
+                ModeRefusal::OtherPlan { .. } => 'o',
+                ModeRefusal::NothingToPromote { .. } => 'n',
+                ModeRefusal::PromotedAlready { .. } => 'a',
+                ModeRefusal::Maintenance { .. } => 'm',
+                ModeRefusal::NotReady { .. } => 'h',
             },
         }
     }

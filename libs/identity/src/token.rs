@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use gateway_client::dial::{Endpoint, dns_name};
+use gateway_client::dial::{ServiceAddress, dns_name};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroize as _;
 
@@ -73,7 +73,7 @@ pub struct EnrolmentToken {
     /// Server name of the director in TLS, a DNS name; gateways relay by it.
     pub server_name: String,
     /// Where to connect: gateways, or the director itself. 1 to 16.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Vec<ServiceAddress>,
 }
 
 /// A text is no token.
@@ -102,7 +102,7 @@ impl EnrolmentToken {
         if !(1..=MAX_ENDPOINTS).contains(&self.endpoints.len()) {
             return Err(BadToken::Contents("number of endpoints"));
         }
-        let fits = |endpoint: &Endpoint| u8::try_from(endpoint.to_string().len()).is_ok();
+        let fits = |endpoint: &ServiceAddress| u8::try_from(endpoint.to_string().len()).is_ok();
         if !self.endpoints.iter().all(fits) {
             return Err(BadToken::Contents("endpoint"));
         }

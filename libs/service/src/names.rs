@@ -23,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gateway_client::dial::{Endpoint, NameSettings, NameState, Names, Target};
+use gateway_client::dial::{NameSettings, NameState, Names, ServiceAddress, Target};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -133,7 +133,7 @@ impl Resolver {
 
     /// A service and its addresses, as far as they are known.
     #[must_use]
-    pub fn target(&self, name: &str, endpoints: &[Endpoint]) -> Target {
+    pub fn target(&self, name: &str, endpoints: &[ServiceAddress]) -> Target {
         self.shared.state().names.target(name, endpoints)
     }
 
@@ -146,7 +146,7 @@ impl Resolver {
 
     /// Looks the names of endpoints up again, and waits for the results; not longer than
     /// `timeout`, and not for names that were asked a short time ago.
-    pub async fn look_up_again(&self, endpoints: &[Endpoint], timeout: Duration) {
+    pub async fn look_up_again(&self, endpoints: &[ServiceAddress], timeout: Duration) {
         let mut progress = self.shared.progress.subscribe();
         let mut awaited: Vec<(&str, u64)> = Vec::new();
         {
@@ -382,7 +382,7 @@ mod tests {
         Resolver::start_with(NameSettings::default(), 1, file, lookup).expect("a thread")
     }
 
-    fn endpoints() -> Vec<Endpoint> {
+    fn endpoints() -> Vec<ServiceAddress> {
         ["gw1.example.net:7", "gw2.example.net:7", "192.0.2.9:8"]
             .map(|text| text.parse().expect("an endpoint"))
             .to_vec()
@@ -478,7 +478,9 @@ mod tests {
             ..NameSettings::default()
         };
         let resolver = Resolver::start(settings, 1, None).expect("a thread");
-        let local = ["localhost:5".parse::<Endpoint>().expect("an endpoint")];
+        let local = ["localhost:5"
+            .parse::<ServiceAddress>()
+            .expect("an endpoint")];
         resolver.set(local.iter().filter_map(|e| e.name().cloned()).collect());
         resolver.look_up_again(&local, TIMEOUT).await;
         let found = resolver.target("a", &local).addresses;

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use gateway_client::{
-    dial::{BadEndpoint, Endpoint},
+    dial::{BadServiceAddress, ServiceAddress},
     pool::Access,
     wire::CircuitId,
 };
@@ -85,19 +85,19 @@ fn endpoints(
     gateway: &file::Gateway,
     others: &[Gateway],
     uplink: &Uplink,
-) -> Vec<Endpoint> {
+) -> Vec<ServiceAddress> {
     let at = format!("gateway {:?}: addresses", gateway.name);
-    let mut endpoints: Vec<Endpoint> = Vec::new();
+    let mut endpoints: Vec<ServiceAddress> = Vec::new();
     for text in &gateway.addresses {
-        let endpoint: Endpoint = match text.parse() {
+        let endpoint: ServiceAddress = match text.parse() {
             Ok(endpoint) => endpoint,
             Err(error) => {
-                let error: BadEndpoint = error;
+                let error: BadServiceAddress = error;
                 c.problem(&at, error.to_string());
                 continue;
             }
         };
-        if let Endpoint::Address(address) = &endpoint {
+        if let ServiceAddress::Address(address) = &endpoint {
             let ip = address.ip();
             if !is_host(ip) {
                 c.problem(&at, format!("{ip} cannot be the address of a gateway"));
@@ -131,9 +131,9 @@ fn endpoints(
         );
     }
     // The families of a name are known when it is looked up.
-    let reached = |endpoint: &Endpoint| match endpoint {
-        Endpoint::Address(a) => uplink.local.iter().any(|l| l.is_ipv4() == a.is_ipv4()),
-        Endpoint::Name(..) => true,
+    let reached = |endpoint: &ServiceAddress| match endpoint {
+        ServiceAddress::Address(a) => uplink.local.iter().any(|l| l.is_ipv4() == a.is_ipv4()),
+        ServiceAddress::Name(..) => true,
     };
     if !uplink.local.is_empty() && !endpoints.is_empty() && !endpoints.iter().any(reached) {
         c.problem(

@@ -12,7 +12,7 @@ use super::*;
 use crate::config::desired::Counts;
 use crate::control::{
     ConflictStatus, GatewayNameStatus, GatewayStatus, InterfaceStatus, NetworkStatus, PeerStatus,
-    Refusal, Reply, StreamStatus, TenantStatus, TlsStatus, TunnelStatus, WorkerStatus,
+    Reply, RequestRefusal, StreamStatus, TenantStatus, TlsStatus, TunnelStatus, WorkerStatus,
 };
 
 /// Asserts the JSON of a reply, and that a client reads the same reply from it.
@@ -108,7 +108,7 @@ fn replies_have_their_documented_fields() {
         Done(Done::Stopped) => json!("stopped");
         Done(Done::Reloaded) => json!("reloaded");
     }
-    let refusal = Reply::Error(Refusal::new("conflict", "no"));
+    let refusal = Reply::Error(RequestRefusal::new("conflict", "no"));
     assert_eq!(
         serde_json::to_string(&refusal).expect("serializable"),
         r#"{"error":{"code":"conflict","message":"no"}}"#

@@ -28,7 +28,7 @@ use appliance_common::{
 use super::{Daemon, claims, groups, interfaces, keys::Keys};
 use crate::{
     config::{Config, Role, Tenant},
-    control::Refusal,
+    control::RequestRefusal,
     datapath::reconcile::{self, MapContents, host_key, mode_of},
     engine::neighbour::Senders,
     kernel::underlay::Snapshot,
@@ -166,7 +166,7 @@ impl Daemon {
     ///
     /// # Errors
     /// The refusal. Everything is then as it was before.
-    pub(super) fn change(&mut self, mut proposal: Proposal) -> Result<(), Refusal> {
+    pub(super) fn change(&mut self, mut proposal: Proposal) -> Result<(), RequestRefusal> {
         // Prepare. Nothing of this touches a file, a map or the wire.
         let config = match &proposal.file {
             Some(file) => &file.0,
@@ -176,8 +176,8 @@ impl Daemon {
         let wanted = self.wanted(config, &proposal.state);
         wanted
             .check_capacity()
-            .map_err(|message| Refusal::new("conflict", message))?;
-        let internal = |error: anyhow::Error| Refusal::new("internal", format!("{error:#}"));
+            .map_err(|message| RequestRefusal::new("conflict", message))?;
+        let internal = |error: anyhow::Error| RequestRefusal::new("internal", format!("{error:#}"));
 
         // Write the state beside the old one: a change that fails needs no disk to be undone.
         let prepared = self

@@ -49,7 +49,7 @@ pub(in crate::daemon) fn switch(
     asked: SwitchRequest,
     circumstances: &Circumstances,
     random: &mut impl Random,
-) -> Result<Switch, mode::Refusal> {
+) -> Result<Switch, mode::ModeRefusal> {
     let tenant = circumstances.tenant.as_str();
     let now = state.modes.get(tenant);
     let failover = now.map_or(FailoverState::Idle, |mode| mode.failover.clone());
@@ -172,7 +172,7 @@ gateway = ["10.1.0.1"]
         state: &State,
         goal: Goal,
         plan: Option<Plan>,
-    ) -> Result<Switch, mode::Refusal> {
+    ) -> Result<Switch, mode::ModeRefusal> {
         let circumstances = Circumstances {
             tenant: "acme".to_owned(),
             ..Circumstances::default()
@@ -186,7 +186,7 @@ gateway = ["10.1.0.1"]
         switch(config, state, asked, &circumstances, &mut random)
     }
 
-    fn to_full(state: &State, plan: &Plan) -> Result<Switch, mode::Refusal> {
+    fn to_full(state: &State, plan: &Plan) -> Result<Switch, mode::ModeRefusal> {
         let name = plan.name().to_owned();
         let goal = Goal::Full { plan: name };
         ask(&config(), state, goal, Some(plan.clone()))

@@ -28,7 +28,7 @@ use crate::{
     config::Role,
     datapath::reconcile::{self, MapContents},
     engine::announce::{self, Announcement, Announcer},
-    engine::conflict::{self, Conflict, ConflictTable},
+    engine::conflict::{self, AddressConflict, ConflictTable},
     engine::fragment_buffer::{FragmentBuffer, fragment_key},
     engine::gateway_echo::GatewayEcho,
     engine::neighbour::{self, Action, EntryStatus, NeighbourTable, Senders},
@@ -92,9 +92,9 @@ pub(super) enum Output {
         key: HostKey,
     },
     /// Report that another machine uses an address of ours.
-    ConflictBegun(Conflict),
+    ConflictBegun(AddressConflict),
     /// Report that it does so no longer.
-    ConflictEnded(Conflict),
+    ConflictEnded(AddressConflict),
     /// The check of addresses to take over is done; their owners.
     TakeoverChecked(Vec<Owner>),
 }
@@ -678,7 +678,7 @@ impl Engines {
     }
 
     /// Other machines that use addresses of ours.
-    pub fn conflicts(&self) -> impl Iterator<Item = &Conflict> {
+    pub fn conflicts(&self) -> impl Iterator<Item = &AddressConflict> {
         self.conflicts.conflicts()
     }
 

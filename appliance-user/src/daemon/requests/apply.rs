@@ -1,11 +1,11 @@
 //! Updates of the desired state: checked whole, and put in force whole or not at all.
 
-use service::desired::{Refusal as UpdateRefusal, Source};
+use service::desired::{Source, UpdateRefusal};
 
 use super::Outcome;
 use crate::{
     config::desired::{Applied, Update},
-    control::{Answer, Refusal},
+    control::{Answer, RequestRefusal},
     daemon::{Daemon, controller::Proposal},
 };
 
@@ -14,7 +14,7 @@ impl Daemon {
     pub(super) fn apply(&mut self, update: &Update) -> Outcome {
         let config = &self.in_force.config;
         if config.source == Source::File {
-            return Err(Refusal::new(
+            return Err(RequestRefusal::new(
                 "conflict",
                 "the desired state is that of the configuration file: remove [[tenant]], \
                  [[gateway]], [[peer]] and [[network]] there and reload; the objects in force \
@@ -54,10 +54,10 @@ impl Daemon {
     }
 }
 
-fn refused(refusal: &UpdateRefusal) -> Refusal {
+fn refused(refusal: &UpdateRefusal) -> RequestRefusal {
     let code = match refusal {
         UpdateRefusal::Invalid(_) => "invalid",
         _ => "conflict",
     };
-    Refusal::new(code, refusal.to_string())
+    RequestRefusal::new(code, refusal.to_string())
 }

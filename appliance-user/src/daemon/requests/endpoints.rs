@@ -7,7 +7,7 @@ use appliance_common::{addr::Address, limits::MAX_ENDPOINTS};
 use super::Outcome;
 use crate::{
     config::{Config, Network},
-    control::{Answer, Endpoints, EndpointsAdded, EndpointsRemoved, Refusal},
+    control::{Answer, Endpoints, EndpointsAdded, EndpointsRemoved, RequestRefusal},
     daemon::{Daemon, controller::Proposal},
     datapath::reconcile::check_endpoint,
     state::State,
@@ -103,10 +103,10 @@ fn with_endpoints(
     network: &Network,
     own: &[Address],
     addresses: &[IpAddr],
-) -> Result<State, Refusal> {
+) -> Result<State, RequestRefusal> {
     let name = &network.name;
     if state.maintenance {
-        return Err(Refusal::new(
+        return Err(RequestRefusal::new(
             "conflict",
             format!(
                 "network {name:?}: the appliance is in maintenance, which refuses new failovers, \
@@ -118,9 +118,9 @@ fn with_endpoints(
     let mut new = state.clone();
     let set = new.endpoints.entry(name.clone()).or_default();
     for address in addresses {
-        check_endpoint(network, own, *address).map_err(|m| Refusal::new("invalid", m))?;
+        check_endpoint(network, own, *address).map_err(|m| RequestRefusal::new("invalid", m))?;
         if !set.insert(*address) {
-            return Err(Refusal::new(
+            return Err(RequestRefusal::new(
                 "conflict",
                 format!(
                     "{address} is already failed over in network {name:?}; nothing was changed"
@@ -132,7 +132,7 @@ fn with_endpoints(
     // The map keeps a few entries in reserve on each CPU, so it is never filled to the brim.
     let most = MAX_ENDPOINTS as usize - 1024;
     if total > most {
-        return Err(Refusal::new(
+        return Err(RequestRefusal::new(
             "conflict",
             format!("that would be {total} failed-over addresses; an appliance takes {most}"),
         ));
@@ -144,12 +144,16 @@ fn with_endpoints(
 ///
 /// # Errors
 /// An address that is not failed over.
-fn without_endpoints(state: &State, name: &str, addresses: &[IpAddr]) -> Result<State, Refusal> {
+fn without_endpoints(
+    state: &State,
+    name: &str,
+    addresses: &[IpAddr],
+) -> Result<State, RequestRefusal> {
     let mut new = state.clone();
     let set = new.endpoints.entry(name.to_owned()).or_default();
     for address in addresses {
         if !set.remove(address) {
-            return Err(Refusal::new(
+            return Err(RequestRefusal::new(
                 "not-found",
                 format!("{address} is not failed over in network {name:?}; nothing was changed"),
             ));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use service::socket::Responder;
 
 use crate::{
-    control::{Answer, Connections, Refusal, Reply, Request},
+    control::{Answer, Connections, Reply, Request, RequestRefusal},
     daemon::Daemon,
     datapath::nat::{self, Filter, SlotNames},
 };
@@ -43,7 +43,7 @@ impl Daemon {
             Ok((connections, total)) => {
                 Reply::Ok(Answer::Connections(Connections { total, connections }))
             }
-            Err(error) => Reply::Error(Refusal::new(
+            Err(error) => Reply::Error(RequestRefusal::new(
                 "internal",
                 format!("cannot read the connections: {error}"),
             )),

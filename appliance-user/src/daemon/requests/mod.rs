@@ -18,10 +18,10 @@ use self::modes::SwitchOptions;
 use super::Daemon;
 use crate::{
     config::Network,
-    control::{Answer, Refusal, Request},
+    control::{Answer, Request, RequestRefusal},
 };
 
-type Outcome = Result<Answer, Refusal>;
+type Outcome = Result<Answer, RequestRefusal>;
 
 impl Daemon {
     /// Answers a request.
@@ -93,19 +93,20 @@ impl Daemon {
             Request::TraceStart(filter) => self.trace_start(&filter),
             Request::TraceNext => self.trace_next(),
             Request::TraceStop => self.trace_stop(),
-            Request::Flows { .. } | Request::Reload => {
-                Err(Refusal::new("internal", "the runtime answers this request"))
-            }
+            Request::Flows { .. } | Request::Reload => Err(RequestRefusal::new(
+                "internal",
+                "the runtime answers this request",
+            )),
         }
     }
 
     /// The configured network of that name.
-    fn network(&self, name: &str) -> Result<&Network, Refusal> {
+    fn network(&self, name: &str) -> Result<&Network, RequestRefusal> {
         let networks = &self.in_force.config.networks;
         networks.iter().find(|n| n.name == name).ok_or_else(|| {
             let names: Vec<&str> = networks.iter().map(|n| n.name.as_str()).collect();
             let names = names.join(", ");
-            Refusal::new(
+            RequestRefusal::new(
                 "not-found",
                 format!("there is no network {name:?}; there are: {names}"),
             )
@@ -118,24 +119,26 @@ impl Daemon {
     }
 
     /// The tenant that a request names, or the only one.
-    pub(super) fn one_tenant(&self, name: Option<&str>) -> Result<String, Refusal> {
+    pub(super) fn one_tenant(&self, name: Option<&str>) -> Result<String, RequestRefusal> {
         let config = &self.in_force.config;
         let all = || self.tenants().join(", ");
         match (name, config.tenants.as_slice()) {
             (Some(name), _) if config.tenant(name).is_some() => Ok(name.to_owned()),
-            (Some(name), _) if self.left_over().iter().any(|l| l == name) => Err(Refusal::new(
-                "not-found",
-                format!(
-                    "tenant {name:?} is no longer configured: its failover can only be undone \
+            (Some(name), _) if self.left_over().iter().any(|l| l == name) => {
+                Err(RequestRefusal::new(
+                    "not-found",
+                    format!(
+                        "tenant {name:?} is no longer configured: its failover can only be undone \
                      (`mode --tenant {name} idle`), or put the tenant back into the configuration"
-                ),
-            )),
-            (Some(name), _) => Err(Refusal::new(
+                    ),
+                ))
+            }
+            (Some(name), _) => Err(RequestRefusal::new(
                 "not-found",
                 format!("there is no tenant {name:?}; there are: {}", all()),
             )),
             (None, [tenant]) => Ok(tenant.name.clone()),
-            (None, _) => Err(Refusal::new(
+            (None, _) => Err(RequestRefusal::new(
                 "bad-request",
                 format!("give the tenant with --tenant; there are: {}", all()),
             )),

@@ -9,7 +9,7 @@ use tunnel_worker::keys::OsRandom;
 use super::Outcome;
 use crate::{
     config::{Network, Role},
-    control::{Answer, MaintenanceStatus, ModeStatus, Refusal},
+    control::{Answer, MaintenanceStatus, ModeStatus, RequestRefusal},
     daemon::{
         Daemon,
         controller::{
@@ -53,7 +53,7 @@ impl Daemon {
             let (kind, lines) = self.switch(tenant, mode, options)?;
             changes = (kind == Kind::Update).then_some(lines);
         } else if options.plan.is_some() || options.force || options.promote {
-            return Err(Refusal::new(
+            return Err(RequestRefusal::new(
                 "bad-request",
                 "--plan, --force and --promote are for a switch: write `mode full --plan FILE`",
             ));
@@ -75,7 +75,7 @@ impl Daemon {
         tenant: &str,
         mode: &str,
         options: &SwitchOptions,
-    ) -> Result<(Kind, Vec<String>), Refusal> {
+    ) -> Result<(Kind, Vec<String>), RequestRefusal> {
         let switch = self.propose_switch(tenant, mode, options)?;
         let (kind, changes) = (switch.kind, switch.changes.clone());
         if switch.is_empty() {
@@ -98,7 +98,7 @@ impl Daemon {
         tenant: &str,
         mode: &str,
         options: &SwitchOptions,
-    ) -> Result<Switch, Refusal> {
+    ) -> Result<Switch, RequestRefusal> {
         let (goal, plan) = self.goal(tenant, mode, options)?;
         let circumstances = Circumstances {
             tenant: tenant.to_owned(),
@@ -122,11 +122,11 @@ impl Daemon {
             &circumstances,
             &mut OsRandom,
         )
-        .map_err(|refusal| Refusal::new("conflict", refusal.to_string()))?;
+        .map_err(|refusal| RequestRefusal::new("conflict", refusal.to_string()))?;
         if has_plan && !switch.is_empty() {
             forwarding::enable().map_err(|error| {
                 let appliance = &self.in_force.config.name;
-                Refusal::new("conflict", format!("appliance {appliance:?}: {error}"))
+                RequestRefusal::new("conflict", format!("appliance {appliance:?}: {error}"))
             })?;
         }
         Ok(switch)
@@ -138,8 +138,8 @@ impl Daemon {
         tenant: &str,
         mode: &str,
         options: &SwitchOptions,
-    ) -> Result<(Goal, Option<Plan>), Refusal> {
-        let bad = |message: &str| Err(Refusal::new("bad-request", message));
+    ) -> Result<(Goal, Option<Plan>), RequestRefusal> {
+        let bad = |message: &str| Err(RequestRefusal::new("bad-request", message));
         if mode != "full" && (options.plan.is_some() || options.promote) {
             return bad("--plan and --promote are for `mode full`");
         }
@@ -153,7 +153,7 @@ impl Daemon {
             ),
             ("full", Some(text)) => {
                 let plan = Plan::parse(text, &self.plan_context(tenant)?)
-                    .map_err(|errors| Refusal::new("invalid", errors.to_string()))?;
+                    .map_err(|errors| RequestRefusal::new("invalid", errors.to_string()))?;
                 let name = plan.name().to_owned();
                 let goal = if options.promote {
                     Goal::Promote { plan: name }
@@ -162,7 +162,7 @@ impl Daemon {
                 };
                 Ok((goal, Some(plan)))
             }
-            (other, _) => Err(Refusal::new(
+            (other, _) => Err(RequestRefusal::new(
                 "bad-request",
                 format!("{other:?} is not a mode: write idle, partial or full"),
             )),
@@ -175,9 +175,10 @@ impl Daemon {
     }
 
     /// The tenant with the data that a plan of it is checked against.
-    pub(super) fn plan_context(&self, tenant: &str) -> Result<TenantContext, Refusal> {
-        reconcile::plan_tenant(&self.in_force.config, &self.snapshot, tenant)
-            .ok_or_else(|| Refusal::new("not-found", format!("there is no tenant {tenant:?}")))
+    pub(super) fn plan_context(&self, tenant: &str) -> Result<TenantContext, RequestRefusal> {
+        reconcile::plan_tenant(&self.in_force.config, &self.snapshot, tenant).ok_or_else(|| {
+            RequestRefusal::new("not-found", format!("there is no tenant {tenant:?}"))
+        })
     }
 
     fn unfit(&self, reasons: Vec<String>) -> Vec<UnreadyAppliance> {
@@ -237,10 +238,10 @@ impl Daemon {
     }
 
     /// Refuses a failover onto a data path that cannot carry it.
-    pub(super) fn must_forward(&self, network: &Network) -> Result<(), Refusal> {
+    pub(super) fn must_forward(&self, network: &Network) -> Result<(), RequestRefusal> {
         match self.cannot_carry(network, true) {
             None => Ok(()),
-            Some(reason) => Err(Refusal::new(
+            Some(reason) => Err(RequestRefusal::new(
                 "conflict",
                 format!("appliance {:?} {reason}", self.in_force.config.name),
             )),

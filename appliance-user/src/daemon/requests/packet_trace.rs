@@ -6,7 +6,7 @@ use appliance_common::events::TraceFilter;
 
 use super::Outcome;
 use crate::{
-    control::{Answer, Done, Refusal},
+    control::{Answer, Done, RequestRefusal},
     daemon::Daemon,
     datapath::Error,
     trace::{MAX_STEPS, PacketFilter, Step},
@@ -26,7 +26,7 @@ pub(in crate::daemon) struct PacketTrace {
 impl Daemon {
     pub(super) fn trace_start(&mut self, filter: &PacketFilter) -> Outcome {
         if self.packet_trace.last_asked.is_some() {
-            return Err(Refusal::new(
+            return Err(RequestRefusal::new(
                 "conflict",
                 "another client is tracing packets; try again when it has finished",
             ));
@@ -40,7 +40,7 @@ impl Daemon {
             Some(name) => {
                 let names: Vec<&str> = datapath.attached().keys().map(String::as_str).collect();
                 let names = names.join(", ");
-                return Err(Refusal::new(
+                return Err(RequestRefusal::new(
                     "not-found",
                     format!("interface {name:?} has no XDP program; interfaces that have: {names}"),
                 ));
@@ -59,7 +59,7 @@ impl Daemon {
 
     pub(super) fn trace_next(&mut self) -> Outcome {
         let Some(last_asked) = &mut self.packet_trace.last_asked else {
-            return Err(Refusal::new(
+            return Err(RequestRefusal::new(
                 "conflict",
                 "no packet trace is running: it was stopped, or timed out; start it again",
             ));
@@ -105,6 +105,6 @@ impl Daemon {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn internal(error: Error) -> Refusal {
-    Refusal::new("internal", error.to_string())
+fn internal(error: Error) -> RequestRefusal {
+    RequestRefusal::new("internal", error.to_string())
 }

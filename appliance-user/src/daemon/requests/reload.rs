@@ -1,13 +1,13 @@
 //! Reload: the configuration file read again, checked whole, and put in force whole or not at all.
 
 use service::{
-    desired::{Refusal as UpdateRefusal, Source},
+    desired::{Source, UpdateRefusal},
     http,
 };
 
 use crate::{
     config::{Config, desired::Desired},
-    control::Refusal,
+    control::RequestRefusal,
     daemon::{
         Daemon,
         controller::{InForce, Proposal},
@@ -23,7 +23,7 @@ impl Daemon {
     ///
     /// # Errors
     /// The refusal; the running configuration stays in force.
-    pub(in crate::daemon) async fn reload_file(&mut self) -> Result<(), Refusal> {
+    pub(in crate::daemon) async fn reload_file(&mut self) -> Result<(), RequestRefusal> {
         let proposal = self.read_file()?;
         let address = proposal.file.as_ref().and_then(|file| file.0.metrics);
         // Also if it is open already: it may have been moved away.
@@ -32,7 +32,7 @@ impl Daemon {
             .as_ref()
             .and_then(|file| file.0.nat.log.as_ref());
         let log = target.map(nat_log::Output::open).transpose();
-        let log = log.map_err(|error| Refusal::new("invalid", error.to_string()))?;
+        let log = log.map_err(|error| RequestRefusal::new("invalid", error.to_string()))?;
         let same = self.http.as_ref().map(http::Server::configured) == address;
         // The new address is bound before anything changes, and the old one is given up after it.
         let http = if same {
@@ -40,7 +40,7 @@ impl Daemon {
         } else {
             metrics::serve(&self.metrics, address, &self.loop_health)
                 .await
-                .map_err(|error| Refusal::new("invalid", error.to_string()))?
+                .map_err(|error| RequestRefusal::new("invalid", error.to_string()))?
         };
         self.change(proposal)?;
         self.nat_log.set_output(log);
@@ -53,8 +53,8 @@ impl Daemon {
     }
 
     /// The file as a proposal. Where it has no objects, those in force stay.
-    fn read_file(&self) -> Result<Proposal, Refusal> {
-        let invalid = |message: String| Refusal::new("invalid", message);
+    fn read_file(&self) -> Result<Proposal, RequestRefusal> {
+        let invalid = |message: String| RequestRefusal::new("invalid", message);
         let config = Config::load(&self.files.config).map_err(|e| invalid(e.to_string()))?;
         if config.source == Source::File {
             return self.proposal(config, None);
@@ -92,8 +92,8 @@ impl Daemon {
         &self,
         config: Config,
         desired: Option<Box<Desired>>,
-    ) -> Result<Proposal, Refusal> {
-        let invalid = |message: String| Refusal::new("invalid", message);
+    ) -> Result<Proposal, RequestRefusal> {
+        let invalid = |message: String| RequestRefusal::new("invalid", message);
         let keys = Keys::load(&config).map_err(|e| invalid(e.to_string()))?;
         config.check_ports().map_err(|e| invalid(e.to_string()))?;
         let running = &self.in_force.config;

@@ -5,7 +5,9 @@ use service::socket::Page;
 
 use super::Outcome;
 use crate::{
-    control::{Answer, RULES_PAGE, Refusal, RuleStatus, RulesAdded, RulesChecked, RulesRemoved},
+    control::{
+        Answer, RULES_PAGE, RequestRefusal, RuleStatus, RulesAdded, RulesChecked, RulesRemoved,
+    },
     daemon::{Daemon, controller::Proposal},
     datapath::reconcile::mode_of,
     state::FailoverState,
@@ -30,7 +32,7 @@ impl Daemon {
         &mut self,
         tenant: Option<&str>,
         changes: Vec<RuleChange>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), RequestRefusal> {
         let tenant = self.one_tenant(tenant)?;
         let count = changes.len();
         let proposal = self.with_rules(&tenant, changes)?;
@@ -43,10 +45,10 @@ impl Daemon {
         &self,
         tenant: &str,
         changes: Vec<RuleChange>,
-    ) -> Result<Proposal, Refusal> {
+    ) -> Result<Proposal, RequestRefusal> {
         let state = &self.in_force.state;
         let Some(plan) = self.plan(tenant) else {
-            return Err(Refusal::new(
+            return Err(RequestRefusal::new(
                 "conflict",
                 format!(
                     "tenant {tenant:?} is {}: public IP rules belong to a full failover: \
@@ -57,7 +59,7 @@ impl Daemon {
         };
         let plan = plan
             .apply(&self.plan_context(tenant)?, changes)
-            .map_err(|problems| Refusal::new("invalid", lines(&problems)))?;
+            .map_err(|problems| RequestRefusal::new("invalid", lines(&problems)))?;
         let mut new = state.clone();
         let mode = new.modes.entry(tenant.to_owned()).or_default();
         mode.failover = FailoverState::Full(Box::new(plan));

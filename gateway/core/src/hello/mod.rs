@@ -59,7 +59,7 @@ pub enum Progress {
 
 /// Why the bytes are not a hello that can be relayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum Refusal {
+pub enum HelloRefusal {
     /// The first record is no handshake record: the client does not speak TLS.
     #[error(
         "read a hello: record type {found} in place of a handshake record (22); the client does \
@@ -100,7 +100,7 @@ pub enum Refusal {
     Name,
 }
 
-impl Refusal {
+impl HelloRefusal {
     /// Stable name for counters and logs.
     #[must_use]
     pub const fn reason(self) -> &'static str {
@@ -130,7 +130,7 @@ pub struct Reader {
     /// The message so far, from the fragments of records.
     message: Vec<u8>,
     /// The final result, once there is one.
-    answer: Option<Result<Hello, Refusal>>,
+    answer: Option<Result<Hello, HelloRefusal>>,
 }
 
 impl Reader {
@@ -143,8 +143,8 @@ impl Reader {
     /// Takes the next bytes. The reader keeps them for the backend, whatever the result.
     ///
     /// # Errors
-    /// [`Refusal`], at the first byte that decides it; every later call returns the same.
-    pub fn feed(&mut self, bytes: &[u8]) -> Result<Progress, Refusal> {
+    /// [`HelloRefusal`], at the first byte that decides it; every later call returns the same.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<Progress, HelloRefusal> {
         self.bytes.extend_from_slice(bytes);
         if self.answer.is_none() {
             self.answer = self.read().transpose();
@@ -176,7 +176,7 @@ impl Reader {
 
     /// Continues after the last bytes. Each decision depends on earlier bytes only, so the pieces
     /// do not matter. After at most [`MAX_HELLO`] bytes there is a result.
-    fn read(&mut self) -> Result<Option<Hello>, Refusal> {
+    fn read(&mut self) -> Result<Option<Hello>, HelloRefusal> {
         loop {
             if self.left == 0 && !self.record()? {
                 return Ok(None);
@@ -196,27 +196,27 @@ impl Reader {
     }
 
     /// Reads the header of a record, if it is complete.
-    fn record(&mut self) -> Result<bool, Refusal> {
+    fn record(&mut self) -> Result<bool, HelloRefusal> {
         if self.next + RECORD_HEADER >= MAX_HELLO {
-            return Err(Refusal::TooLong);
+            return Err(HelloRefusal::TooLong);
         }
         let rest = &self.bytes[self.next..];
         if let Some(&found) = rest.first()
             && found != HANDSHAKE
         {
-            return Err(Refusal::NotTls { found });
+            return Err(HelloRefusal::NotTls { found });
         }
         if let Some(&found) = rest.get(1)
             && found != 3
         {
-            return Err(Refusal::Version { found });
+            return Err(HelloRefusal::Version { found });
         }
         let Some(&[_, _, _, high, low]) = rest.first_chunk::<RECORD_HEADER>() else {
             return Ok(false);
         };
         let length = usize::from(u16::from_be_bytes([high, low]));
         if !(1..=MAX_FRAGMENT).contains(&length) {
-            return Err(Refusal::RecordLength { length });
+            return Err(HelloRefusal::RecordLength { length });
         }
         self.next += RECORD_HEADER;
         self.left = length;
@@ -224,26 +224,26 @@ impl Reader {
     }
 
     /// Checks the message so far, which has at least one byte.
-    fn check_message(&self) -> Result<Option<Hello>, Refusal> {
+    fn check_message(&self) -> Result<Option<Hello>, HelloRefusal> {
         let found = self.message[0];
         if found != CLIENT_HELLO {
-            return Err(Refusal::NotHello { found });
+            return Err(HelloRefusal::NotHello { found });
         }
         // The end of the record on the wire, and the length of the message at that point.
         let end = self.next + self.left;
         let then = self.message.len() + self.left;
         if end > MAX_HELLO {
-            return Err(Refusal::TooLong);
+            return Err(HelloRefusal::TooLong);
         }
         let Some(&[_, a, b, c]) = self.message.first_chunk::<MESSAGE_HEADER>() else {
             return Ok(None);
         };
         let length = MESSAGE_HEADER + u32::from_be_bytes([0, a, b, c]) as usize;
         if end + length.saturating_sub(then) > MAX_HELLO {
-            return Err(Refusal::TooLong);
+            return Err(HelloRefusal::TooLong);
         }
         if then > length {
-            return Err(Refusal::Trailing {
+            return Err(HelloRefusal::Trailing {
                 extra: then - length,
             });
         }
@@ -255,7 +255,7 @@ impl Reader {
 }
 
 /// Parses the body of a complete hello (RFC 8446 section 4.1.2).
-fn parse(body: &[u8], bytes: usize) -> Result<Hello, Refusal> {
+fn parse(body: &[u8], bytes: usize) -> Result<Hello, HelloRefusal> {
     let mut hello = Hello {
         name: None,
         protocols: Vec::new(),
@@ -266,18 +266,18 @@ fn parse(body: &[u8], bytes: usize) -> Result<Hello, Refusal> {
     body.take(32, "the random")?;
     let session = body.vector8("the session id")?;
     if session.0.len() > 32 {
-        return Err(Refusal::Malformed {
+        return Err(HelloRefusal::Malformed {
             field: "the session id",
         });
     }
     let suites = body.vector16("the cipher suites")?;
     if suites.0.len() < 2 || !suites.0.len().is_multiple_of(2) {
-        return Err(Refusal::Malformed {
+        return Err(HelloRefusal::Malformed {
             field: "the cipher suites",
         });
     }
     if body.vector8("the compression methods")?.0.is_empty() {
-        return Err(Refusal::Malformed {
+        return Err(HelloRefusal::Malformed {
             field: "the compression methods",
         });
     }
@@ -287,7 +287,7 @@ fn parse(body: &[u8], bytes: usize) -> Result<Hello, Refusal> {
     }
     let mut extensions = body.vector16("the extensions")?;
     if !body.0.is_empty() {
-        return Err(Refusal::Malformed {
+        return Err(HelloRefusal::Malformed {
             field: "the end of the hello",
         });
     }
@@ -298,13 +298,13 @@ fn parse(body: &[u8], bytes: usize) -> Result<Hello, Refusal> {
         match kind {
             SERVER_NAME => {
                 if hello.name.is_some() {
-                    return Err(Refusal::Twice { extension: kind });
+                    return Err(HelloRefusal::Twice { extension: kind });
                 }
                 hello.name = Some(server_name(content)?);
             }
             ALPN => {
                 if alpn {
-                    return Err(Refusal::Twice { extension: kind });
+                    return Err(HelloRefusal::Twice { extension: kind });
                 }
                 alpn = true;
                 hello.protocols = protocols(content)?;
@@ -316,11 +316,11 @@ fn parse(body: &[u8], bytes: usize) -> Result<Hello, Refusal> {
 }
 
 /// The host name of a server name list (RFC 6066 section 3).
-fn server_name(mut content: Fields<'_>) -> Result<String, Refusal> {
+fn server_name(mut content: Fields<'_>) -> Result<String, HelloRefusal> {
     let field = "the server name";
     let mut list = content.vector16(field)?;
     if !content.0.is_empty() {
-        return Err(Refusal::Malformed { field });
+        return Err(HelloRefusal::Malformed { field });
     }
     let mut name = None;
     while !list.0.is_empty() {
@@ -328,34 +328,34 @@ fn server_name(mut content: Fields<'_>) -> Result<String, Refusal> {
         // Names of every type begin with their length.
         let value = list.vector16(field)?;
         if kind == HOST_NAME && name.replace(dns_name(value.0)?).is_some() {
-            return Err(Refusal::Twice {
+            return Err(HelloRefusal::Twice {
                 extension: SERVER_NAME,
             });
         }
     }
-    name.ok_or(Refusal::Malformed { field })
+    name.ok_or(HelloRefusal::Malformed { field })
 }
 
 /// A DNS name in lower case, with letters, digits, hyphens and underscores.
 ///
 /// # Errors
-/// [`Refusal::Name`].
-pub fn dns_name(bytes: &[u8]) -> Result<String, Refusal> {
-    gateway_client::dial::dns_name(bytes).ok_or(Refusal::Name)
+/// [`HelloRefusal::Name`].
+pub fn dns_name(bytes: &[u8]) -> Result<String, HelloRefusal> {
+    gateway_client::dial::dns_name(bytes).ok_or(HelloRefusal::Name)
 }
 
 /// The protocol names of an ALPN extension (RFC 7301 section 3.1).
-fn protocols(mut content: Fields<'_>) -> Result<Vec<Vec<u8>>, Refusal> {
+fn protocols(mut content: Fields<'_>) -> Result<Vec<Vec<u8>>, HelloRefusal> {
     let field = "the list of protocols";
     let mut list = content.vector16(field)?;
     if !content.0.is_empty() || list.0.is_empty() {
-        return Err(Refusal::Malformed { field });
+        return Err(HelloRefusal::Malformed { field });
     }
     let mut found = Vec::new();
     while !list.0.is_empty() {
         let name = list.vector8(field)?;
         if name.0.is_empty() {
-            return Err(Refusal::Malformed { field });
+            return Err(HelloRefusal::Malformed { field });
         }
         found.push(name.0.to_vec());
     }
@@ -367,28 +367,28 @@ struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
     /// The next `length` bytes.
-    fn take(&mut self, length: usize, field: &'static str) -> Result<&'a [u8], Refusal> {
+    fn take(&mut self, length: usize, field: &'static str) -> Result<&'a [u8], HelloRefusal> {
         let (taken, rest) = self
             .0
             .split_at_checked(length)
-            .ok_or(Refusal::Malformed { field })?;
+            .ok_or(HelloRefusal::Malformed { field })?;
         self.0 = rest;
         Ok(taken)
     }
 
-    fn u16(&mut self, field: &'static str) -> Result<u16, Refusal> {
+    fn u16(&mut self, field: &'static str) -> Result<u16, HelloRefusal> {
         let bytes = self.take(2, field)?;
         Ok(u16::from_be_bytes([bytes[0], bytes[1]]))
     }
 
     /// A vector with a length of one byte.
-    fn vector8(&mut self, field: &'static str) -> Result<Self, Refusal> {
+    fn vector8(&mut self, field: &'static str) -> Result<Self, HelloRefusal> {
         let length = self.take(1, field)?[0];
         self.take(length.into(), field).map(Self)
     }
 
     /// A vector with a length of two bytes.
-    fn vector16(&mut self, field: &'static str) -> Result<Self, Refusal> {
+    fn vector16(&mut self, field: &'static str) -> Result<Self, HelloRefusal> {
         let length = self.u16(field)?;
         self.take(length.into(), field).map(Self)
     }

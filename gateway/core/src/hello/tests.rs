@@ -78,7 +78,7 @@ fn with(extensions: &[Vec<u8>]) -> Vec<u8> {
     records(&message(&body(Some(&extensions.concat()))), MAX_FRAGMENT)
 }
 
-fn read(wire: &[u8]) -> Result<Progress, Refusal> {
+fn read(wire: &[u8]) -> Result<Progress, HelloRefusal> {
     Reader::new().feed(wire)
 }
 
@@ -92,7 +92,7 @@ fn hello(wire: &[u8]) -> Hello {
 /// The answer when the bytes come in these pieces, and how many had come when it was certain.
 fn in_pieces<'a>(
     pieces: impl Iterator<Item = &'a [u8]>,
-) -> (Result<Progress, Refusal>, usize, Reader) {
+) -> (Result<Progress, HelloRefusal>, usize, Reader) {
     let mut reader = Reader::new();
     let mut answer = Ok(Progress::More);
     let (mut fed, mut certain) = (0, 0);
@@ -158,39 +158,51 @@ fn other_protocols_are_refused_at_the_first_wrong_byte() {
         (
             &b"GET / HTTP/1.1\r\n"[..],
             1,
-            Refusal::NotTls { found: b'G' },
+            HelloRefusal::NotTls { found: b'G' },
         ),
-        (b"SSH-2.0-x\r\n", 1, Refusal::NotTls { found: b'S' }),
-        (b"\x80\x2e\x01\x00\x02", 1, Refusal::NotTls { found: 0x80 }),
+        (b"SSH-2.0-x\r\n", 1, HelloRefusal::NotTls { found: b'S' }),
+        (
+            b"\x80\x2e\x01\x00\x02",
+            1,
+            HelloRefusal::NotTls { found: 0x80 },
+        ),
         (
             b"\x15\x03\x03\x00\x02\x02\x28",
             1,
-            Refusal::NotTls { found: 21 },
+            HelloRefusal::NotTls { found: 21 },
         ),
-        (b"\x16\x02\x00\x00\x10", 2, Refusal::Version { found: 2 }),
+        (
+            b"\x16\x02\x00\x00\x10",
+            2,
+            HelloRefusal::Version { found: 2 },
+        ),
         (
             b"\x16\x03\x01\x00\x00",
             5,
-            Refusal::RecordLength { length: 0 },
+            HelloRefusal::RecordLength { length: 0 },
         ),
         (
             b"\x16\x03\x01\x40\x01",
             5,
-            Refusal::RecordLength { length: 16385 },
+            HelloRefusal::RecordLength { length: 16385 },
         ),
         (
             b"\x16\x03\x03\x00\x04\x02\x00",
             6,
-            Refusal::NotHello { found: 2 },
+            HelloRefusal::NotHello { found: 2 },
         ),
         // A hello of 16 MiB in a small record, and a record that is too long by itself.
-        (b"\x16\x03\x01\x00\x10\x01\xff\xff\xff", 9, Refusal::TooLong),
-        (b"\x16\x03\x01\x3f\xfc\x01", 6, Refusal::TooLong),
+        (
+            b"\x16\x03\x01\x00\x10\x01\xff\xff\xff",
+            9,
+            HelloRefusal::TooLong,
+        ),
+        (b"\x16\x03\x01\x3f\xfc\x01", 6, HelloRefusal::TooLong),
         // The second record is not of the handshake.
         (
             b"\x16\x03\x01\x00\x01\x01\x17",
             7,
-            Refusal::NotTls { found: 23 },
+            HelloRefusal::NotTls { found: 23 },
         ),
     ] {
         let (answer, certain, _) = in_pieces(wire.chunks(1));
@@ -203,10 +215,10 @@ fn a_hello_has_at_most_16_kib() {
     let of = |padding: usize| with(&[sni(b"a.example"), extension(21, &vec![0; padding])]);
     let most = MAX_HELLO - of(0).len();
     assert_eq!(hello(&of(most)).bytes, MAX_HELLO);
-    assert_eq!(read(&of(most + 1)), Err(Refusal::TooLong));
+    assert_eq!(read(&of(most + 1)), Err(HelloRefusal::TooLong));
     // Headers count: one byte a record is six on the wire.
     let long = message(&body(Some(&extension(21, &[0; 3000]))));
-    assert_eq!(read(&records(&long, 1)), Err(Refusal::TooLong));
+    assert_eq!(read(&records(&long, 1)), Err(HelloRefusal::TooLong));
     let mut reader = Reader::new();
     let endless = records(&long, 1);
     assert_eq!(reader.feed(&endless[..15_000]), Ok(Progress::More));
@@ -215,7 +227,7 @@ fn a_hello_has_at_most_16_kib() {
 
 #[test]
 fn malformed_hellos_are_refused_with_their_field() {
-    let malformed = |field| Refusal::Malformed { field };
+    let malformed = |field| HelloRefusal::Malformed { field };
     let mut short_suites = body(Some(&[]));
     short_suites[67..69].copy_from_slice(&[0, 1]);
     let mut long_session = vec![3, 3];
@@ -253,11 +265,11 @@ fn malformed_hellos_are_refused_with_their_field() {
         ),
         (
             body(Some(&[sni(b"a.example"), sni(b"b.example")].concat())),
-            Refusal::Twice { extension: 0 },
+            HelloRefusal::Twice { extension: 0 },
         ),
         (
             body(Some(&[alpn(&[b"a"]), alpn(&[b"b"])].concat())),
-            Refusal::Twice { extension: 16 },
+            HelloRefusal::Twice { extension: 16 },
         ),
     ] {
         let wire = records(&message(&body), MAX_FRAGMENT);
@@ -272,14 +284,14 @@ fn malformed_hellos_are_refused_with_their_field() {
     .concat();
     assert_eq!(
         read(&with(&[extension(SERVER_NAME, &vector::<2>(&two))])),
-        Err(Refusal::Twice { extension: 0 })
+        Err(HelloRefusal::Twice { extension: 0 })
     );
     // A second message in the hello's record.
     let mut twice = message(&body(Some(&sni(b"a.example"))));
     twice.extend([20, 0, 0]);
     assert_eq!(
         read(&records(&twice, MAX_FRAGMENT)),
-        Err(Refusal::Trailing { extra: 3 })
+        Err(HelloRefusal::Trailing { extra: 3 })
     );
 }
 
@@ -312,7 +324,7 @@ fn server_names_are_dns_names() {
             let lower = String::from_utf8(name.to_ascii_lowercase()).expect("ASCII");
             assert_eq!(hello(&with(&[sni(name)])).name, Some(lower));
         } else {
-            assert_eq!(answer, Err(Refusal::Name), "{name:x?}");
+            assert_eq!(answer, Err(HelloRefusal::Name), "{name:x?}");
         }
     }
 }

@@ -12,14 +12,14 @@ use std::{
 };
 
 use gateway_client::{
-    dial::Endpoint,
+    dial::ServiceAddress,
     wire::{CircuitId, Key},
 };
 use gateway_core::route::{Names, Route};
 use serde::{Deserialize, Serialize};
 use service::{
     config::{Checker, Problem},
-    desired::{Position, Refusal, Source, Withdrawal},
+    desired::{Position, Source, UpdateRefusal, Withdrawal},
 };
 
 pub use page::DesiredPage;
@@ -45,7 +45,7 @@ pub struct Tenant {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
     /// In order of preference.
-    pub addresses: Vec<Endpoint>,
+    pub addresses: Vec<ServiceAddress>,
     /// Whether the gateway sends a PROXY protocol header.
     pub proxy: bool,
 }
@@ -261,15 +261,19 @@ impl Model {
     /// Checks an update; the state is as before.
     ///
     /// # Errors
-    /// [`Refusal`].
-    pub fn prepare(&self, update: &Update, bounds: &Bounds) -> Result<Prepared, Refusal> {
+    /// [`UpdateRefusal`].
+    pub fn prepare(&self, update: &Update, bounds: &Bounds) -> Result<Prepared, UpdateRefusal> {
         match update {
             Update::Snapshot(snapshot) => self.prepare_snapshot(snapshot, bounds),
             Update::Delta(delta) => self.prepare_delta(delta, bounds),
         }
     }
 
-    fn prepare_snapshot(&self, snapshot: &Snapshot, bounds: &Bounds) -> Result<Prepared, Refusal> {
+    fn prepare_snapshot(
+        &self,
+        snapshot: &Snapshot,
+        bounds: &Bounds,
+    ) -> Result<Prepared, UpdateRefusal> {
         let Snapshot {
             revision,
             withdrawal,
@@ -279,16 +283,16 @@ impl Model {
         position.check_snapshot(revision)?;
         let mut c = Checker::new();
         let prepared = self.difference(&mut c, (objects, None), bounds);
-        let mut prepared = c.finish(prepared).map_err(Refusal::Invalid)?;
+        let mut prepared = c.finish(prepared).map_err(UpdateRefusal::Invalid)?;
         if position.is_in_force(revision) && !prepared.changes.is_empty() {
-            return Err(Refusal::Differs { revision });
+            return Err(UpdateRefusal::Differs { revision });
         }
         self.check_withdrawal(withdrawal, &prepared)?;
         prepared.revision = revision;
         Ok(prepared)
     }
 
-    fn prepare_delta(&self, delta: &Delta, bounds: &Bounds) -> Result<Prepared, Refusal> {
+    fn prepare_delta(&self, delta: &Delta, bounds: &Bounds) -> Result<Prepared, UpdateRefusal> {
         let Delta {
             base,
             revision,
@@ -300,11 +304,11 @@ impl Model {
             if self.is_applied(delta) {
                 return Ok(self.nothing(revision));
             }
-            return Err(Refusal::Differs { revision });
+            return Err(UpdateRefusal::Differs { revision });
         }
         let mut c = Checker::new();
         let prepared = self.difference(&mut c, (put, Some(remove)), bounds);
-        let mut prepared = c.finish(prepared).map_err(Refusal::Invalid)?;
+        let mut prepared = c.finish(prepared).map_err(UpdateRefusal::Invalid)?;
         self.check_withdrawal(withdrawal, &prepared)?;
         prepared.revision = revision;
         Ok(prepared)
@@ -374,7 +378,11 @@ impl Model {
                 .any(|id| self.circuits.contains_key(&id))
     }
 
-    fn check_withdrawal(&self, withdrawal: Withdrawal, prepared: &Prepared) -> Result<(), Refusal> {
+    fn check_withdrawal(
+        &self,
+        withdrawal: Withdrawal,
+        prepared: &Prepared,
+    ) -> Result<(), UpdateRefusal> {
         let (_, removed) = prepared.changes.counts();
         let present = self.counts();
         let kinds = [

@@ -14,7 +14,7 @@ use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
 
 use service::{
     forwarding,
-    xdp::{self, Mode, Setting},
+    xdp::{self, AttachMode, Setting},
 };
 
 use super::{Error, Fast, lock};
@@ -24,10 +24,10 @@ const DETACH_TIMEOUT: Duration = Duration::from_millis(500);
 /// Pause between two attempts.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
-const fn flag(mode: Mode) -> XdpMode {
+const fn flag(mode: AttachMode) -> XdpMode {
     match mode {
-        Mode::Native => XdpMode::Driver,
-        Mode::Generic => XdpMode::Skb,
+        AttachMode::Native => XdpMode::Driver,
+        AttachMode::Generic => XdpMode::Skb,
     }
 }
 
@@ -36,7 +36,7 @@ const fn flag(mode: Mode) -> XdpMode {
 pub struct Interface {
     pub name: String,
     /// The mode, or why the program is not attached.
-    pub mode: Result<Mode, String>,
+    pub mode: Result<AttachMode, String>,
     /// Whether frames of other interfaces can be redirected to this one.
     pub target: bool,
 }
@@ -46,7 +46,7 @@ pub struct Interface {
 pub(super) struct Attached {
     name: String,
     ifindex: u32,
-    mode: Result<Mode, String>,
+    mode: Result<AttachMode, String>,
     /// Whether the driver accepts XDP redirects.
     target: bool,
     /// Its drop detaches the program.
@@ -198,7 +198,7 @@ impl Fast {
     pub fn attach(&self, interfaces: &[String], asked: Setting) -> Result<(), Error> {
         // `auto` falls back to user space, not to generic XDP.
         let mode = match asked {
-            Setting::Auto => Mode::Native,
+            Setting::Auto => AttachMode::Native,
             Setting::Only(mode) => mode,
         };
         let seen = Seen::now(interfaces)?;
@@ -257,7 +257,7 @@ impl Fast {
         for link in links.iter_mut().filter(|link| link.link.is_some()) {
             // The generic hook can send on every driver. Before Linux 6.3 the kernel reports no
             // features; most drivers accept redirects.
-            link.target = link.mode == Ok(Mode::Generic)
+            link.target = link.mode == Ok(AttachMode::Generic)
                 || xdp::accepts_redirects(link.ifindex).unwrap_or(true);
             if !link.target && interfaces.len() > 1 {
                 tracing::warn!(
@@ -334,9 +334,9 @@ impl Fast {
         self.set_ports(&ports)
     }
 
-    fn attach_one(&self, name: &str, ifindex: u32, mode: Mode) -> Result<XdpLink, Error> {
+    fn attach_one(&self, name: &str, ifindex: u32, mode: AttachMode) -> Result<XdpLink, Error> {
         forwarding::allow(std::path::Path::new(forwarding::ROOT), "gateway")?;
-        if mode == Mode::Generic && joins(name)? {
+        if mode == AttachMode::Generic && joins(name)? {
             return Err(Error::Joins {
                 interface: name.to_owned(),
             });
@@ -360,7 +360,7 @@ impl Fast {
     }
 }
 
-fn refused(interface: &str, mode: Mode, source: ProgramError) -> Error {
+fn refused(interface: &str, mode: AttachMode, source: ProgramError) -> Error {
     let remedy = xdp::remedy(
         &source,
         "The driver has no native XDP (on Hyper-V: `ethtool -K IFACE lro off`); use another type \

@@ -1,10 +1,11 @@
 //! Reaches a gateway, or any other service, that has several addresses and perhaps a DNS name.
 //!
 //! ```text
-//!   Endpoint ─┬─ address ──────────┐                  ┌────────── reports ◀─────────┐
-//!             └─ name ─▶ Names ────┴─▶ Target ─▶ Dialler ─▶ Race ──"connect"──▶ owner
-//!                         │ ▲                        ▲         ▲────result──────┘
-//!           "look up"─────┴─┴─answer             Chooser: health, load, order
+//!   ServiceAddress
+//!     ├─ address ──────────┐                  ┌────────── reports ◀─────────┐
+//!     └─ name ─▶ Names ────┴─▶ Target ─▶ Dialler ─▶ Race ──"connect"──▶ owner
+//!                 │ ▲                        ▲         ▲────result──────┘
+//!   "look up"─────┴─┴─answer             Chooser: health, load, order
 //! ```
 //!
 //! [`Names`] keeps the addresses of names, [`Dialler`] the health of targets and the order in which
@@ -14,14 +15,14 @@
 //! actions, and passes `now` of any monotonic clock and seeds.
 
 mod dialler;
-mod endpoint;
 mod names;
 mod race;
+mod service_address;
 
 pub use dialler::{DialSettings, Dialler};
-pub use endpoint::{BadEndpoint, Endpoint, dns_name};
 pub use names::{NameSettings, NameState, Names};
 pub use race::{AttemptId, Race, RaceAction, RaceSettings};
+pub use service_address::{BadServiceAddress, ServiceAddress, dns_name};
 
 use std::net::SocketAddr;
 

@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Endpoint, Target, interleave};
+use super::{ServiceAddress, Target, interleave};
 use crate::pool::random::Random;
 
 /// Addresses of a name that are used; further ones are ignored.
@@ -266,13 +266,13 @@ impl Names {
     /// A service and its addresses, as far as they are known, in the order of the endpoints. The
     /// addresses of each name take turns by family (RFC 8305).
     #[must_use]
-    pub fn target(&self, name: &str, endpoints: &[Endpoint]) -> Target {
+    pub fn target(&self, name: &str, endpoints: &[ServiceAddress]) -> Target {
         let (mut addresses, mut former) = (Vec::new(), Vec::new());
         for endpoint in endpoints {
             let at = |ip: IpAddr| SocketAddr::new(ip, endpoint.port());
             match endpoint {
-                Endpoint::Address(address) => addresses.push(*address),
-                Endpoint::Name(name, _) => {
+                ServiceAddress::Address(address) => addresses.push(*address),
+                ServiceAddress::Name(name, _) => {
                     let known = self.addresses(name).iter().copied().map(at);
                     addresses.extend(interleave(known));
                     former.extend(self.former(name).map(at));

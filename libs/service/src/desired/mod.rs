@@ -5,7 +5,7 @@
 //! Never: the objects of a daemon, their check, or how they are put in force. Pure.
 //!
 //! ```text
-//!   Snapshot ─┐             ┌─ problem, older, other base, most objects gone ─▶ Refusal
+//!   Snapshot ─┐             ┌─ problem, older, other base, most objects gone ─▶ UpdateRefusal
 //!   Delta ────┴▶ Position ──┤
 //!                           └─▶ the daemon prepares all, then commits ─▶ Position of the revision
 //! ```
@@ -113,7 +113,7 @@ impl<O, I> Update<O, I> {
 
 /// Why an update is refused. The state is as it was.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum UpdateRefusal {
     /// A newer state is in force.
     #[error("revision {revision} is older than revision {applied}, which is in force")]
     Older { revision: u64, applied: u64 },
@@ -171,11 +171,11 @@ impl Position {
     /// Checks the revision of a snapshot. With that in force, the contents must be the same.
     ///
     /// # Errors
-    /// [`Refusal::Older`], [`Refusal::Number`].
-    pub fn check_snapshot(self, revision: u64) -> Result<(), Refusal> {
+    /// [`UpdateRefusal::Older`], [`UpdateRefusal::Number`].
+    pub fn check_snapshot(self, revision: u64) -> Result<(), UpdateRefusal> {
         self.check_age(revision)?;
         if revision == 0 {
-            return Err(Refusal::Number { revision, above: 0 });
+            return Err(UpdateRefusal::Number { revision, above: 0 });
         }
         Ok(())
     }
@@ -184,31 +184,32 @@ impl Position {
     /// revision is in force, and the state must be as after it.
     ///
     /// # Errors
-    /// [`Refusal::Older`], [`Refusal::Number`], [`Refusal::NoBase`], [`Refusal::Base`].
-    pub fn check_delta(self, base: u64, revision: u64) -> Result<bool, Refusal> {
+    /// [`UpdateRefusal::Older`], [`UpdateRefusal::Number`], [`UpdateRefusal::NoBase`],
+    /// [`UpdateRefusal::Base`].
+    pub fn check_delta(self, base: u64, revision: u64) -> Result<bool, UpdateRefusal> {
         self.check_age(revision)?;
         if revision <= base {
             let above = base;
-            return Err(Refusal::Number { revision, above });
+            return Err(UpdateRefusal::Number { revision, above });
         }
         // The same again: its base is not there any more, its outcome is.
         if self.is_in_force(revision) {
             return Ok(false);
         }
         if self.source == Source::File {
-            return Err(Refusal::NoBase);
+            return Err(UpdateRefusal::NoBase);
         }
         if base != self.revision {
             let applied = self.revision;
-            return Err(Refusal::Base { base, applied });
+            return Err(UpdateRefusal::Base { base, applied });
         }
         Ok(true)
     }
 
-    fn check_age(self, revision: u64) -> Result<(), Refusal> {
+    fn check_age(self, revision: u64) -> Result<(), UpdateRefusal> {
         if self.source == Source::Applied && revision < self.revision {
             let applied = self.revision;
-            return Err(Refusal::Older { revision, applied });
+            return Err(UpdateRefusal::Older { revision, applied });
         }
         Ok(())
     }
@@ -217,18 +218,18 @@ impl Position {
     /// name, number of removed objects, and of present ones.
     ///
     /// # Errors
-    /// [`Refusal::Withdrawal`].
+    /// [`UpdateRefusal::Withdrawal`].
     pub fn check_withdrawal(
         self,
         withdrawal: Withdrawal,
         kinds: impl IntoIterator<Item = (&'static str, usize, usize)>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), UpdateRefusal> {
         if withdrawal == Withdrawal::Intended || self.source == Source::File {
             return Ok(());
         }
         let mut kinds = kinds.into_iter();
         match kinds.find(|(_, removed, present)| *present >= SMALL && removed * 2 > *present) {
-            Some((kind, removed, present)) => Err(Refusal::Withdrawal {
+            Some((kind, removed, present)) => Err(UpdateRefusal::Withdrawal {
                 kind,
                 removed,
                 present,
@@ -292,12 +293,12 @@ mod tests {
         assert_eq!(FILE.check_snapshot(1), Ok(()));
         assert_eq!(FIFTH.check_snapshot(5), Ok(()));
         assert!(FIFTH.is_in_force(5) && !FIFTH.is_in_force(6) && !FILE.is_in_force(0));
-        let older = Refusal::Older {
+        let older = UpdateRefusal::Older {
             revision: 4,
             applied: 5,
         };
         assert_eq!(FIFTH.check_snapshot(4), Err(older));
-        let zero = Refusal::Number {
+        let zero = UpdateRefusal::Number {
             revision: 0,
             above: 0,
         };
@@ -309,19 +310,19 @@ mod tests {
         assert_eq!(FIFTH.check_delta(5, 6), Ok(true));
         assert_eq!(FIFTH.check_delta(4, 5), Ok(false), "the same again");
         assert_eq!(NONE.check_delta(0, 1), Ok(true));
-        assert_eq!(FILE.check_delta(0, 1), Err(Refusal::NoBase));
-        let other = Refusal::Base {
+        assert_eq!(FILE.check_delta(0, 1), Err(UpdateRefusal::NoBase));
+        let other = UpdateRefusal::Base {
             base: 4,
             applied: 5,
         };
         assert_eq!(FIFTH.check_delta(4, 6), Err(other));
-        let number = Refusal::Number {
+        let number = UpdateRefusal::Number {
             revision: 6,
             above: 6,
         };
         assert_eq!(FIFTH.check_delta(6, 6), Err(number));
         let older = FIFTH.check_delta(1, 2);
-        assert!(matches!(older, Err(Refusal::Older { .. })));
+        assert!(matches!(older, Err(UpdateRefusal::Older { .. })));
     }
 
     #[test]
@@ -330,7 +331,7 @@ mod tests {
             position.check_withdrawal(withdrawal, [("tenants", removed, present)])
         };
         let refused = check(FIFTH, Withdrawal::Unintended, 6, 11);
-        assert!(matches!(refused, Err(Refusal::Withdrawal { .. })));
+        assert!(matches!(refused, Err(UpdateRefusal::Withdrawal { .. })));
         assert_eq!(check(FIFTH, Withdrawal::Intended, 6, 11), Ok(()));
         assert_eq!(check(FIFTH, Withdrawal::Unintended, 5, 10), Ok(()));
         assert_eq!(check(FIFTH, Withdrawal::Unintended, 9, 9), Ok(()));

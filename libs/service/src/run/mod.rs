@@ -32,7 +32,7 @@ pub use metrics::ProcessMetrics;
 
 use crate::{
     LogFormat, Notifier,
-    socket::{self, Control, Refusal, Responder},
+    socket::{self, Control, RequestRefusal, Responder},
 };
 
 /// Interval of the loop's timer where the unit has no watchdog.
@@ -79,7 +79,7 @@ pub trait Daemon: Sized {
     ///
     /// # Errors
     /// Why the new configuration is refused; the running one stays in force.
-    fn reload(&mut self) -> impl Future<Output = Result<Self::Reply, Refusal>>;
+    fn reload(&mut self) -> impl Future<Output = Result<Self::Reply, RequestRefusal>>;
 
     /// The first SIGTERM or SIGINT has come. `Break` ends the daemon; `Continue` lets it drain
     /// until [`step`](Self::step) breaks, or a second signal comes.
@@ -318,7 +318,7 @@ impl<D: Daemon> Service<D> {
         self.status = status;
     }
 
-    async fn reload(&mut self) -> Result<D::Reply, Refusal> {
+    async fn reload(&mut self) -> Result<D::Reply, RequestRefusal> {
         self.notifier.reloading();
         let result = self.daemon.reload().await;
         self.metrics.count_reload(result.is_ok());

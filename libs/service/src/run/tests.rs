@@ -69,10 +69,10 @@ impl Daemon for TestDaemon {
         matches!(request, Request::Reload)
     }
 
-    async fn reload(&mut self) -> Result<u32, Refusal> {
+    async fn reload(&mut self) -> Result<u32, RequestRefusal> {
         self.reloads += 1;
         if self.refused == Some(self.reloads) {
-            return Err(Refusal::new("invalid", "the file is wrong"));
+            return Err(RequestRefusal::new("invalid", "the file is wrong"));
         }
         Ok(self.reloads)
     }

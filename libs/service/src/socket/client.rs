@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{MAX_LINE, Refusal, Reply, Socket};
+use super::{MAX_LINE, Reply, RequestRefusal, Socket};
 
 /// Why a request has no reply.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +82,7 @@ pub enum Error {
     },
     /// The daemon refused the request.
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Refused(#[from] RequestRefusal),
 }
 
 /// Time that the daemon has to take the request, and to reply.

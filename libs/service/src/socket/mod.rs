@@ -54,7 +54,7 @@ impl Access {
 /// Why a request was refused. Nothing has changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
-pub struct Refusal {
+pub struct RequestRefusal {
     /// Stable, for programs: `bad-request`, `not-found`, `conflict`, `invalid`, `unsupported` or
     /// `internal`.
     pub code: String,
@@ -62,7 +62,7 @@ pub struct Refusal {
     pub message: String,
 }
 
-impl Refusal {
+impl RequestRefusal {
     /// With a stable `code` for programs and a `message` for people.
     #[must_use]
     pub fn new(code: &str, message: impl Into<String>) -> Self {
@@ -80,11 +80,11 @@ pub enum Reply<T> {
     /// The request was carried out; the content depends on it.
     Ok(T),
     /// The request was refused.
-    Error(Refusal),
+    Error(RequestRefusal),
 }
 
-impl<T> From<Result<T, Refusal>> for Reply<T> {
-    fn from(result: Result<T, Refusal>) -> Self {
+impl<T> From<Result<T, RequestRefusal>> for Reply<T> {
+    fn from(result: Result<T, RequestRefusal>) -> Self {
         match result {
             Ok(value) => Self::Ok(value),
             Err(refusal) => Self::Error(refusal),

@@ -19,7 +19,7 @@ use tokio::{
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Refusal, Reply, Socket};
+use super::{Reply, RequestRefusal, Socket};
 
 /// Clients that are served at once; more wait.
 const MAX_CLIENTS: usize = 16;
@@ -234,7 +234,7 @@ async fn client<Q: DeserializeOwned, T: Serialize>(
         let _busy = busy.upgrade();
         let reply = match serde_json::from_str(&line) {
             Ok(request) => answer(of, &calls, request).await,
-            Err(error) => Reply::Error(Refusal::new(
+            Err(error) => Reply::Error(RequestRefusal::new(
                 "bad-request",
                 format!("cannot parse the request: {error}; client and daemon versions may differ"),
             )),
@@ -248,7 +248,7 @@ async fn client<Q: DeserializeOwned, T: Serialize>(
 async fn answer<Q, T>(of: &Socket, calls: &mpsc::Sender<Call<Q, T>>, request: Q) -> Reply<T> {
     let stopping = || {
         let message = format!("the {} is stopping", of.name);
-        Reply::Error(Refusal::new("internal", message))
+        Reply::Error(RequestRefusal::new("internal", message))
     };
     let (sender, receiver) = oneshot::channel();
     if calls.send((request, Responder(sender))).await.is_err() {

@@ -34,7 +34,7 @@ async fn serve_lamp(path: &Path) {
         while let Some((request, reply)) = requests.recv().await {
             let answer = match request {
                 Request::Light { watts } => Reply::Ok(json!({ "watts": watts })),
-                Request::Dark => Reply::Error(Refusal::new("conflict", "it is day")),
+                Request::Dark => Reply::Error(RequestRefusal::new("conflict", "it is day")),
             };
             reply.send(answer);
         }

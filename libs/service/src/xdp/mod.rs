@@ -8,7 +8,7 @@ use std::{error::Error, io};
 use nix::libc;
 
 pub use features::accepts_redirects;
-pub use mode::{Mode, Setting};
+pub use mode::{AttachMode, Setting};
 
 /// The remedy for a program that cannot be attached. `no_native` is the remedy where the driver
 /// has no native XDP.

@@ -2,14 +2,14 @@
 
 /// The mode in which a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub enum AttachMode {
     /// In the driver.
     Native,
     /// In the kernel's generic hook, after the allocation of an skb.
     Generic,
 }
 
-impl Mode {
+impl AttachMode {
     /// Both modes, the preferred one first.
     pub const ALL: [Self; 2] = [Self::Native, Self::Generic];
 
@@ -36,14 +36,14 @@ pub enum Setting {
     /// the appliance, user space in the gateway.
     Auto,
     /// This mode, or an error.
-    Only(Mode),
+    Only(AttachMode),
 }
 
 impl Setting {
     /// Every setting.
     pub const ALL: [Self; 3] = [
-        Self::Only(Mode::Native),
-        Self::Only(Mode::Generic),
+        Self::Only(AttachMode::Native),
+        Self::Only(AttachMode::Generic),
         Self::Auto,
     ];
 
@@ -58,13 +58,15 @@ impl Setting {
 
     /// Whether a program that runs in `mode` satisfies the setting.
     #[must_use]
-    pub fn allows(self, mode: Mode) -> bool {
+    pub fn allows(self, mode: AttachMode) -> bool {
         self == Self::Auto || self == Self::Only(mode)
     }
 
     /// The modes that satisfy the setting, the preferred one first.
-    pub fn modes(self) -> impl Iterator<Item = Mode> {
-        Mode::ALL.into_iter().filter(move |mode| self.allows(*mode))
+    pub fn modes(self) -> impl Iterator<Item = AttachMode> {
+        AttachMode::ALL
+            .into_iter()
+            .filter(move |mode| self.allows(*mode))
     }
 }
 
@@ -74,10 +76,10 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_read_back() {
-        for mode in Mode::ALL {
-            assert_eq!(Mode::parse(mode.name()), Some(mode));
+        for mode in AttachMode::ALL {
+            assert_eq!(AttachMode::parse(mode.name()), Some(mode));
         }
-        assert_eq!(Mode::parse("auto"), None);
+        assert_eq!(AttachMode::parse("auto"), None);
         assert_eq!(
             Setting::ALL.map(Setting::name),
             ["native", "generic", "auto"]
@@ -87,8 +89,11 @@ mod tests {
     #[test]
     fn only_auto_allows_a_second_mode() {
         let modes = |setting: Setting| setting.modes().collect::<Vec<_>>();
-        assert_eq!(modes(Setting::Auto), [Mode::Native, Mode::Generic]);
-        for mode in Mode::ALL {
+        assert_eq!(
+            modes(Setting::Auto),
+            [AttachMode::Native, AttachMode::Generic]
+        );
+        for mode in AttachMode::ALL {
             assert_eq!(modes(Setting::Only(mode)), [mode]);
         }
     }

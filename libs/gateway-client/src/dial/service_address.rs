@@ -1,4 +1,4 @@
-//! Where a service listens, as a configuration has it.
+//! Where a service listens, as a configuration has it: an IP address or DNS name, and a port.
 
 use std::{fmt, net::SocketAddr, str::FromStr, sync::Arc};
 
@@ -11,15 +11,15 @@ const MAX_LABEL: usize = 63;
 
 /// Where a service listens.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Endpoint {
+pub enum ServiceAddress {
     Address(SocketAddr),
     /// A DNS name in lower case, and a port.
     Name(Arc<str>, u16),
 }
 
-/// A text is no endpoint.
+/// A text is no service address.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum BadEndpoint {
+pub enum BadServiceAddress {
     /// It is neither of both forms.
     #[error(
         "{0:?} is neither an address nor a name with a port: write for example \
@@ -31,7 +31,7 @@ pub enum BadEndpoint {
     Port(String),
 }
 
-impl Endpoint {
+impl ServiceAddress {
     /// The port.
     #[must_use]
     pub const fn port(&self) -> u16 {
@@ -51,10 +51,10 @@ impl Endpoint {
     }
 }
 
-impl FromStr for Endpoint {
-    type Err = BadEndpoint;
+impl FromStr for ServiceAddress {
+    type Err = BadServiceAddress;
 
-    fn from_str(text: &str) -> Result<Self, BadEndpoint> {
+    fn from_str(text: &str) -> Result<Self, BadServiceAddress> {
         let named = || {
             let (name, port) = text.rsplit_once(':')?;
             let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
@@ -64,15 +64,15 @@ impl FromStr for Endpoint {
         let address = text.parse().ok().map(Self::Address);
         let endpoint = address
             .or_else(named)
-            .ok_or_else(|| BadEndpoint::Malformed(text.to_owned()))?;
+            .ok_or_else(|| BadServiceAddress::Malformed(text.to_owned()))?;
         if endpoint.port() == 0 {
-            return Err(BadEndpoint::Port(text.to_owned()));
+            return Err(BadServiceAddress::Port(text.to_owned()));
         }
         Ok(endpoint)
     }
 }
 
-impl fmt::Display for Endpoint {
+impl fmt::Display for ServiceAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(address) => address.fmt(f),
@@ -120,11 +120,11 @@ mod tests {
     #[test]
     fn addresses_and_names_are_read() {
         for text in ["192.0.2.1:6180", "[2001:db8::1]:1", "gw1.example.net:6180"] {
-            let endpoint: Endpoint = text.parse().expect(text);
+            let endpoint: ServiceAddress = text.parse().expect(text);
             assert_eq!(endpoint.to_string(), text);
         }
-        let endpoint: Endpoint = "GW1.Example.net:5".parse().expect("a name");
-        assert_eq!(endpoint, Endpoint::Name("gw1.example.net".into(), 5));
+        let endpoint: ServiceAddress = "GW1.Example.net:5".parse().expect("a name");
+        assert_eq!(endpoint, ServiceAddress::Name("gw1.example.net".into(), 5));
         assert_eq!(endpoint.name().map(|name| &**name), Some("gw1.example.net"));
     }
 
@@ -147,21 +147,21 @@ mod tests {
             &long,
             &label,
         ] {
-            let error = text.parse::<Endpoint>().expect_err(text);
-            assert_eq!(error, BadEndpoint::Malformed(text.to_owned()));
+            let error = text.parse::<ServiceAddress>().expect_err(text);
+            assert_eq!(error, BadServiceAddress::Malformed(text.to_owned()));
             assert!(error.to_string().contains("\"name.example.net:6180\""));
         }
         for text in ["192.0.2.1:0", "gw1.example.net:0"] {
-            let error = text.parse::<Endpoint>().expect_err(text);
-            assert_eq!(error, BadEndpoint::Port(text.to_owned()));
+            let error = text.parse::<ServiceAddress>().expect_err(text);
+            assert_eq!(error, BadServiceAddress::Port(text.to_owned()));
         }
     }
 
     proptest! {
         #[test]
         fn an_accepted_text_is_read_again_the_same(text in "[a-z0-9._:-]{0,30}") {
-            if let Ok(endpoint) = text.parse::<Endpoint>() {
-                prop_assert_eq!(endpoint.to_string().parse::<Endpoint>(), Ok(endpoint));
+            if let Ok(endpoint) = text.parse::<ServiceAddress>() {
+                prop_assert_eq!(endpoint.to_string().parse::<ServiceAddress>(), Ok(endpoint));
             }
         }
     }
