@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use appliance_common::addr::{Address, as_v4};
 
-use super::pacing::{Random, RateLimiter};
+use super::pacing::{Jitter, RateLimiter};
 use crate::frame::{self, Port};
 
 /// How announcements are sent.
@@ -80,7 +80,7 @@ pub struct Announcer {
     sequence: u64,
     /// Number of pending periodic announcements.
     periodic: u32,
-    random: Random,
+    jitter: Jitter,
     /// Unsent frames of the current round.
     ready: VecDeque<(Key, u32, Vec<u8>)>,
 }
@@ -108,7 +108,7 @@ impl Announcer {
             due: BTreeSet::new(),
             sequence: 0,
             periodic: 0,
-            random: Random::new(seed),
+            jitter: Jitter::new(seed),
             ready: VecDeque::new(),
         }
     }
@@ -249,7 +249,7 @@ impl Announcer {
                 // moved together are not repeated together.
                 let first = pending.round == settings.rounds.len();
                 now + self
-                    .random
+                    .jitter
                     .around(interval, if first { 0 } else { 90 }, 100)
             }
             None => {

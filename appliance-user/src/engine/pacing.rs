@@ -5,6 +5,8 @@
 
 use std::time::{Duration, Instant};
 
+use gateway_client::random::SplitMix64;
+
 /// A rate limit with a burst.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RateLimiter {
@@ -47,21 +49,13 @@ impl RateLimiter {
     }
 }
 
-/// A pseudo-random generator for jitter (SplitMix64). Not for secrets.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Random(u64);
+/// Random durations from a seed.
+#[derive(Clone, Debug)]
+pub(crate) struct Jitter(SplitMix64);
 
-impl Random {
+impl Jitter {
     pub(crate) const fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        Self(SplitMix64::new(seed))
     }
 
     /// A random duration between `low` and `high` percent of `mean`.
@@ -71,7 +65,7 @@ impl Random {
             + if span == 0 {
                 0
             } else {
-                self.next() % (span + 1)
+                self.0.next_u64() % (span + 1)
             };
         Duration::from_nanos((mean.as_nanos() as u64 / 1000).saturating_mul(permille))
     }

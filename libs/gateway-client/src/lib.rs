@@ -17,6 +17,7 @@
 //!   stream: the same datagrams in a TLS connection, where UDP does not pass
 //!   liveness: whether the peer of such a connection answers
 //!   proxy_header: the address of the client, from the gateway to a backend
+//!   random: numbers from a seed that the caller passes
 //! ```
 
 pub mod dial;
@@ -24,6 +25,7 @@ pub mod end;
 pub mod liveness;
 pub mod pool;
 pub mod proxy_header;
+pub mod random;
 pub mod selector;
 pub mod stream;
 pub mod wire;

@@ -48,7 +48,7 @@ pub(crate) use entry::question;
 use entry::{Entry, Net, Reserved, is_host, keys_of, map_entry};
 pub use types::{Action, Counters, EntryStatus, Senders, Settings, State};
 
-use super::pacing::{Random, RateLimiter};
+use super::pacing::{Jitter, RateLimiter};
 use crate::frame::{self, Port};
 
 /// Hosts with group MAC addresses that are remembered of one network.
@@ -63,7 +63,7 @@ const GROUP_MAC_LIFETIME: Duration = Duration::from_secs(600);
 #[derive(Debug)]
 pub struct NeighbourTable {
     settings: Settings,
-    random: Random,
+    jitter: Jitter,
     networks: BTreeMap<u32, Net>,
     entries: BTreeMap<HostKey, Entry>,
     /// Next deadline of each entry that has one.
@@ -85,7 +85,7 @@ impl NeighbourTable {
     #[must_use]
     pub fn new(settings: Settings, seed: u64) -> Self {
         Self {
-            random: Random::new(seed),
+            jitter: Jitter::new(seed),
             networks: BTreeMap::new(),
             entries: BTreeMap::new(),
             deadlines: BTreeSet::new(),
@@ -204,7 +204,7 @@ impl NeighbourTable {
             });
         }
         self.resolve_waiters(key);
-        let soon = now + self.random.within(self.settings.adopt_spread);
+        let soon = now + self.jitter.within(self.settings.adopt_spread);
         self.enter(now, key, State::Delay, Some(soon));
     }
 
@@ -506,7 +506,7 @@ impl NeighbourTable {
                     } else {
                         let doublings = (probes - s.keep_fast_probes).min(16);
                         let wait = (s.keep_slow_interval * (1 << doublings)).min(s.keep_cap);
-                        self.random.around(wait, 75, 125)
+                        self.jitter.around(wait, 75, 125)
                     };
                     self.probe(now, key, false, wait);
                 }
@@ -522,7 +522,7 @@ impl NeighbourTable {
         } else {
             self.settings.reachable
         };
-        let reachable = self.random.around(mean, 50, 150);
+        let reachable = self.jitter.around(mean, 50, 150);
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.confirmed_at = Some(now);
         }

@@ -20,7 +20,7 @@ use std::{
 };
 
 use super::{ServiceAddress, Target, interleave};
-use crate::pool::random::Random;
+use crate::random::SplitMix64;
 
 /// Addresses of a name that are used; further ones are ignored.
 const MAX_ADDRESSES: usize = 8;
@@ -108,7 +108,7 @@ impl Entry {
 #[derive(Debug)]
 pub struct Names {
     settings: NameSettings,
-    random: Random,
+    random: SplitMix64,
     names: BTreeMap<Arc<str>, Entry>,
     /// Lookups without a result.
     waiting: usize,
@@ -122,7 +122,7 @@ impl Names {
     pub const fn new(settings: NameSettings, seed: u64) -> Self {
         Self {
             settings,
-            random: Random::new(seed),
+            random: SplitMix64::new(seed),
             names: BTreeMap::new(),
             waiting: 0,
             stored: BTreeMap::new(),

@@ -12,7 +12,6 @@
 
 mod choice;
 mod list;
-pub(crate) mod random;
 
 pub use choice::{Choice, Chooser, Down, Failure, NoService, Report, Settings};
 pub use list::{Access, Candidate, Gateway, List, ListError};

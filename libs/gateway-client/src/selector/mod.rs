@@ -25,7 +25,8 @@ use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 use crate::{
     dial::Target,
     end::{End, EndEvent},
-    pool::{Choice, Chooser, Failure, List, NoService, Report, random::Random},
+    pool::{Choice, Chooser, Failure, List, NoService, Report},
+    random::SplitMix64,
     wire::{CircuitId, Key, MESSAGE_BYTES, Side},
 };
 use member::Member;
@@ -116,7 +117,7 @@ pub struct GatewaySelector {
     side: Side,
     key: Key,
     settings: Settings,
-    random: Random,
+    random: SplitMix64,
     members: Vec<Member>,
     /// For an end with a list.
     chooser: Option<Chooser>,
@@ -144,13 +145,13 @@ impl GatewaySelector {
         seed: u64,
         now: Duration,
     ) -> Self {
-        let mut random = Random::new(seed);
+        let mut random = SplitMix64::new(seed);
         let choice = crate::pool::Settings {
             refresh: settings.other,
             ..settings.choice
         };
         let chooser =
-            list.map(|list| Chooser::new(choice, &known(list, gateways), random.next(), now));
+            list.map(|list| Chooser::new(choice, &known(list, gateways), random.next_u64(), now));
         let mut reach = Self {
             circuit,
             side,

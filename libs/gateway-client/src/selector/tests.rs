@@ -134,7 +134,7 @@ struct World {
     delay: Duration,
     /// Of a message, per cent.
     loss: u64,
-    random: Random,
+    random: SplitMix64,
     /// When, address of the gateway, whether to it, and the message.
     flying: BTreeMap<(Duration, u64), (SocketAddr, bool, [u8; MESSAGE_BYTES])>,
     sent: u64,
@@ -177,7 +177,7 @@ impl World {
             now,
             delay: 5 * MS,
             loss: 0,
-            random: Random::new(seed ^ 1),
+            random: SplitMix64::new(seed ^ 1),
             flying: BTreeMap::new(),
             sent: 0,
             said: Vec::new(),

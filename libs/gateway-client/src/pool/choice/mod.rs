@@ -25,7 +25,8 @@ use std::{fmt, time::Duration};
 
 use thiserror::Error;
 
-use super::{List, random::Random};
+use super::List;
+use crate::random::SplitMix64;
 
 /// Thresholds and times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,7 +197,7 @@ impl Member {
 #[derive(Clone, Debug)]
 pub struct Chooser {
     settings: Settings,
-    random: Random,
+    random: SplitMix64,
     members: Vec<Member>,
     /// Name of the gateway in use.
     current: Option<String>,
@@ -210,7 +211,7 @@ impl Chooser {
     pub fn new(settings: Settings, list: &List, seed: u64, now: Duration) -> Self {
         let mut chooser = Self {
             settings,
-            random: Random::new(seed),
+            random: SplitMix64::new(seed),
             members: Vec::new(),
             current: None,
             chosen_with: 0,
