@@ -10,15 +10,11 @@
 use std::{
     path::PathBuf,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
-use prometheus_client::{
-    encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
-    registry::Registry,
-};
-use service::{Health, http, xdp::Setting};
+use prometheus_client::registry::Registry;
+use service::{Context, Health, http, run::ProcessMetrics, xdp::Setting};
 
 use gateway_model::{Applied, Changes, Model, Snapshot, Update};
 use service::config::Checker;
@@ -67,61 +63,6 @@ impl Retry {
     }
 }
 
-/// Label `result`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ResultLabel {
-    result: &'static str,
-}
-
-/// Labels of the build.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct InfoLabels {
-    name: String,
-    version: &'static str,
-}
-
-/// Metrics of the process and its configuration.
-#[derive(Debug, Default)]
-struct ProcessMetrics {
-    reloads: Family<ResultLabel, Counter>,
-    /// Seconds since 1970.
-    configured: Gauge,
-    info: Family<InfoLabels, Gauge>,
-}
-
-impl ProcessMetrics {
-    fn register(&self, registry: &mut Registry) {
-        for result in ["applied", "refused"] {
-            drop(self.reloads.get_or_create(&ResultLabel { result }));
-        }
-        let registry = registry.sub_registry_with_prefix("causeway_gateway");
-        registry.register(
-            "reloads",
-            "Reloads of the configuration, by `result`",
-            self.reloads.clone(),
-        );
-        registry.register(
-            "configured_timestamp_seconds",
-            "When the configuration in force was applied, seconds since 1970",
-            self.configured.clone(),
-        );
-        registry.register("info", "Always 1: name and version", self.info.clone());
-    }
-
-    /// The configuration of this name is in force from now on.
-    fn applied(&self, name: &str) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let now = now.map_or(0, |since| since.as_secs());
-        self.configured.set(i64::try_from(now).unwrap_or(i64::MAX));
-        self.info.clear();
-        let labels = InfoLabels {
-            name: name.to_owned(),
-            version: env!("CARGO_PKG_VERSION"),
-        };
-        self.info.get_or_create(&labels).set(1);
-    }
-}
-
 /// The parts of a gateway that a configuration applies to, and the configuration in force.
 pub(super) struct Controller {
     pub config: Local,
@@ -144,7 +85,7 @@ pub(super) struct Controller {
     files: files::Limits,
     registry: Arc<Registry>,
     health: Health,
-    own: ProcessMetrics,
+    metrics: ProcessMetrics,
 }
 
 impl Controller {
@@ -152,7 +93,7 @@ impl Controller {
         config: Config,
         (store, stored): (Option<Store>, Stored),
         files: files::Limits,
-        health: Health,
+        context: &Context,
     ) -> Result<Self, Error> {
         let Config {
             local: config,
@@ -192,9 +133,9 @@ impl Controller {
         };
         let mut registry = Registry::default();
         relay.counters().register(&mut registry);
-        let own = ProcessMetrics::default();
-        own.register(&mut registry);
-        own.applied(&config.name);
+        let metrics = context.metrics.clone();
+        metrics.register(&mut registry, "causeway_gateway");
+        metrics.set_name(&config.name);
         let (fast, refused) = load(&config)?;
         let setup = Setup {
             lifetime: config.circuits.lifetime,
@@ -222,8 +163,8 @@ impl Controller {
             limits,
             files,
             registry: Arc::new(registry),
-            health,
-            own,
+            health: context.health.clone(),
+            metrics,
             config,
         };
         controller.http = controller.serve(&controller.config).await?;
@@ -287,7 +228,7 @@ impl Controller {
             self.enact(&changes);
             self.store_all();
         }
-        self.own.applied(&self.config.name);
+        self.metrics.set_name(&self.config.name);
         Ok(())
     }
 
@@ -308,7 +249,7 @@ impl Controller {
         // Nothing below can fail.
         let (applied, changes) = self.model.commit(prepared);
         self.enact(&changes);
-        self.own.applied(&self.config.name);
+        self.metrics.applied();
         tracing::info!(
             revision = applied.revision,
             put = ?applied.put,
@@ -394,14 +335,6 @@ impl Controller {
                  and sources that are not bound have no limit"
             );
         }
-    }
-
-    pub fn count_reload(&self, applied: bool) {
-        let result = if applied { "applied" } else { "refused" };
-        self.own
-            .reloads
-            .get_or_create(&ResultLabel { result })
-            .inc();
     }
 
     async fn serve(&self, config: &Local) -> Result<Option<http::Server>, Error> {

@@ -128,7 +128,7 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
             until: None,
             is_empty: false,
         });
-        let controller = Controller::start(config, stored, limits, context.health.clone()).await?;
+        let controller = Controller::start(config, stored, limits, context).await?;
         if drain.is_some() {
             tracing::warn!(
                 "the gateway was draining when it stopped and continues to drain: \
@@ -231,7 +231,6 @@ impl service::Daemon for Gateway {
 
     async fn reload(&mut self) -> Result<Answer, RequestRefusal> {
         let result = self.change().await;
-        self.controller.count_reload(result.is_ok());
         result.map_err(|error| RequestRefusal::new("invalid", error.to_string()))?;
         Ok(Answer::Brief(self.controller.brief()))
     }

@@ -22,10 +22,8 @@ struct ResultLabel {
     result: &'static str,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct VersionLabel {
-    version: &'static str,
-}
+/// Label `version`, after `name` for a daemon that has one.
+type InfoLabels = Vec<(&'static str, String)>;
 
 /// Metrics of the process. Clones share them. The runtime counts reloads.
 #[derive(Clone, Debug, Default)]
@@ -33,16 +31,19 @@ pub struct ProcessMetrics {
     reloads: Family<ResultLabel, Counter>,
     /// Seconds since 1970.
     configured: Gauge,
+    info: Family<InfoLabels, Gauge>,
 }
 
 impl ProcessMetrics {
     /// Registers them below the prefix of a daemon, such as `causeway_director`.
     pub fn register(&self, registry: &mut Registry, prefix: &str) {
         let registry = registry.sub_registry_with_prefix(prefix);
-        let info = Family::<VersionLabel, Gauge>::default();
-        let version = env!("CARGO_PKG_VERSION");
-        info.get_or_create(&VersionLabel { version }).set(1);
-        registry.register("info", "Always 1: version", info);
+        self.set_info(InfoLabels::new());
+        registry.register(
+            "info",
+            "Always 1: version, and the name of a daemon that has one",
+            self.info.clone(),
+        );
         for result in ["applied", "refused"] {
             drop(self.reloads.get_or_create(&ResultLabel { result }));
         }
@@ -59,8 +60,20 @@ impl ProcessMetrics {
         registry.register_collector(Box::new(Uptime(Instant::now())));
     }
 
-    /// The start is complete, or a reload was applied.
-    pub(super) fn applied(&self) {
+    /// Adds the configured name of the daemon to the version. After [`register`](Self::register).
+    pub fn set_name(&self, name: &str) {
+        self.set_info(vec![("name", name.to_owned())]);
+    }
+
+    fn set_info(&self, mut labels: InfoLabels) {
+        labels.push(("version", env!("CARGO_PKG_VERSION").to_owned()));
+        self.info.clear();
+        self.info.get_or_create(&labels).set(1);
+    }
+
+    /// A configuration is in force from now on. The runtime calls it when the start is complete and
+    /// after a reload, the daemon after other changes of its configuration.
+    pub fn applied(&self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.map_or(0, |since| since.as_secs());
         self.configured.set(i64::try_from(now).unwrap_or(i64::MAX));
@@ -114,5 +127,13 @@ mod tests {
         ] {
             assert!(page.contains(line), "{line} is not in {page}");
         }
+        metrics.set_name("gw1");
+        let mut page = String::new();
+        text::encode(&mut page, &registry).expect("encoded");
+        assert!(
+            page.contains("causeway_test_info{name=\"gw1\",version="),
+            "{page}"
+        );
+        assert!(!page.contains("causeway_test_info{version="), "{page}");
     }
 }
