@@ -319,8 +319,16 @@ fn refused_redirects_are_counted() {
         let ids: Vec<u32> = programs.iter().map(|(_, id)| *id).collect();
         errors.watch(&ids, &[pair.va]).expect("a filter");
         let frame = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 7], &[0x88, 0xb5], &[0; 50]].concat();
-        send_from_b(&pair, &vec![frame; 10]);
+        send_from_b(&pair, &vec![frame.clone(); 10]);
         until("10 refused redirects", || errors.read().redirects == 10);
+        // Those of other programs do not count, and no count is lost when the programs change.
+        errors
+            .watch(&[u32::MAX], &[pair.va])
+            .expect("other programs");
+        send_from_b(&pair, &vec![frame.clone(); 10]);
+        errors.watch(&ids, &[pair.va]).expect("the former programs");
+        send_from_b(&pair, &vec![frame; 10]);
+        until("20 refused redirects", || errors.read().redirects == 20);
         assert_eq!(errors.read().exceptions, 0);
         drop(attached);
     });

@@ -197,42 +197,34 @@ fn any_of(field: &str, values: &[u32]) -> String {
 #[derive(Debug)]
 struct Counter {
     event: &'static str,
+    /// The tracepoint's number in tracefs.
+    id: u64,
     /// One for each CPU.
     events: Vec<OwnedFd>,
+    /// Counted by events that were replaced.
+    before: u64,
 }
 
 impl Counter {
     fn open(tracefs: &Tracefs, event: &'static str) -> Result<Self, Error> {
         let id = tracefs.id_of(event)?;
-        let events = fs::read_to_string("/sys/devices/system/cpu/online")
-            .and_then(|cpus| cpus_in(&cpus).map(|cpu| open_on(id, cpu)).collect())
-            .map_err(|source| Error::Count { event, source })?;
-        Ok(Self { event, events })
+        Ok(Self {
+            event,
+            id,
+            events: open_all(event, id)?,
+            before: 0,
+        })
     }
 
-    fn enable(&self, filter: &str) -> Result<(), Error> {
+    /// Counts what passes the filter from now on, and keeps what was counted.
+    ///
+    /// The kernel sets the filter of an event once (EEXIST afterwards), so the events are replaced.
+    fn enable(&mut self, filter: &str) -> Result<(), Error> {
         let event = self.event;
-        self.set(filter)
-            .map_err(|source| Error::Filter { event, source })
-    }
-
-    fn set(&self, filter: &str) -> io::Result<()> {
-        let filter = std::ffi::CString::new(filter)?;
-        for fd in &self.events {
-            // SAFETY: the string is terminated and outlives the call.
-            let set = unsafe {
-                libc::ioctl(
-                    fd.as_raw_fd(),
-                    PERF_EVENT_IOC_SET_FILTER as _,
-                    filter.as_ptr(),
-                )
-            };
-            // SAFETY: no pointer is passed.
-            if set < 0 || unsafe { libc::ioctl(fd.as_raw_fd(), PERF_EVENT_IOC_ENABLE as _, 0) } < 0
-            {
-                return Err(io::Error::last_os_error());
-            }
-        }
+        let events = open_all(event, self.id)?;
+        set(&events, filter).map_err(|source| Error::Filter { event, source })?;
+        self.before = self.read();
+        self.events = events;
         Ok(())
     }
 
@@ -241,8 +233,30 @@ impl Counter {
             let mut value = [0u8; 8];
             nix::unistd::read(fd, &mut value).map_or(0, |_| u64::from_ne_bytes(value))
         };
-        self.events.iter().map(one).sum()
+        self.before + self.events.iter().map(one).sum::<u64>()
     }
+}
+
+/// Opens disabled counters of a tracepoint, one for each CPU.
+fn open_all(event: &'static str, id: u64) -> Result<Vec<OwnedFd>, Error> {
+    fs::read_to_string("/sys/devices/system/cpu/online")
+        .and_then(|cpus| cpus_in(&cpus).map(|cpu| open_on(id, cpu)).collect())
+        .map_err(|source| Error::Count { event, source })
+}
+
+/// Sets the filter of new events, and enables them.
+fn set(events: &[OwnedFd], filter: &str) -> io::Result<()> {
+    let filter = std::ffi::CString::new(filter)?;
+    for fd in events {
+        let fd = fd.as_raw_fd();
+        // SAFETY: the string is terminated and outlives the call.
+        let set = unsafe { libc::ioctl(fd, PERF_EVENT_IOC_SET_FILTER as _, filter.as_ptr()) };
+        // SAFETY: no pointer is passed.
+        if set < 0 || unsafe { libc::ioctl(fd, PERF_EVENT_IOC_ENABLE as _, 0) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// The CPUs of a list such as `0-3,8`.
