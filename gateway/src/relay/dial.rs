@@ -96,18 +96,11 @@ impl Backends {
         };
         let now = self.begun.elapsed();
         let mut all = self.dialled();
-        if !all.contains_key(name) {
-            let new = Dialled {
-                endpoints: Vec::new(),
-                changes,
-                dialler: Dialler::in_order(DialSettings::server(), &[], self.seed, now),
-            };
-            all.insert(Arc::clone(name), new);
-        }
-        let Some(dialled) = all.get_mut(name) else {
-            // Not reached: it was inserted.
-            return Race::new([], settings);
-        };
+        let dialled = all.entry(Arc::clone(name)).or_insert_with(|| Dialled {
+            endpoints: Vec::new(),
+            changes,
+            dialler: Dialler::in_order(DialSettings::server(), &[], self.seed, now),
+        });
         if dialled.endpoints != *endpoints || dialled.changes != changes {
             let addresses = self.resolver.target(name, endpoints).addresses;
             dialled.dialler.update_in_order(&addresses, now);
