@@ -78,10 +78,7 @@ pub fn append(
         .put
         .insert(HEAD.to_owned(), serde_json::to_string(&after)?);
     let key = format!("{PREFIX}{:020}", entry.number);
-    transaction
-        .preconditions
-        .insert(key.clone(), Precondition::Absent);
-    transaction.put.insert(key, text);
+    transaction.create(key, text);
     Ok(after)
 }
 
@@ -130,12 +127,7 @@ pub fn sign(
     if transaction.put.contains_key(&stored) {
         stored += "-next";
     }
-    transaction
-        .preconditions
-        .insert(stored.clone(), Precondition::Absent);
-    transaction
-        .put
-        .insert(stored, serde_json::to_string(&checkpoint)?);
+    transaction.create(stored, serde_json::to_string(&checkpoint)?);
     Ok(())
 }
 

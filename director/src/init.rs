@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use control::{Precondition, Transaction};
+use control::Transaction;
 use jiff::SignedDuration;
 use store::{CommitError, Options, Sqlite, Store as _};
 
@@ -78,10 +78,7 @@ pub async fn init(
     };
     let mut transaction = Transaction::default();
     let key = format!("{USERS}{user}");
-    transaction
-        .preconditions
-        .insert(key.clone(), Precondition::Absent);
-    transaction.put.insert(key, serde_json::to_string(&admin)?);
+    transaction.create(key, serde_json::to_string(&admin)?);
     let secret = add_token(&mut transaction, user, "init", now, environment)?;
     let actor = Actor {
         user: user.to_owned(),

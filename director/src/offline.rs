@@ -203,10 +203,7 @@ pub(crate) fn add_token(
         expires: now.checked_add(LIFETIME).unwrap_or(now),
     };
     let key = format!("{TOKENS}{hash}");
-    transaction
-        .preconditions
-        .insert(key.clone(), Precondition::Absent);
-    transaction.put.insert(key, serde_json::to_string(&token)?);
+    transaction.create(key, serde_json::to_string(&token)?);
     Ok(secret)
 }
 

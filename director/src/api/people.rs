@@ -365,10 +365,7 @@ async fn create_user(call: Call) -> Result<Answer, Problem> {
             }
         }
         let key = format!("{USERS}{}", user.name);
-        transaction
-            .preconditions
-            .insert(key.clone(), Precondition::Absent);
-        transaction.put.insert(key, body(&user)?.to_string());
+        transaction.create(key, body(&user)?.to_string());
         Ok(Planned {
             transaction,
             body: body(&shown(&user))?,

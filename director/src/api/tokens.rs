@@ -184,10 +184,7 @@ pub(super) async fn issue(call: &Call, actor: &Actor, new: Issue<'_>) -> Result<
             transaction.put.insert(key, body(&after)?.to_string());
         }
         let key = format!("{TOKENS}{hash}");
-        transaction
-            .preconditions
-            .insert(key.clone(), Precondition::Absent);
-        transaction.put.insert(key, body(&token)?.to_string());
+        transaction.create(key, body(&token)?.to_string());
         Ok(Planned {
             transaction,
             body: body(&token)?,

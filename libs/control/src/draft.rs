@@ -188,10 +188,7 @@ impl<'s> Draft<'s> {
     /// Claims a VLAN or an address that is free.
     pub(crate) fn claim(&mut self, key: String, claim: &Claim) {
         let value = serde_json::to_string(claim).unwrap_or_default();
-        self.transaction
-            .preconditions
-            .insert(key.clone(), Precondition::Absent);
-        self.transaction.put.insert(key, value);
+        self.transaction.create(key, value);
     }
 
     /// Gives a VLAN or an address back.

@@ -32,4 +32,10 @@ impl Transaction {
     pub fn is_empty(&self) -> bool {
         self.put.is_empty() && self.delete.is_empty()
     }
+
+    /// Writes a key which must not exist.
+    pub fn create(&mut self, key: String, value: String) {
+        self.preconditions.insert(key.clone(), Precondition::Absent);
+        self.put.insert(key, value);
+    }
 }

@@ -250,10 +250,7 @@ impl Export {
             let mut transaction = Transaction::default();
             transaction.preconditions.insert(IMPORT.to_owned(), begun);
             for (key, value) in entries {
-                transaction
-                    .preconditions
-                    .insert(key.clone(), Precondition::Absent);
-                transaction.put.insert(key.clone(), value.clone());
+                transaction.create(key.clone(), value.clone());
             }
             store.commit(transaction, None).await?;
         }

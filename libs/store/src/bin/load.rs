@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use control::{Precondition, Transaction};
+use control::Transaction;
 use store::{Options, Sqlite, Store as _};
 
 /// Writers at once.
@@ -65,10 +65,7 @@ fn pair(writer: usize, number: u64) -> Transaction {
     let mut transaction = Transaction::default();
     for side in ["a", "b"] {
         let key = format!("pair/{side}/{writer}/{number}");
-        transaction
-            .preconditions
-            .insert(key.clone(), Precondition::Absent);
-        transaction.put.insert(key, "x".repeat(512));
+        transaction.create(key, "x".repeat(512));
     }
     transaction
 }
