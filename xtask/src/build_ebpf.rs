@@ -26,6 +26,8 @@ pub fn build(route: Route) -> anyhow::Result<()> {
     step(&format!("BPF programs, by {}", route.name()), || {
         let mut command = cargo(route);
         command.args(["build", "--release", "--locked", "--target", TARGET]);
+        // The programs need optimisation across codegen units, which the workspace's profile lacks.
+        command.env("CARGO_PROFILE_RELEASE_LTO", "false");
         if route == Route::Nightly {
             command.args(["-Z", "build-std=core"]);
         }
