@@ -5,7 +5,7 @@
 //! cargo), nor a lab that a person raised (only those that ended tests left are taken down).
 //!
 //! ```text
-//!   build ─▶ ┌ unit tests, fuzz targets, examples ┐ ─▶ lab tests, two at once ─▶ timed lab tests
+//!   build ─▶ ┌ unit tests, fuzz targets, examples ┐ ─▶ lab tests, three at once ─▶ timed ones
 //!            └ packet tests, one at a time        ┘        ─▶ virtual machines, where asked for
 //! ```
 
@@ -297,7 +297,10 @@ impl LabTest<'_> {
     }
 }
 
-/// Runs lab tests: first those that assert no times, two at once, then the timed ones.
+/// Lab tests that run at once. They mostly wait; `LabLock` admits as many.
+const FUNCTIONAL_LANES: usize = 3;
+
+/// Runs lab tests: first those that assert no times, some at once, then the timed ones.
 fn lab(programs: &[&Program], settings: &Settings, report: &Report) -> anyhow::Result<()> {
     let mut tests = Vec::new();
     for program in programs {
@@ -308,8 +311,8 @@ fn lab(programs: &[&Program], settings: &Settings, report: &Report) -> anyhow::R
     let (timed, functional): (VecDeque<_>, VecDeque<_>) =
         tests.into_iter().partition(LabTest::is_timed);
     let at = Instant::now();
-    lanes(2, functional, settings, report)?;
-    report.stage("lab tests, two at once", at);
+    lanes(FUNCTIONAL_LANES, functional, settings, report)?;
+    report.stage("lab tests, three at once", at);
     let at = Instant::now();
     lanes(1, timed, settings, report)?;
     report.stage("lab tests that assert times, one at a time", at);
