@@ -227,7 +227,7 @@ pub enum Outcome {
     /// address: [`Outcome::BadDatagram`], as for the next four.
     Other = 2,
     /// Passed: not to the interface's MAC address, or the interface is unknown.
-    NotForUs = 3,
+    ForeignMac = 3,
     /// Passed: a fragment.
     Fragment = 4,
     /// Passed: IPv4 options.
@@ -265,7 +265,7 @@ impl Outcome {
         Self::Forwarded,
         Self::OverRate,
         Self::Other,
-        Self::NotForUs,
+        Self::ForeignMac,
         Self::Fragment,
         Self::Options,
         Self::Malformed,
@@ -289,21 +289,21 @@ impl Outcome {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Forwarded => "carried",
-            Self::OverRate => "rate",
+            Self::Forwarded => "forwarded",
+            Self::OverRate => "over-rate",
             Self::Other => "other",
-            Self::NotForUs => "stray",
+            Self::ForeignMac => "foreign-mac",
             Self::Fragment => "fragment",
             Self::Options => "options",
             Self::Malformed => "malformed",
             Self::Message => "message",
-            Self::UnknownCircuit => "unknown",
-            Self::WrongSource => "source",
+            Self::UnknownCircuit => "unknown-circuit",
+            Self::WrongSource => "wrong-source",
             Self::Expired => "expired",
             Self::TooLong => "too-long",
             Self::NoNextHop => "no-next-hop",
-            Self::OtherInterface => "elsewhere",
-            Self::BucketContention => "busy",
+            Self::OtherInterface => "other-interface",
+            Self::BucketContention => "bucket-contention",
             Self::NoCircuit => "no-circuit",
             Self::UnboundRate => "unbound-rate",
             Self::BadDatagram => "bad-datagram",
@@ -339,6 +339,20 @@ mod tests {
             assert_eq!(outcome as usize, n);
         }
         assert!(Outcome::ALL.len() <= Outcome::SLOTS as usize);
+    }
+
+    #[test]
+    fn an_outcome_has_the_name_of_its_variant() {
+        for outcome in Outcome::ALL {
+            let mut name = String::new();
+            for c in format!("{outcome:?}").chars() {
+                if c.is_uppercase() && !name.is_empty() {
+                    name.push('-');
+                }
+                name.extend(c.to_lowercase());
+            }
+            assert_eq!(outcome.name(), name);
+        }
     }
 
     #[test]

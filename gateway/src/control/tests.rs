@@ -61,7 +61,7 @@ fn circuits() -> CircuitsStatus {
                     target: false,
                 },
             ],
-            frames: BTreeMap::from([(text("carried"), 28)]),
+            frames: BTreeMap::from([(text("forwarded"), 28)]),
         },
         list: Vec::new(),
     }

@@ -401,11 +401,11 @@ fn other_frames_than_plain_datagrams_pass_to_the_kernel() {
     }
     // To another MAC address, to broadcast, and on an interface that the program does not know.
     let mut sent = four[0].frame(&bytes);
-    assert_passed(&harness, STRAY, &sent, Outcome::NotForUs);
+    assert_passed(&harness, STRAY, &sent, Outcome::ForeignMac);
     sent[5] ^= 1;
-    assert_passed(&harness, IN, &sent, Outcome::NotForUs);
+    assert_passed(&harness, IN, &sent, Outcome::ForeignMac);
     sent[..6].fill(0xff);
-    assert_passed(&harness, IN, &sent, Outcome::NotForUs);
+    assert_passed(&harness, IN, &sent, Outcome::ForeignMac);
     // Not IP.
     sent = four[0].frame(&bytes);
     sent[12..14].copy_from_slice(&[0x08, 0x06]);
@@ -582,7 +582,7 @@ fn no_frame_is_redirected_to_a_driver_that_cannot_accept_it() {
         &harness,
         IN,
         &here[0].frame(&payload(1, 10)),
-        Outcome::NotForUs,
+        Outcome::ForeignMac,
     );
 }
 

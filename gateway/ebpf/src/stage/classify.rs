@@ -21,24 +21,24 @@ pub fn process(ctx: &XdpContext) -> Result<u32, Outcome> {
     let w = Window::<14>::at(ctx, 0).ok_or(Outcome::Other)?;
     let ingress = ingress(ctx);
     // SAFETY: an entry is replaced as a whole, and only when the interface has changed.
-    let port = unsafe { PORTS.get(ingress) }.ok_or(Outcome::NotForUs)?;
+    let port = unsafe { PORTS.get(ingress) }.ok_or(Outcome::ForeignMac)?;
     let m = port.mac;
     let is_ours = w.get::<u32, 0>() == u32::from_ne_bytes([m[0], m[1], m[2], m[3]])
         && w.get::<u16, 4>() == u16::from_ne_bytes([m[4], m[5]]);
     // The kernel accepts a frame to a group for our address, and none to another MAC address.
     let is_to_group = w.get::<u8, 0>() & 1 != 0;
     if !is_ours && !is_to_group {
-        return Err(Outcome::NotForUs);
+        return Err(Outcome::ForeignMac);
     }
     let result = if is_ours {
         plain(ctx, w, ingress)
     } else {
-        Err(Outcome::NotForUs)
+        Err(Outcome::ForeignMac)
     };
     match result {
         Err(
             Outcome::Other
-            | Outcome::NotForUs
+            | Outcome::ForeignMac
             | Outcome::Fragment
             | Outcome::Options
             | Outcome::Malformed,

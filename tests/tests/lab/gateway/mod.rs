@@ -410,7 +410,7 @@ fn datagrams_go_through_the_driver_both_ways_and_families() {
         assert_eq!(circuits["xdp"]["interfaces"][n]["mode"], "native");
         assert_eq!(circuits["xdp"]["interfaces"][n]["target"], true);
     }
-    assert_eq!(circuits["xdp"]["frames"]["carried"], 400);
+    assert_eq!(circuits["xdp"]["frames"]["forwarded"], 400);
     let page = site.metrics();
     for line in [
         "causeway_gateway_xdp_frames_total{outcome=\"carried\"} 400",
@@ -563,7 +563,7 @@ fn a_reload_keeps_circuits_and_their_counts() {
     let circuits = site.circuits();
     let dropped = circuits["dropped"]["rate"].as_u64().expect("a number");
     assert_eq!(received + dropped, 500);
-    assert_eq!(circuits["xdp"]["frames"]["rate"], dropped);
+    assert_eq!(circuits["xdp"]["frames"]["over-rate"], dropped);
     assert!((10..60).contains(&received), "{received}");
     // The removed circuit is gone, the other stays.
     site.write(&[2], NATIVE, "");

@@ -375,7 +375,7 @@ pub fn carried(running: &Running) -> anyhow::Result<u64> {
     let text = output(status.arg(socket(running)))?;
     let status: serde_json::Value = serde_json::from_str(&text)?;
     let xdp = &status["circuits"]["xdp"];
-    let carried = xdp["frames"]["carried"].as_u64();
+    let carried = xdp["frames"]["forwarded"].as_u64();
     carried.with_context(|| format!("the status has no count of carried frames: {xdp}"))
 }
 
