@@ -37,6 +37,8 @@ use tokio_rustls::TlsConnector;
 pub(crate) struct Limits {
     /// The fault, for `/health` and the log.
     pub fault: &'static str,
+    /// The end of the fault, for the log.
+    pub recovery: &'static str,
     /// Pause between two probes.
     pub interval: Duration,
     /// Time for an answer; then `/health` tells the fault.
@@ -49,6 +51,7 @@ pub(crate) struct Limits {
 /// no reason to end within seconds.
 pub(crate) const STORE: Limits = Limits {
     fault: "the store does not answer",
+    recovery: "the store answers again",
     interval: Duration::from_secs(5),
     late: Duration::from_secs(5),
     end: Duration::from_secs(60),
@@ -58,6 +61,7 @@ pub(crate) const STORE: Limits = Limits {
 /// handshake may take; a restart would help them, so the daemon waits longer.
 pub(crate) const API: Limits = Limits {
     fault: "the API does not answer",
+    recovery: "the API answers again",
     interval: Duration::from_secs(5),
     late: Duration::from_secs(15),
     end: Duration::from_secs(300),
@@ -157,7 +161,7 @@ where
             Ok(()) => {
                 answered = Instant::now();
                 if is_late.swap(false, Ordering::Relaxed) {
-                    tracing::info!("no longer: {}", limits.fault);
+                    tracing::info!("{}", limits.recovery);
                 }
             }
             Err(reason) => {
@@ -294,6 +298,7 @@ mod tests {
 
     const FAST: Limits = Limits {
         fault: "it does not answer",
+        recovery: "it answers again",
         interval: Duration::from_millis(20),
         late: Duration::from_millis(200),
         end: Duration::from_millis(600),
