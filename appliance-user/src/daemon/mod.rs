@@ -88,9 +88,9 @@ use crate::{
     config::{Config, Role},
     control,
     datapath::Datapath,
-    datapath::{
-        nat::ConnectionSweeper,
-        nat_log::{NatLog, Output},
+    datapath::nat::{
+        ConnectionSweeper,
+        log::{NatLog, Output},
     },
     kernel::underlay::{Snapshot, Watcher},
     state::State,

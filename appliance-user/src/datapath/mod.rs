@@ -29,7 +29,6 @@ mod load;
 mod log;
 mod maps;
 pub mod nat;
-pub mod nat_log;
 mod pins;
 mod programs;
 pub mod reconcile;

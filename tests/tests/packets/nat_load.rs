@@ -17,9 +17,10 @@ use appliance_common::{
 };
 use appliance_user::{
     config::LogTarget,
-    datapath::{
-        nat::{ConnectionSweeper, over_quota_limit},
-        nat_log::{NatLog, Output},
+    datapath::nat::{
+        ConnectionSweeper,
+        log::{NatLog, Output},
+        over_quota_limit,
     },
 };
 use aya::maps::Array;

@@ -17,7 +17,7 @@ use causeway_tests::{
 };
 
 const A: &str = "10.1.0.10";
-/// Room of both tables.
+/// Capacity of both tables.
 const CAPACITY: u32 = 1024;
 /// Each tenant's part.
 const QUOTA: u32 = CAPACITY / 2;

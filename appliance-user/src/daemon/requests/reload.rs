@@ -14,7 +14,7 @@ use crate::{
         keys::Keys,
         metrics,
     },
-    datapath::{nat_log, reconcile},
+    datapath::{nat, reconcile},
     state::FailoverState,
 };
 
@@ -31,7 +31,7 @@ impl Daemon {
             .file
             .as_ref()
             .and_then(|file| file.0.nat.log.as_ref());
-        let log = target.map(nat_log::Output::open).transpose();
+        let log = target.map(nat::log::Output::open).transpose();
         let log = log.map_err(|error| RequestRefusal::new("invalid", error.to_string()))?;
         let same = self.http.as_ref().map(http::Server::configured) == address;
         // The new address is bound before anything changes, and the old one is given up after it.

@@ -1,4 +1,4 @@
-//! NAT connections: removal of expired entries, and the list for operators.
+//! NAT connections: removal of expired entries, the list for operators, and the log of mappings.
 //!
 //! The XDP programs create and use the entries, and ignore expired ones. This module removes
 //! expired entries from the maps, so that their space can be used again. Never: work on the packet
@@ -15,9 +15,11 @@
 //! `pressure`, `sweep` and `list` decide, without a map or a clock. `batch` reads whole maps.
 //! `sweeper` is the thread that runs the passes, every 10 s and when the tables fill; `removals`
 //! counts what it removes, `passes` how long it takes. `query` answers an operator's request.
+//! `log` writes the NAT log.
 
 mod batch;
 mod list;
+pub mod log;
 mod passes;
 mod pressure;
 mod query;
@@ -27,11 +29,9 @@ mod sweeper;
 
 pub use batch::PinnedMap;
 pub use list::{ConnectionRow, Filter, SlotNames, TopConnections, render};
-pub(super) use list::{protocol_name, socket};
 pub use passes::Passes;
 pub use pressure::over_quota_limit;
 pub use query::{MAX_ROWS, list};
 pub use removals::Removals;
 pub use sweep::Sweep;
-pub(super) use sweeper::monotonic;
 pub use sweeper::{ConnectionSweeper, ticks_now};

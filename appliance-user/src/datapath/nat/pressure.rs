@@ -39,9 +39,9 @@ pub struct Demand {
     pub connections: u64,
     /// Mappings, and thereby connections that are not established.
     pub mappings: u64,
-    /// Established connections over quota whose places another tenant needs.
+    /// Established connections over quota to evict for another tenant.
     pub over_quota: u64,
-    /// Mappings over quota whose places another tenant needs: those of established connections.
+    /// Mappings over quota to evict for another tenant: those of established connections.
     pub mappings_over_quota: u64,
 }
 
@@ -107,14 +107,14 @@ fn spare(capacity: u32, loads: &[Load]) -> Vec<(u16, u64)> {
     })
 }
 
-/// Entries over quota whose places others need: the table is full beyond the limit, so that
+/// Entries over quota to evict for others: the table is full beyond the limit, so that
 /// tenants within their quotas have taken the rest.
 fn over_quota(capacity: u32, loads: &[Load]) -> Vec<(u16, u64)> {
     let (limit, total) = (u64::from(over_quota_limit(capacity)), total(loads));
     if total <= limit {
         return Vec::new();
     }
-    // A little more, so that not each new connection of an owner takes a pass.
+    // A little more, so that not each new connection of such a tenant takes a pass.
     let need = total - limit + u64::from(capacity / 64);
     split(need, loads, |quota| quota)
 }
@@ -185,7 +185,7 @@ pub struct Schedule {
     regular: Instant,
     /// When a pass runs if entries must be evicted.
     pressed: Instant,
-    /// When a pass runs if a tenant within its quota needs places.
+    /// When a pass runs if a tenant within its quota needs entries.
     over_quota: Instant,
 }
 
@@ -196,7 +196,7 @@ pub enum Pressure {
     None,
     /// Entries that are not needed must be evicted, if there are any.
     Spare,
-    /// A tenant within its quota needs places of entries over quota, which can be freed.
+    /// A tenant within its quota needs entries, and those over quota can be evicted.
     OverQuota,
 }
 
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn loans_are_taken_back_when_an_owner_takes_the_rest() {
+    fn entries_over_quota_are_evicted_when_a_tenant_within_its_quota_takes_the_rest() {
         let found = demands(CAPACITY, &loads(&[(8000, 12_000), (8000, 2500)]));
         assert_eq!(found[&1].over_quota, 500 + 250);
         assert!(!found.contains_key(&2), "{found:?}");
@@ -396,7 +396,7 @@ mod tests {
             !schedule.is_due(after(13_499), Pressure::Spare)
                 && schedule.is_due(after(13_500), Pressure::Spare)
         );
-        // Nothing was spare, but an owner does not wait for its places.
+        // Nothing was spare, but a tenant within its quota does not wait for its entries.
         assert!(!schedule.is_due(after(1499), Pressure::OverQuota));
         assert!(schedule.is_due(after(1500), Pressure::OverQuota));
         schedule.passed(start, Duration::ZERO, Outcome::More);

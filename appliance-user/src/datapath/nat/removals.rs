@@ -18,7 +18,7 @@ pub enum Reason {
     Transitory,
     /// The table of mappings fills, and the connection is unanswered.
     Unanswered,
-    /// Another tenant needs the place, and the connection is beyond its own tenant's quota.
+    /// Another tenant needs the entry, and the connection is beyond its own tenant's quota.
     OverQuota,
     /// A mapping that no connection uses.
     UnusedMapping,

@@ -19,8 +19,8 @@ use appliance_common::{
 use aya::maps::MapError;
 
 use super::{
-    super::nat_log::RemovedMappings,
     Passes, PinnedMap, Sweep,
+    log::RemovedMappings,
     pressure::{Demand, Demands, Outcome, Pressure, Schedule, TenantLoad, demands, port_demands},
     removals::{Reason, Removals},
     sweep::{Candidate, Epochs, Rank, Victims, other_half},

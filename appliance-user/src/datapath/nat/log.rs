@@ -28,7 +28,10 @@ use appliance_common::{events::MappingEvent, nat::MappingKey};
 use aya::maps::{MapData, RingBuf};
 use serde::Serialize;
 
-use super::nat::{monotonic, protocol_name, socket};
+use super::{
+    list::{protocol_name, socket},
+    sweeper::monotonic,
+};
 use crate::config::LogTarget;
 
 /// Removed mappings that wait to be written.
