@@ -192,6 +192,100 @@ fn every_quoted_path_of_the_repository_exists() {
     assert!(missing.is_empty(), "no such path:\n{}", missing.join("\n"));
 }
 
+/// Words that may be between a symbol and its path: "`Outcome` in `maps.rs`".
+const BESIDE: [&str; 3] = ["in", "of", "of its kind in"];
+/// Words that may be between two symbols of one path.
+const BETWEEN: [&str; 2] = [",", "and"];
+
+/// Symbols of a line with the path beside each: "`A` and `b` of `libs/c/`".
+fn symbols(line: &str) -> Vec<(String, String)> {
+    let parts: Vec<_> = line.split('`').collect();
+    let quoted = |at: usize| parts.get(at).copied().unwrap_or_default();
+    let is_symbol = |text: &str| {
+        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    };
+    let mut found = Vec::new();
+    for path in (3..parts.len()).step_by(2) {
+        let is_path = TOP.iter().any(|top| quoted(path).starts_with(top));
+        if !is_path || !BESIDE.contains(&quoted(path - 1).trim()) {
+            continue;
+        }
+        let mut at = path - 2;
+        while is_symbol(quoted(at)) {
+            found.push((quoted(at).to_owned(), quoted(path).to_owned()));
+            if at < 2 || !BETWEEN.contains(&quoted(at - 1).trim()) {
+                break;
+            }
+            at -= 2;
+        }
+    }
+    found
+}
+
+/// Whether a source defines an item of this name, or implements the trait.
+fn defines(source: &str, name: &str) -> bool {
+    const ITEMS: [&str; 8] = [
+        "struct", "enum", "trait", "impl", "fn", "const", "static", "type",
+    ];
+    ITEMS.iter().any(|item| {
+        let item = format!("{item} {name}");
+        source.match_indices(&item).any(|(at, _)| {
+            let after = source[at + item.len()..].chars().next();
+            after.is_some_and(|c| !c.is_ascii_alphanumeric() && c != '_')
+        })
+    })
+}
+
+#[test]
+fn a_symbol_beside_a_path_is_defined_there() {
+    let mut missing = Vec::new();
+    let mut checked = 0;
+    for line in read(&root().join("ARCHITECTURE.md")).lines() {
+        for (name, path) in symbols(line) {
+            checked += 1;
+            let mut sources = files(&[".rs"]);
+            sources.retain(|file| match path.strip_suffix('/') {
+                Some(_) => shown(file).starts_with(&path),
+                None => shown(file) == path,
+            });
+            if !sources.iter().any(|file| defines(&read(file), &name)) {
+                missing.push(format!("`{name}` in `{path}`"));
+            }
+        }
+    }
+    assert!(checked > 5, "only {checked} symbols were found");
+    assert!(missing.is_empty(), "not defined:\n{}", missing.join("\n"));
+}
+
+#[test]
+fn every_drop_reason_has_a_meaning() {
+    let source = read(&root().join("libs/appliance-common/src/counters.rs"));
+    let page = read(&root().join("docs/metrics.md"));
+    let labels = source.lines().filter_map(|line| {
+        let (_, label) = line.trim().strip_suffix("\";")?.split_once(", \"")?;
+        label.starts_with("drop_").then_some(label)
+    });
+    let labels: Vec<_> = labels.collect();
+    assert!(labels.len() > 50, "{labels:?}");
+    let mut missing = labels.iter();
+    let missing = missing.find(|label| !page.contains(&format!("\n| `{label}` | ")));
+    assert_eq!(missing, None, "docs/metrics.md has no row for it");
+}
+
+#[test]
+fn every_fuzz_target_is_in_a_table() {
+    let pages = ["docs/testing.md", "docs/tunnel.md"].map(|page| read(&root().join(page)));
+    let mut targets = files(&[".rs"]);
+    targets.retain(|path| shown(path).contains("/fuzz_targets/"));
+    assert!(targets.len() > 10, "{targets:?}");
+    for target in targets {
+        let name = target.file_stem().expect("a file's name").to_string_lossy();
+        let row = format!("\n| `{name}` | ");
+        let is_listed = pages.iter().any(|page| page.contains(&row));
+        assert!(is_listed, "{}: no page has a row for it", shown(&target));
+    }
+}
+
 /// Files that git tracks, or, without git, all files outside of `target`, by path from the root.
 fn tracked() -> BTreeSet<String> {
     let names: BTreeSet<_> = files(&[""]).iter().map(|path| shown(path)).collect();
@@ -363,6 +457,17 @@ fn every_name_that_a_page_quotes_is_in_the_sources() {
 fn paths_and_names_are_recognised() {
     let found = paths_in("// see libs/a/{b,c}.rs, (`d/e.rs`), https://x.org/libs/f.rs and `g.md`.");
     assert_eq!(found, ["libs/a/b.rs", "libs/a/c.rs", "d/e.rs", "g.md"]);
+    let found = symbols("| no: `x`, `A`, `B` and `c` of `libs/d/`; `E` in `cli/f.rs`, `G` |");
+    let found: Vec<_> = found
+        .iter()
+        .map(|(n, p)| (n.as_str(), p.as_str()))
+        .collect();
+    let d = "libs/d/";
+    assert_eq!(
+        found,
+        [("c", d), ("B", d), ("A", d), ("x", d), ("E", "cli/f.rs")]
+    );
+    assert!(defines("pub fn a<T>()", "a") && !defines("pub fn ab()", "a"));
     let tracked = BTreeSet::from(["libs/a/src/b.rs".to_owned()]);
     for known in ["libs/a/", "src/b.rs", "b.rs", "libs/*/src/*.rs", "src/*.rs"] {
         assert!(is_known(known, &tracked), "{known}");
