@@ -36,9 +36,9 @@ use crate::{
 /// Port of the API unless the address names one.
 const PORT: u16 = 6185;
 /// Time to connect.
-const CONNECT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for an answer. A change of a large tenant takes seconds at most.
-const ANSWER: Duration = Duration::from_secs(60);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// An address of the API.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -194,7 +194,7 @@ impl Client {
             let warnings = response.headers().get_all("causeway-warning").iter();
             let warnings = warnings.map(|value| String::from_utf8_lossy(value.as_bytes()).into());
             let warnings = warnings.collect();
-            let body = timeout(ANSWER, response.into_body().collect()).await;
+            let body = timeout(ANSWER_TIMEOUT, response.into_body().collect()).await;
             let body = self.in_time(body)?.to_bytes();
             let text = String::from_utf8_lossy(&body);
             if !status.is_success() {
@@ -223,7 +223,7 @@ impl Client {
             let status = response.status();
             let mut body = response.into_body();
             if !status.is_success() {
-                let body = timeout(ANSWER, body.collect()).await;
+                let body = timeout(ANSWER_TIMEOUT, body.collect()).await;
                 let body = self.in_time(body)?.to_bytes();
                 let text = String::from_utf8_lossy(&body);
                 return Err(Failure::answered(status.as_u16(), &text));
@@ -281,7 +281,7 @@ impl Client {
             Some(kept) => kept,
             None => self.connect().await?,
         };
-        let sent = timeout(ANSWER, async {
+        let sent = timeout(ANSWER_TIMEOUT, async {
             sender.ready().await?;
             sender.send_request(request).await
         });
@@ -292,7 +292,7 @@ impl Client {
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, Failure> {
         let Address { host, port, .. } = &self.address;
-        let stream = timeout(CONNECT, TcpStream::connect((host.as_str(), *port))).await;
+        let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect((host.as_str(), *port))).await;
         let stream = stream.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
         let stream = stream.map_err(|error| self.unreachable(&error))?;
         let failed = |error: hyper::Error| self.unreachable(&error);
@@ -305,7 +305,7 @@ impl Client {
         };
         let name = ServerName::try_from(host.clone())
             .map_err(|error| Failure::usage(format!("{host:?}: {error}")))?;
-        let stream = timeout(CONNECT, tls.connect(name, stream)).await;
+        let stream = timeout(CONNECT_TIMEOUT, tls.connect(name, stream)).await;
         let stream = stream.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
         let stream = stream.map_err(|error| self.unreachable(&error))?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream))

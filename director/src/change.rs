@@ -23,7 +23,7 @@ use crate::{
     environment::uid,
     live::{
         ANSWER_LIFETIME, Live, LoadError, MAX_STORED_ANSWER_LEN, MAX_STORED_ANSWERS,
-        STORED_ANSWERS, StoredAnswer,
+        STORED_ANSWER_PREFIX, StoredAnswer,
     },
     metrics::Metrics,
     people::{self, Actor, PASSWORD},
@@ -36,7 +36,7 @@ const PASSWORDS: usize = 2;
 /// Requests that wait for a password to be hashed: some seconds' work.
 const PASSWORD_QUEUE: usize = 64;
 /// Entries of the audit after which a checkpoint is signed before its time.
-pub const UNSIGNED: u64 = 1000;
+pub const MAX_UNSIGNED_ENTRIES: u64 = 1000;
 /// Stored answers that a change forgets at most.
 const MAX_EXPIRED_REMOVED: usize = 16;
 
@@ -51,7 +51,7 @@ pub struct Director {
     is_unknown: AtomicBool,
     /// The director stops, and makes no more changes.
     is_closed: AtomicBool,
-    /// There are [`UNSIGNED`] entries without a checkpoint.
+    /// There are [`MAX_UNSIGNED_ENTRIES`] entries without a checkpoint.
     signature_due: Notify,
     pub(crate) environment: Arc<dyn Environment>,
     pub(crate) metrics: Metrics,
@@ -174,7 +174,7 @@ impl Director {
         self.sign(key).await
     }
 
-    /// Waits until there are [`UNSIGNED`] entries without a checkpoint.
+    /// Waits until there are [`MAX_UNSIGNED_ENTRIES`] entries without a checkpoint.
     pub async fn signature_due(&self) {
         self.signature_due.notified().await;
     }
@@ -263,7 +263,7 @@ impl Director {
                     applied.revision = Some(revision);
                     set_revision(&mut applied.body, revision);
                     self.metrics.commits.inc();
-                    if self.live.read().await.unsigned() >= UNSIGNED {
+                    if self.live.read().await.unsigned() >= MAX_UNSIGNED_ENTRIES {
                         self.signature_due.notify_one();
                     }
                     return Ok(applied);
@@ -366,7 +366,9 @@ fn complete(
         .iter()
         .filter(|(_, (stored, _))| is_old(stored));
     for (key, _) in old.take(MAX_EXPIRED_REMOVED) {
-        transaction.delete.insert(format!("{STORED_ANSWERS}{key}"));
+        transaction
+            .delete
+            .insert(format!("{STORED_ANSWER_PREFIX}{key}"));
     }
     if let Some((key, request)) = &wanted.idempotency {
         let user = &wanted.actor.user;
@@ -396,7 +398,7 @@ fn complete(
                 ),
             ));
         }
-        let stored = format!("{STORED_ANSWERS}{key}");
+        let stored = format!("{STORED_ANSWER_PREFIX}{key}");
         let precondition = match live.stored_answers.get(key) {
             Some((_, revision)) => Precondition::At(*revision),
             None => Precondition::Absent,

@@ -44,7 +44,7 @@ pub static SOCKET: Socket = Socket {
 };
 
 /// Longest wait for the last checkpoint of the audit at a stop.
-const CLOSE: Duration = Duration::from_secs(10);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A request of the control socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -302,7 +302,7 @@ impl service::Daemon for Daemon {
         self.checkpoints.abort();
         let (director, key) = (Arc::clone(&self.director), Arc::clone(&self.audit_key));
         self.closing = Some(tokio::spawn(async move {
-            let closed = tokio::time::timeout(CLOSE, director.close(&key)).await;
+            let closed = tokio::time::timeout(CLOSE_TIMEOUT, director.close(&key)).await;
             matches!(closed, Ok(Ok(_)))
         }));
         ControlFlow::Continue(())

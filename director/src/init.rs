@@ -10,7 +10,9 @@ use crate::{
     Environment,
     audit::{self, Head, Subject},
     offline::add_token,
-    people::{Actor, MAX_PASSWORD_LEN, MIN_PASSWORD_LEN, USERS, User, hash_password, token_hash},
+    people::{
+        Actor, MAX_PASSWORD_BYTES, MIN_PASSWORD_CHARS, USERS, User, hash_password, token_hash,
+    },
     roles::Role,
 };
 
@@ -112,9 +114,9 @@ pub async fn init(
 /// Refuses a password that is too short or too long.
 pub(crate) fn check_password(password: &str) -> Result<(), String> {
     let length = password.chars().count();
-    if length < MIN_PASSWORD_LEN || password.len() > MAX_PASSWORD_LEN {
+    if length < MIN_PASSWORD_CHARS || password.len() > MAX_PASSWORD_BYTES {
         return Err(format!(
-            "password: write {MIN_PASSWORD_LEN} to {MAX_PASSWORD_LEN} characters"
+            "password: write {MIN_PASSWORD_CHARS} to {MAX_PASSWORD_BYTES} characters"
         ));
     }
     Ok(())

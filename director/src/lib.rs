@@ -31,7 +31,7 @@ pub mod tls;
 mod totp;
 pub mod transfer;
 
-pub use change::{Director, UNSIGNED};
+pub use change::{Director, MAX_UNSIGNED_ENTRIES};
 pub use environment::{Environment, Kernel};
 pub use init::{Error as InitError, init};
 pub use live::LoadError;

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Prefix of the keys of stored answers.
-pub(crate) const STORED_ANSWERS: &str = "idempotency/";
+pub(crate) const STORED_ANSWER_PREFIX: &str = "idempotency/";
 /// Time that an answer is kept for requests with the same `Idempotency-Key`.
 pub(crate) const ANSWER_LIFETIME: SignedDuration = SignedDuration::from_hours(24);
 
@@ -85,7 +85,7 @@ impl Live {
             [
                 USERS,
                 TOKENS,
-                STORED_ANSWERS,
+                STORED_ANSWER_PREFIX,
                 audit::HEAD,
                 audit::CHECKPOINTS,
             ]
@@ -127,7 +127,7 @@ impl Live {
             put(&mut self.users, name, key, value, revision)
         } else if let Some(hash) = key.strip_prefix(TOKENS) {
             put(&mut self.tokens, hash, key, value, revision)
-        } else if let Some(name) = key.strip_prefix(STORED_ANSWERS) {
+        } else if let Some(name) = key.strip_prefix(STORED_ANSWER_PREFIX) {
             put(&mut self.stored_answers, name, key, value, revision)
         } else if key == audit::HEAD {
             self.head = value

@@ -19,11 +19,11 @@ pub const TOKENS: &str = "token/";
 /// Every token begins with this, so that scanners of leaked secrets find it.
 pub const TOKEN_PREFIX: &str = "cwy_";
 /// Shortest password, characters.
-pub const MIN_PASSWORD_LEN: usize = 12;
+pub const MIN_PASSWORD_CHARS: usize = 12;
 /// Longest password, bytes: argon2 is not to be given megabytes.
-pub const MAX_PASSWORD_LEN: usize = 1024;
+pub const MAX_PASSWORD_BYTES: usize = 1024;
 /// Lifetime of the token of a session.
-pub const SESSION: SignedDuration = SignedDuration::from_hours(12);
+pub const SESSION_LIFETIME: SignedDuration = SignedDuration::from_hours(12);
 /// Longest lifetime of a token.
 pub const MAX_TOKEN_LIFETIME: SignedDuration = SignedDuration::from_hours(24 * 366);
 

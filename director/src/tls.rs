@@ -27,12 +27,12 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 /// Time for a handshake.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for the head of a request, also after the request before: an idle connection ends.
-const HEADER: Duration = Duration::from_secs(30);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections at once, and those of one address. Watches are among them.
-const CONNECTIONS: usize = 4096;
-const OF_ADDRESS: usize = 512;
+const MAX_CONNECTIONS: usize = 4096;
+const MAX_CONNECTIONS_OF_ADDRESS: usize = 512;
 /// Time before connections are accepted again when the kernel refuses, for example for want of
 /// file descriptors.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -167,7 +167,7 @@ pub async fn serve(listener: TcpListener, tls: Option<Arc<Tls>>, router: Router)
                 return connection(stream, from, router).await;
             };
             let acceptor = TlsAcceptor::from(tls.config());
-            match timeout(HANDSHAKE, acceptor.accept(stream)).await {
+            match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => connection(stream, from, router).await,
                 Ok(Err(error)) => tracing::debug!(%from, %error, "TLS handshake of the API failed"),
                 Err(_) => tracing::debug!(%from, "handshake took too long"),
@@ -188,7 +188,7 @@ where
     let router = router.layer(axum::Extension(Peer(from)));
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER)
+        .header_read_timeout(HEADER_TIMEOUT)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
         .await;
     if let Err(error) = served {
@@ -218,7 +218,7 @@ impl Admitted {
         let mut open = limits.lock();
         let all: usize = open.values().sum();
         let of_address = open.entry(address).or_default();
-        if all >= CONNECTIONS || *of_address >= OF_ADDRESS {
+        if all >= MAX_CONNECTIONS || *of_address >= MAX_CONNECTIONS_OF_ADDRESS {
             if *of_address == 0 {
                 open.remove(&address);
             }
@@ -256,11 +256,11 @@ mod tests {
             let [high, low] = last.to_be_bytes();
             IpAddr::from([10, 0, high, low])
         };
-        let mut open: Vec<_> = (0..OF_ADDRESS)
+        let mut open: Vec<_> = (0..MAX_CONNECTIONS_OF_ADDRESS)
             .map(|_| Admitted::new(&limits, address(0)).expect("room"))
             .collect();
         assert!(Admitted::new(&limits, address(0)).is_none());
-        for other in 1..=(CONNECTIONS - OF_ADDRESS) as u16 {
+        for other in 1..=(MAX_CONNECTIONS - MAX_CONNECTIONS_OF_ADDRESS) as u16 {
             open.push(Admitted::new(&limits, address(other)).expect("room"));
         }
         assert!(Admitted::new(&limits, address(60_000)).is_none());

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 /// A counter is a problem after it rose within this many seconds in a row.
-const ROWS: u32 = 3;
+const RISING_SECONDS: u32 = 3;
 /// A problem is over when its counter did not rise for this long.
 const CLEAR_DELAY: Duration = Duration::from_secs(30);
 
@@ -92,7 +92,7 @@ impl Watched {
         if rose {
             self.rises += 1;
             self.last_rise = Some(now);
-            self.is_problem |= self.rises >= ROWS;
+            self.is_problem |= self.rises >= RISING_SECONDS;
         } else {
             self.rises = 0;
             let over = |at: Instant| now.duration_since(at) >= CLEAR_DELAY;

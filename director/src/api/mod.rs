@@ -48,7 +48,7 @@ use request::{Call, Query};
 pub const MAX_BODY: usize = 1 << 20;
 
 /// Time for the body of a request.
-const BODY: Duration = Duration::from_secs(30);
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The router of a director.
 pub fn router(director: Arc<Director>) -> Router {
@@ -196,11 +196,11 @@ async fn read_body(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Vec<u8>, Problem> {
-    let bytes = timeout(BODY, axum::body::to_bytes(body, MAX_BODY)).await;
+    let bytes = timeout(BODY_TIMEOUT, axum::body::to_bytes(body, MAX_BODY)).await;
     let bytes = bytes.map_err(|_| {
         Problem::bad_request(format!(
             "the body did not come within {} seconds: send it again",
-            BODY.as_secs()
+            BODY_TIMEOUT.as_secs()
         ))
     })?;
     let bytes = bytes.map_err(|_| Problem::too_large())?;

@@ -22,7 +22,7 @@ use crate::{
     Director,
     change::{Planned, Wanted},
     live::Live,
-    people::{Actor, MAX_PASSWORD_LEN, TOKENS, USERS, User, hash_password, is_password},
+    people::{Actor, MAX_PASSWORD_BYTES, TOKENS, USERS, User, hash_password, is_password},
     roles::{ObjectGroup, Verb},
 };
 
@@ -103,7 +103,7 @@ pub(super) async fn verified(
     password: String,
     hash: String,
 ) -> Result<bool, Problem> {
-    if password.len() > MAX_PASSWORD_LEN {
+    if password.len() > MAX_PASSWORD_BYTES {
         return Ok(false);
     }
     let _permit = permit(director).await?;

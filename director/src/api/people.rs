@@ -20,8 +20,8 @@ use crate::{
     audit::Subject,
     change::{Planned, Wanted},
     init,
-    live::{Live, STORED_ANSWERS},
-    people::{Actor, MAX_PASSWORD_LEN, PASSWORD, SESSION, USERS, User},
+    live::{Live, STORED_ANSWER_PREFIX},
+    people::{Actor, MAX_PASSWORD_BYTES, PASSWORD, SESSION_LIFETIME, USERS, User},
     roles::{ObjectGroup, Role, Verb},
 };
 
@@ -211,7 +211,7 @@ async fn log_in(call: Call) -> Result<Answer, Problem> {
     let credentials: Credentials = call.read()?;
     // Neither a name that no user can have nor such a password is hashed or logged.
     if service::config::name(&credentials.user).is_err()
-        || credentials.password.len() > MAX_PASSWORD_LEN
+        || credentials.password.len() > MAX_PASSWORD_BYTES
     {
         return Err(wrong_credentials());
     }
@@ -257,7 +257,7 @@ async fn log_in(call: Call) -> Result<Answer, Problem> {
         user: &user.name,
         tenant: actor.tenant.as_deref(),
         description: "session",
-        lifetime: SESSION,
+        lifetime: SESSION_LIFETIME,
         password: stored.as_deref(),
         code: code.as_deref(),
     };
@@ -456,7 +456,9 @@ fn delete_user(name: &str, live: &Live, transaction: &mut Transaction) {
     transaction.delete.insert(key);
     delete_tokens(name, live, transaction);
     for key in live.stored_answers_of(name) {
-        transaction.delete.insert(format!("{STORED_ANSWERS}{key}"));
+        transaction
+            .delete
+            .insert(format!("{STORED_ANSWER_PREFIX}{key}"));
     }
 }
 

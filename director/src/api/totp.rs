@@ -23,7 +23,7 @@ use crate::{
 
 /// Wrong codes in a row after which a user waits. A guesser with the password would need a million
 /// tries otherwise, which are some hours.
-const WRONG: u32 = 5;
+const MAX_WRONG_CODES: u32 = 5;
 /// Time that the user waits.
 const LOCKOUT: SignedDuration = SignedDuration::from_mins(15);
 
@@ -46,12 +46,12 @@ pub(super) fn check_lockout(
     // Users who waited long enough are forgotten.
     wrong.retain(|_, (_, last)| now.duration_since(*last) < LOCKOUT);
     match wrong.get(user) {
-        Some((count, _)) if *count >= WRONG => Err(Problem::new(
+        Some((count, _)) if *count >= MAX_WRONG_CODES => Err(Problem::new(
             StatusCode::TOO_MANY_REQUESTS,
             "too-many",
             format!(
-                "{WRONG} codes or passwords in a row were wrong: wait for {} minutes, or ask an \
-                 administrator for help",
+                "{MAX_WRONG_CODES} codes or passwords in a row were wrong: wait for {} minutes, \
+                 or ask an administrator for help",
                 LOCKOUT.as_mins()
             ),
         )),

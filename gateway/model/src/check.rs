@@ -104,7 +104,7 @@ pub(crate) fn tenant(c: &mut Checker, id: &str, spec: &TenantSpec) -> Tenant {
 }
 
 /// Where a backend listens: an address and a port, or a DNS name and a port.
-fn endpoint(c: &mut Checker, at: &str, text: &str) -> Option<ServiceAddress> {
+fn service_address(c: &mut Checker, at: &str, text: &str) -> Option<ServiceAddress> {
     let address = match text.parse() {
         Ok(ServiceAddress::Address(address)) => address,
         Ok(name @ ServiceAddress::Name(..)) => return Some(name),
@@ -123,8 +123,8 @@ fn endpoint(c: &mut Checker, at: &str, text: &str) -> Option<ServiceAddress> {
 
 /// Refuses an address of the gateway itself.
 pub(crate) fn loops(c: &mut Checker, id: &str, backend: &Backend, listen: &[SocketAddr]) {
-    for endpoint in &backend.addresses {
-        let ServiceAddress::Address(address) = endpoint else {
+    for service_address in &backend.addresses {
+        let ServiceAddress::Address(address) = service_address else {
             continue;
         };
         let own =
@@ -151,7 +151,7 @@ pub(crate) fn backend(c: &mut Checker, id: &str, spec: &BackendSpec) -> Backend 
     }
     let mut addresses = Vec::new();
     for text in &spec.addresses {
-        let Some(address) = endpoint(c, &at, text) else {
+        let Some(address) = service_address(c, &at, text) else {
             continue;
         };
         if addresses.contains(&address) {

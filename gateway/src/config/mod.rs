@@ -16,7 +16,7 @@ pub use service::config::{Error, Problem};
 
 use gateway_model::{Bounds, Objects};
 
-use crate::relay::{Desired, Limits, Plan, Prefix, Times};
+use crate::relay::{Desired, Limits, Prefix, RelayConfig, Times};
 
 /// A checked configuration file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,10 +164,10 @@ impl Local {
         self.circuits.threads.unwrap_or_else(processors)
     }
 
-    /// The plan of the relay, with these numbers of connections and pipes.
+    /// The configuration of the relay, with these numbers of connections and pipes.
     #[must_use]
-    pub fn plan(&self, connections: usize, pipes: usize, desired: Desired) -> Plan {
-        Plan {
+    pub fn relay_config(&self, connections: usize, pipes: usize, desired: Desired) -> RelayConfig {
+        RelayConfig {
             listen: self.listen.clone(),
             limits: Limits {
                 connections,

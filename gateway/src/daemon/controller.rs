@@ -125,11 +125,11 @@ impl Controller {
         let mut desired = Desired::default();
         let first = model.contents();
         update(&mut desired, &model, &first);
-        let plan = config.plan(limits.connections, limits.pipes, desired.clone());
+        let relay = config.relay_config(limits.connections, limits.pipes, desired.clone());
         let relay = if draining {
-            Relay::start_drained(plan)?
+            Relay::start_drained(relay)?
         } else {
-            Relay::start(plan)?
+            Relay::start(relay)?
         };
         let mut registry = Registry::default();
         relay.counters().register(&mut registry);
@@ -211,8 +211,8 @@ impl Controller {
             }
         }
         let circuits = self.circuits.prepare(&config.listen)?;
-        let plan = config.plan(limits.connections, limits.pipes, self.desired.clone());
-        let relay = self.relay.prepare(plan)?;
+        let relay = config.relay_config(limits.connections, limits.pipes, self.desired.clone());
+        let relay = self.relay.prepare(relay)?;
         self.attach_as(&config, has_circuits)?;
         // Nothing below can fail.
         self.relay.take(relay);
@@ -358,7 +358,7 @@ fn update(desired: &mut Desired, model: &Model, changes: &Changes) -> bool {
     if !changes.backends.is_empty() {
         let backends = model.backends().map(|(name, backend)| {
             let backend = Backend {
-                endpoints: backend.addresses.clone(),
+                service_addresses: backend.addresses.clone(),
                 proxy: backend.proxy,
             };
             (Arc::clone(name), backend)

@@ -11,8 +11,8 @@ use tokio::{
 
 use super::{
     Shared,
+    config::Limits,
     connection::{refuse, serve},
-    plan::Limits,
 };
 
 /// Pause after a failed accept: its usual cause, too many open files, does not end at once.
@@ -52,13 +52,13 @@ fn not_accepted(error: &io::Error, shared: &Shared) {
 
 fn begin(n: usize, client: TcpStream, ends: (SocketAddr, SocketAddr), shared: &Arc<Shared>) {
     shared.counters.accepted.inc();
-    let plan = shared.plan();
+    let config = shared.config();
     let Limits {
         connections,
         per_source,
         ..
-    } = plan.limits;
-    let counted = if plan.is_proxy(ends.0.ip()) {
+    } = config.limits;
+    let counted = if config.is_proxy(ends.0.ip()) {
         shared.connections.take_of_proxy(connections)
     } else {
         let source = ends.0.ip();
@@ -71,7 +71,7 @@ fn begin(n: usize, client: TcpStream, ends: (SocketAddr, SocketAddr), shared: &A
     let (chosen, busy) = shared.threads.take(n);
     let shared = Arc::clone(shared);
     if chosen == n {
-        tokio::spawn(serve(client, ends, (counted, busy), plan, shared));
+        tokio::spawn(serve(client, ends, (counted, busy), config, shared));
         return;
     }
     // The socket moves to the runtime of another thread.
@@ -80,7 +80,7 @@ fn begin(n: usize, client: TcpStream, ends: (SocketAddr, SocketAddr), shared: &A
             let there = shared.threads.runtime(chosen).clone();
             there.spawn(async move {
                 match TcpStream::from_std(client) {
-                    Ok(client) => serve(client, ends, (counted, busy), plan, shared).await,
+                    Ok(client) => serve(client, ends, (counted, busy), config, shared).await,
                     Err(error) => not_accepted(&error, &shared),
                 }
             });

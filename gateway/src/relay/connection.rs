@@ -15,9 +15,9 @@ use super::{
     Shared,
     access::Record,
     carry::{End, Traffic, abort, carry},
+    config::{RelayConfig, Times},
     counters, limits,
     open::{self, Refused},
-    plan::{Plan, Times},
     threads::Busy,
 };
 
@@ -31,7 +31,7 @@ pub(super) async fn serve(
     client: TcpStream,
     (from, local): (SocketAddr, SocketAddr),
     (mut counted, busy): (limits::Counted, Busy),
-    plan: Arc<Plan>,
+    config: Arc<RelayConfig>,
     shared: Arc<Shared>,
 ) {
     let counters = &shared.counters;
@@ -50,7 +50,7 @@ pub(super) async fn serve(
         &client,
         &mut info,
         &mut counted,
-        &plan,
+        &config,
         (counters, &shared.backends),
     ));
     let opened = tokio::select! {
@@ -73,8 +73,8 @@ pub(super) async fn serve(
             return;
         }
     };
-    let Times { idle, trial, .. } = plan.times;
-    drop(plan);
+    let Times { idle, trial, .. } = config.times;
+    drop(config);
     let traffic: Traffic = counters.traffic(&info.tenant);
     traffic.up.inc_by(bytes as u64);
     let open = counters.opened(&info.tenant);

@@ -2,12 +2,12 @@
 //! without waiting long for one that does not.
 //!
 //! ```text
-//!   endpoints ─ Resolver ─▶ Dialler of the backend ─▶ Race ─▶ TcpStream::connect
+//!   service addresses ─ Resolver ─▶ Dialler of the backend ─▶ Race ─▶ TcpStream::connect
 //!                  ▲                  ▲──────── reports ──────────┘
 //!                  └──── all failed: names are looked up again, and addresses that are new tried
 //! ```
 //!
-//! Learned states of backends belong to the relay and not to a plan: a reload keeps them.
+//! Learned states of backends belong to the relay and not to a configuration: a reload keeps them.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -49,7 +49,7 @@ pub(super) struct Backends {
 /// A backend that was dialled.
 #[derive(Debug)]
 struct Dialled {
-    endpoints: Vec<ServiceAddress>,
+    service_addresses: Vec<ServiceAddress>,
     /// The resolver's changes that the dialler knows of.
     changes: u64,
     dialler: Dialler,
@@ -75,11 +75,15 @@ impl Backends {
         })
     }
 
-    /// Sets the backends of the plan: their names are looked up, and others are forgotten.
+    /// Sets the backends of the configuration: their names are looked up, and others are forgotten.
     pub fn set(&self, backends: &HashMap<Arc<str>, Backend>) {
         self.dialled().retain(|name, _| backends.contains_key(name));
-        let endpoints = backends.values().flat_map(|backend| &backend.endpoints);
-        let names: BTreeSet<_> = endpoints.filter_map(|e| e.name().cloned()).collect();
+        let service_addresses = backends
+            .values()
+            .flat_map(|backend| &backend.service_addresses);
+        let names: BTreeSet<_> = service_addresses
+            .filter_map(|e| e.name().cloned())
+            .collect();
         self.resolver.set(names);
     }
 
@@ -88,7 +92,7 @@ impl Backends {
     }
 
     fn race(&self, name: &Arc<str>, backend: &Backend, settings: RaceSettings) -> Race {
-        let endpoints = &backend.endpoints;
+        let service_addresses = &backend.service_addresses;
         let changes = if is_named(backend) {
             self.resolver.progress().borrow().changes
         } else {
@@ -97,14 +101,14 @@ impl Backends {
         let now = self.begun.elapsed();
         let mut all = self.dialled();
         let dialled = all.entry(Arc::clone(name)).or_insert_with(|| Dialled {
-            endpoints: Vec::new(),
+            service_addresses: Vec::new(),
             changes,
             dialler: Dialler::in_order(DialSettings::server(), &[], self.seed, now),
         });
-        if dialled.endpoints != *endpoints || dialled.changes != changes {
-            let addresses = self.resolver.target(name, endpoints).addresses;
+        if dialled.service_addresses != *service_addresses || dialled.changes != changes {
+            let addresses = self.resolver.target(name, service_addresses).addresses;
             dialled.dialler.update_in_order(&addresses, now);
-            dialled.endpoints.clone_from(endpoints);
+            dialled.service_addresses.clone_from(service_addresses);
             dialled.changes = changes;
         }
         dialled.dialler.race(None, settings, now)
@@ -119,8 +123,8 @@ impl Backends {
 }
 
 fn is_named(backend: &Backend) -> bool {
-    let mut endpoints = backend.endpoints.iter();
-    endpoints.any(|endpoint| endpoint.name().is_some())
+    let mut service_addresses = backend.service_addresses.iter();
+    service_addresses.any(|address| address.name().is_some())
 }
 
 /// Connects to a backend; calls `failed` for each address that does not answer within `timeout`,
@@ -151,9 +155,12 @@ pub(super) async fn dial(
         Err(error) => error,
     };
     if is_named(backend) {
-        let endpoints = &backend.endpoints;
-        backends.resolver.look_up_again(endpoints, timeout).await;
-        let mut new = backends.resolver.target(name, endpoints).addresses;
+        let service_addresses = &backend.service_addresses;
+        backends
+            .resolver
+            .look_up_again(service_addresses, timeout)
+            .await;
+        let mut new = backends.resolver.target(name, service_addresses).addresses;
         new.retain(|address| !tried.contains(address));
         if !new.is_empty() {
             return run(Race::new(new, settings), &mut tried, &report).await;
@@ -232,17 +239,19 @@ async fn connect(
 mod tests {
     use super::*;
 
-    fn plan(endpoints: &[&str]) -> HashMap<Arc<str>, Backend> {
-        let endpoints = endpoints.iter().map(|text| text.parse().expect("good"));
+    fn backend_at(service_addresses: &[&str]) -> HashMap<Arc<str>, Backend> {
+        let service_addresses = service_addresses
+            .iter()
+            .map(|text| text.parse().expect("good"));
         let backend = Backend {
-            endpoints: endpoints.collect(),
+            service_addresses: service_addresses.collect(),
             proxy: false,
         };
         HashMap::from([("b".into(), backend)])
     }
 
-    fn first(backends: &Backends, plan: &HashMap<Arc<str>, Backend>) -> Option<SocketAddr> {
-        let race = backends.race(&"b".into(), &plan["b"], RaceSettings::default());
+    fn first(backends: &Backends, named: &HashMap<Arc<str>, Backend>) -> Option<SocketAddr> {
+        let race = backends.race(&"b".into(), &named["b"], RaceSettings::default());
         match { race }.poll(Duration::ZERO)? {
             RaceAction::Connect { address, .. } => Some(address),
             other => panic!("{other:?}"),
@@ -250,15 +259,15 @@ mod tests {
     }
 
     #[test]
-    fn health_belongs_to_the_relay_and_outlives_a_plan() {
+    fn health_belongs_to_the_relay_and_outlives_a_configuration() {
         let backends = Backends::start(None, 1).expect("a thread");
-        let two = plan(&["192.0.2.1:443", "192.0.2.2:443"]);
+        let two = backend_at(&["192.0.2.1:443", "192.0.2.2:443"]);
         let [a, b]: [SocketAddr; 2] = [1, 2].map(|n| ([192, 0, 2, n], 443).into());
         backends.set(&two);
         assert_eq!(first(&backends, &two), Some(a));
         backends.report(&"b".into(), a, Report::Failed(Failure::Silent));
         assert_eq!(first(&backends, &two), Some(b));
-        let three = plan(&["192.0.2.1:443", "192.0.2.3:443", "192.0.2.2:443"]);
+        let three = backend_at(&["192.0.2.1:443", "192.0.2.3:443", "192.0.2.2:443"]);
         backends.set(&three);
         assert_ne!(first(&backends, &three), Some(a));
         backends.set(&HashMap::new());
@@ -275,14 +284,14 @@ mod tests {
         let listener = listener.expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let backends = Backends::start(None, 1).expect("a thread");
-        let named = plan(&[&format!("localhost:{port}")]);
+        let named = backend_at(&[&format!("localhost:{port}")]);
         backends.set(&named);
         let name = "b".into();
         let timeout = Duration::from_secs(5);
         let dialled = dial((&name, &named["b"]), &backends, timeout, || {}).await;
         let (_stream, address) = dialled.expect("connected");
         assert_eq!((address.ip().is_loopback(), address.port()), (true, port));
-        let unknown = plan(&["no-such-name.invalid:5"]);
+        let unknown = backend_at(&["no-such-name.invalid:5"]);
         backends.set(&unknown);
         let failed = dial((&name, &unknown["b"]), &backends, timeout, || {}).await;
         let error = failed.expect_err("no address").kind();

@@ -12,7 +12,7 @@
 //! | `listener`, `accept` | bind the sockets; accept, limit and distribute connections |
 //! | `connection` | the life of one connection: `open` (hello, route, dial), then `carry` |
 //! | `pipe`, `received` | pipes for splice(2); the number of bytes that a socket has received |
-//! | `plan` | the configuration, which [`Relay`] replaces |
+//! | `config` | the configuration, which [`Relay`] replaces |
 //!
 //! The relay never terminates TLS; the gateway has no key for that. An idle connection has two
 //! sockets, a task and no buffer, and stays on one thread (`threads`).
@@ -20,6 +20,7 @@
 mod accept;
 pub mod access;
 pub mod carry;
+mod config;
 mod connection;
 pub mod counters;
 pub mod dial;
@@ -27,7 +28,6 @@ pub mod limits;
 mod listener;
 mod open;
 mod pipe;
-mod plan;
 mod received;
 mod threads;
 
@@ -54,17 +54,17 @@ use self::{
     threads::Threads,
 };
 pub use self::{
+    config::{Backend, Desired, Limits, RelayConfig, Times},
     dial::ServiceAddress,
     open::Refused,
-    plan::{Backend, Desired, Limits, Plan, Times},
 };
 
 /// Time that the accept tasks of a drain have to close their sockets.
-const LEFT_BEHIND: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Threads at most, on any number of processors.
 const MAX_THREADS: usize = 64;
 
-/// Why the relay does not start, or keeps its old plan.
+/// Why the relay does not start, or keeps its old configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// An address cannot be bound.
@@ -92,7 +92,7 @@ pub enum Error {
 
 /// State that all connections share.
 struct Shared {
-    plan: RwLock<Arc<Plan>>,
+    config: RwLock<Arc<RelayConfig>>,
     access: RwLock<Option<Arc<AccessLog>>>,
     backends: Backends,
     connections: Arc<Connections>,
@@ -107,14 +107,14 @@ impl Shared {
         access.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn plan(&self) -> Arc<Plan> {
-        Arc::clone(&self.plan.read().unwrap_or_else(PoisonError::into_inner))
+    fn config(&self) -> Arc<RelayConfig> {
+        Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 /// An address with its accept tasks.
 struct Listening {
-    /// As in the plan.
+    /// As in the configuration.
     wanted: SocketAddr,
     /// With the port in use.
     address: SocketAddr,
@@ -128,9 +128,9 @@ impl Drop for Listening {
     }
 }
 
-/// A new plan, with its new addresses bound. Dropped, it changes nothing.
+/// A new configuration, with its new addresses bound. Dropped, it changes nothing.
 pub struct Prepared {
-    plan: Plan,
+    config: RelayConfig,
     bound: Vec<Bound>,
     access: Option<Arc<AccessLog>>,
 }
@@ -151,7 +151,7 @@ pub struct Relay {
 
 enum Listeners {
     Open(Vec<Listening>),
-    /// The addresses of the plan, each with the address in use before.
+    /// The addresses of the configuration, each with the address in use before.
     Draining(Vec<(SocketAddr, SocketAddr)>),
 }
 
@@ -166,12 +166,12 @@ impl Relay {
     ///
     /// # Errors
     /// When an address cannot be bound; the relay listens on none then.
-    pub fn start(plan: Plan) -> Result<Self, Error> {
-        let relay = Self::start_drained(plan)?;
-        let plan = relay.shared.plan();
+    pub fn start(config: RelayConfig) -> Result<Self, Error> {
+        let relay = Self::start_drained(config)?;
+        let config = relay.shared.config();
         *relay.listening() = Listeners::Open(Vec::new());
-        let bound = relay.bind(&plan.listen)?;
-        relay.listen(&plan.listen, bound);
+        let bound = relay.bind(&config.listen)?;
+        relay.listen(&config.listen, bound);
         Ok(relay)
     }
 
@@ -180,11 +180,11 @@ impl Relay {
     ///
     /// # Errors
     /// When threads or the file of access records are not possible.
-    pub fn start_drained(plan: Plan) -> Result<Self, Error> {
-        let pipes = Pipes::new(plan.limits.pipes);
+    pub fn start_drained(config: RelayConfig) -> Result<Self, Error> {
+        let pipes = Pipes::new(config.limits.pipes);
         let seed = getrandom::u64().unwrap_or_default();
-        let backends = Backends::start(plan.names_file.clone(), seed).map_err(Error::Threads)?;
-        backends.set(&plan.desired.backends);
+        let backends = Backends::start(config.names_file.clone(), seed).map_err(Error::Threads)?;
+        backends.set(&config.desired.backends);
         let shared = Arc::new(Shared {
             connections: Arc::default(),
             counters: Counters::new(pipes.short.clone()),
@@ -192,63 +192,65 @@ impl Relay {
             access: RwLock::default(),
             backends,
             threads: Threads::start(processors()).map_err(Error::Threads)?,
-            plan: RwLock::new(Arc::new(plan)),
+            config: RwLock::new(Arc::new(config)),
         });
-        let plan = shared.plan();
-        let addresses = plan.listen.iter().map(|address| (*address, *address));
+        let config = shared.config();
+        let addresses = config.listen.iter().map(|address| (*address, *address));
         let relay = Self {
             shared,
             listening: Mutex::new(Listeners::Draining(addresses.collect())),
         };
-        relay.set_access(relay.open_access(&plan)?);
+        relay.set_access(relay.open_access(&config)?);
         Ok(relay)
     }
 
     /// Puts other tenants, backends and routes in force for new connections. It cannot fail, and
     /// changes nothing of a drain.
     pub fn set_desired(&self, desired: Desired) {
-        let old = self.shared.plan();
+        let old = self.shared.config();
         if !Arc::ptr_eq(&old.desired.backends, &desired.backends) {
             self.shared.backends.set(&desired.backends);
         }
         let mut current = self
             .shared
-            .plan
+            .config
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        let plan = Plan {
+        let config = RelayConfig {
             desired,
             ..(**current).clone()
         };
-        *current = Arc::new(plan);
+        *current = Arc::new(config);
     }
 
-    /// Puts a new plan in force for new connections. Existing ones go on as they began.
+    /// Puts a new configuration in force for new connections. Existing ones go on as they began.
     ///
     /// # Errors
-    /// When a new address cannot be bound, or the relay drains; the old plan stays in force.
-    pub fn replan(&self, plan: Plan) -> Result<(), Error> {
-        self.take(self.prepare(plan)?);
+    /// When a new address cannot be bound, or the relay drains; the old configuration stays in
+    /// force.
+    pub fn reconfigure(&self, config: RelayConfig) -> Result<(), Error> {
+        self.take(self.prepare(config)?);
         Ok(())
     }
 
-    /// Does the part of [`replan`](Self::replan) that can fail: binds the new addresses of a plan.
+    /// Does the part of [`reconfigure`](Self::reconfigure) that can fail: binds the new addresses
+    /// of a configuration.
     ///
     /// # Errors
-    /// As [`replan`](Self::replan).
-    pub fn prepare(&self, plan: Plan) -> Result<Prepared, Error> {
-        let bound = self.bind(&plan.listen)?;
-        let access = self.open_access(&plan)?;
+    /// As [`reconfigure`](Self::reconfigure).
+    pub fn prepare(&self, config: RelayConfig) -> Result<Prepared, Error> {
+        let bound = self.bind(&config.listen)?;
+        let access = self.open_access(&config)?;
         Ok(Prepared {
-            plan,
+            config,
             bound,
             access,
         })
     }
 
     /// Opens the file of access records, also if it is open: it may have been moved away.
-    fn open_access(&self, plan: &Plan) -> Result<Option<Arc<AccessLog>>, Error> {
-        let Some(path) = &plan.access_log else {
+    fn open_access(&self, config: &RelayConfig) -> Result<Option<Arc<AccessLog>>, Error> {
+        let Some(path) = &config.access_log else {
             return Ok(None);
         };
         let lost = self.shared.counters.lost_records.clone();
@@ -266,23 +268,23 @@ impl Relay {
         *present.unwrap_or_else(PoisonError::into_inner) = access;
     }
 
-    /// Puts a prepared plan in force. A relay that drains accepts nothing still.
+    /// Puts a prepared configuration in force. A relay that drains accepts nothing still.
     pub fn take(&self, prepared: Prepared) {
         let Prepared {
-            plan,
+            config,
             bound,
             access,
         } = prepared;
         self.set_access(access);
-        self.shared.backends.set(&plan.desired.backends);
-        self.listen(&plan.listen, bound);
-        self.shared.pipes.limit(plan.limits.pipes);
+        self.shared.backends.set(&config.desired.backends);
+        self.listen(&config.listen, bound);
+        self.shared.pipes.limit(config.limits.pipes);
         let mut current = self
             .shared
-            .plan
+            .config
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        *current = Arc::new(plan);
+        *current = Arc::new(config);
     }
 
     /// Binds those of the addresses that are not listened on yet.
@@ -387,7 +389,7 @@ impl Relay {
             match bound.collect::<Result<Vec<_>, Error>>() {
                 Ok(bound) => break bound,
                 // The accept tasks close the old sockets on their threads.
-                Err(_) if begun.elapsed() < LEFT_BEHIND => sleep(ACCEPT_PAUSE / 10).await,
+                Err(_) if begun.elapsed() < CLOSE_TIMEOUT => sleep(ACCEPT_PAUSE / 10).await,
                 Err(error) => return Err(error),
             }
         };

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    Plan,
+    RelayConfig,
     counters::{Backend as BackendLabel, Counters, label},
     dial::{Backends, dial},
     limits::{Counted, Full},
@@ -169,10 +169,10 @@ pub(super) async fn open(
     client: &TcpStream,
     info: &mut ConnectionInfo,
     counted: &mut Counted,
-    plan: &Plan,
+    config: &RelayConfig,
     (counters, backends): (&Counters, &Backends),
 ) -> Result<Opened, Refused> {
-    let opened = opened(client, info, counted, plan, (counters, backends)).await;
+    let opened = opened(client, info, counted, config, (counters, backends)).await;
     if let Err(refused) = &opened
         && let Some(number) = refused.alert()
     {
@@ -186,25 +186,25 @@ async fn opened(
     client: &TcpStream,
     info: &mut ConnectionInfo,
     counted: &mut Counted,
-    plan: &Plan,
+    config: &RelayConfig,
     (counters, backends): (&Counters, &Backends),
 ) -> Result<Opened, Refused> {
-    let end = Instant::now() + plan.times.hello;
+    let end = Instant::now() + config.times.hello;
     let mut header = 0;
-    if plan.is_proxy(info.from.ip()) {
+    if config.is_proxy(info.from.ip()) {
         let (named, bytes) = read_proxy_header(client, end).await?;
         info.from = named.unwrap_or(info.from);
         header = bytes;
-        counted.name_source(info.from.ip(), plan.limits.per_source)?;
+        counted.name_source(info.from.ip(), config.limits.per_source)?;
     }
     let (hello, bytes) = read(client, end).await?;
-    let route = plan.desired.table.find(&hello)?;
+    let route = config.desired.table.find(&hello)?;
     info.name = hello.name.unwrap_or_default();
     info.tenant = label(route.tenant.as_ref()).to_owned();
     info.backend = (*route.backend).to_owned();
     let mut limit = None;
     if let Some(tenant) = &route.tenant {
-        let most = plan
+        let most = config
             .desired
             .tenants
             .get(tenant)
@@ -217,16 +217,21 @@ async fn opened(
         backend: (*route.backend).to_owned(),
         source,
     };
-    let Some(backend) = plan.desired.backends.get(&route.backend) else {
+    let Some(backend) = config.desired.backends.get(&route.backend) else {
         return Err(unreachable(io::ErrorKind::NotFound.into()));
     };
-    let dialed = dial((&route.backend, backend), backends, plan.times.dial, || {
-        let backend = (*route.backend).to_owned();
-        counters
-            .dial_failures
-            .get_or_create(&BackendLabel { backend })
-            .inc();
-    });
+    let dialed = dial(
+        (&route.backend, backend),
+        backends,
+        config.times.dial,
+        || {
+            let backend = (*route.backend).to_owned();
+            counters
+                .dial_failures
+                .get_or_create(&BackendLabel { backend })
+                .inc();
+        },
+    );
     let (stream, address) = dial_while_connected(client, dialed)
         .await?
         .map_err(unreachable)?;
@@ -239,7 +244,7 @@ async fn opened(
         Vec::new()
     };
     first.extend_from_slice(&bytes);
-    timeout(plan.times.dial, write(&stream, &first))
+    timeout(config.times.dial, write(&stream, &first))
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(unreachable)?;

@@ -11,8 +11,8 @@ use crate::Fingerprint;
 
 /// Every token of this version begins with this, so that scanners of leaked secrets find it.
 const PREFIX: &str = "cwy-enrol1.";
-/// Most endpoints of a token.
-const MAX_ENDPOINTS: usize = 16;
+/// Most service addresses of a token.
+const MAX_SERVICE_ADDRESSES: usize = 16;
 /// Bytes of the checksum.
 const CHECKSUM_LEN: usize = 4;
 
@@ -62,8 +62,8 @@ impl fmt::Debug for Secret {
 
 /// A token for one enrolment of one machine. Its text is `cwy-enrol1.` and base64url without
 /// padding (RFC 4648 section 5) of secret (16 bytes), SHA-256 of the CA's certificate (32), length
-/// and text of the director's server name, number of endpoints, length and text of each, and the
-/// first four bytes of the SHA-256 of all of these.
+/// and text of the director's server name, number of service addresses, length and text of each,
+/// and the first four bytes of the SHA-256 of all of these.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EnrolmentToken {
     /// Proof that the machine may enrol.
@@ -73,7 +73,7 @@ pub struct EnrolmentToken {
     /// Server name of the director in TLS, a DNS name; gateways relay by it.
     pub server_name: String,
     /// Where to connect: gateways, or the director itself. 1 to 16.
-    pub endpoints: Vec<ServiceAddress>,
+    pub service_addresses: Vec<ServiceAddress>,
 }
 
 /// A text is no token.
@@ -99,12 +99,12 @@ impl EnrolmentToken {
         if dns_name(self.server_name.as_bytes()).as_deref() != Some(&*self.server_name) {
             return Err(BadToken::Contents("server name"));
         }
-        if !(1..=MAX_ENDPOINTS).contains(&self.endpoints.len()) {
-            return Err(BadToken::Contents("number of endpoints"));
+        if !(1..=MAX_SERVICE_ADDRESSES).contains(&self.service_addresses.len()) {
+            return Err(BadToken::Contents("number of service addresses"));
         }
-        let fits = |endpoint: &ServiceAddress| u8::try_from(endpoint.to_string().len()).is_ok();
-        if !self.endpoints.iter().all(fits) {
-            return Err(BadToken::Contents("endpoint"));
+        let fits = |address: &ServiceAddress| u8::try_from(address.to_string().len()).is_ok();
+        if !self.service_addresses.iter().all(fits) {
+            return Err(BadToken::Contents("service address"));
         }
         Ok(())
     }
@@ -118,10 +118,10 @@ impl EnrolmentToken {
         let mut bytes = self.secret.as_bytes().to_vec();
         bytes.extend(self.authority.as_bytes());
         push(&mut bytes, &self.server_name)?;
-        let count = u8::try_from(self.endpoints.len());
-        bytes.push(count.map_err(|_| BadToken::Contents("number of endpoints"))?);
-        for endpoint in &self.endpoints {
-            push(&mut bytes, &endpoint.to_string())?;
+        let count = u8::try_from(self.service_addresses.len());
+        bytes.push(count.map_err(|_| BadToken::Contents("number of service addresses"))?);
+        for address in &self.service_addresses {
+            push(&mut bytes, &address.to_string())?;
         }
         let check = Sha256::digest(&bytes);
         bytes.extend(&check[..CHECKSUM_LEN]);
@@ -132,7 +132,7 @@ impl EnrolmentToken {
 }
 
 fn push(bytes: &mut Vec<u8>, text: &str) -> Result<(), BadToken> {
-    let length = u8::try_from(text.len()).map_err(|_| BadToken::Contents("endpoint"))?;
+    let length = u8::try_from(text.len()).map_err(|_| BadToken::Contents("service address"))?;
     bytes.push(length);
     bytes.extend(text.as_bytes());
     Ok(())
@@ -166,10 +166,10 @@ fn read(bytes: &[u8]) -> Result<EnrolmentToken, BadToken> {
     let authority = Fingerprint::from_slice(rest.take(32)?).ok_or(BadToken::Damaged)?;
     let server_name = rest.text("server name")?.to_owned();
     let count = rest.take(1)?[0];
-    let mut endpoints = Vec::with_capacity(usize::from(count));
+    let mut service_addresses = Vec::with_capacity(usize::from(count));
     for _ in 0..count {
-        let endpoint = rest.text("endpoint")?.parse();
-        endpoints.push(endpoint.map_err(|_| BadToken::Contents("endpoint"))?);
+        let address = rest.text("service address")?.parse();
+        service_addresses.push(address.map_err(|_| BadToken::Contents("service address"))?);
     }
     if !rest.0.is_empty() {
         return Err(BadToken::Damaged);
@@ -178,7 +178,7 @@ fn read(bytes: &[u8]) -> Result<EnrolmentToken, BadToken> {
         secret,
         authority,
         server_name,
-        endpoints,
+        service_addresses,
     };
     token.check()?;
     Ok(token)
@@ -211,12 +211,12 @@ mod tests {
             secret: Secret::new([7; 16]),
             authority: Fingerprint::of(b"certificate"),
             server_name: "director.example.net".into(),
-            endpoints: [
+            service_addresses: [
                 "192.0.2.1:6180",
                 "[2001:db8::1]:6180",
                 "gw2.example.net:443",
             ]
-            .map(|endpoint| endpoint.parse().unwrap())
+            .map(|address| address.parse().unwrap())
             .into(),
         }
     }
@@ -242,13 +242,13 @@ mod tests {
     #[test]
     fn a_token_with_impossible_contents_is_not_made() {
         let without = EnrolmentToken {
-            endpoints: Vec::new(),
+            service_addresses: Vec::new(),
             ..token()
         };
-        let error = BadToken::Contents("number of endpoints");
+        let error = BadToken::Contents("number of service addresses");
         assert_eq!(without.encode(), Err(error));
         let many = EnrolmentToken {
-            endpoints: vec!["192.0.2.1:1".parse().unwrap(); 17],
+            service_addresses: vec!["192.0.2.1:1".parse().unwrap(); 17],
             ..token()
         };
         assert_eq!(many.encode(), Err(error));

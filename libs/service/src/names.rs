@@ -133,8 +133,8 @@ impl Resolver {
 
     /// A service and its addresses, as far as they are known.
     #[must_use]
-    pub fn target(&self, name: &str, endpoints: &[ServiceAddress]) -> Target {
-        self.shared.state().names.target(name, endpoints)
+    pub fn target(&self, name: &str, service_addresses: &[ServiceAddress]) -> Target {
+        self.shared.state().names.target(name, service_addresses)
     }
 
     /// Something does not answer: all names are looked up soon.
@@ -144,15 +144,18 @@ impl Resolver {
         self.shared.look_up(&mut state);
     }
 
-    /// Looks the names of endpoints up again, and waits for the results; not longer than
+    /// Looks the names of service addresses up again, and waits for the results; not longer than
     /// `timeout`, and not for names that were asked a short time ago.
-    pub async fn look_up_again(&self, endpoints: &[ServiceAddress], timeout: Duration) {
+    pub async fn look_up_again(&self, service_addresses: &[ServiceAddress], timeout: Duration) {
         let mut progress = self.shared.progress.subscribe();
         let mut awaited: Vec<(&str, u64)> = Vec::new();
         {
             let mut state = self.shared.state();
             let now = self.shared.now();
-            for name in endpoints.iter().filter_map(|endpoint| endpoint.name()) {
+            for name in service_addresses
+                .iter()
+                .filter_map(|address| address.name())
+            {
                 if state.names.expedite_one(name, now) {
                     awaited.push((name, state.names.results(name)));
                 }
@@ -382,15 +385,15 @@ mod tests {
         Resolver::start_with(NameSettings::default(), 1, file, lookup).expect("a thread")
     }
 
-    fn endpoints() -> Vec<ServiceAddress> {
+    fn service_addresses() -> Vec<ServiceAddress> {
         ["gw1.example.net:7", "gw2.example.net:7", "192.0.2.9:8"]
-            .map(|text| text.parse().expect("an endpoint"))
+            .map(|text| text.parse().expect("a service address"))
             .to_vec()
     }
 
     fn set(resolver: &Resolver) {
-        let endpoints = endpoints();
-        let names = endpoints.iter().filter_map(|e| e.name().cloned());
+        let service_addresses = service_addresses();
+        let names = service_addresses.iter().filter_map(|e| e.name().cloned());
         resolver.set(names.collect());
     }
 
@@ -403,7 +406,7 @@ mod tests {
     }
 
     fn addresses(resolver: &Resolver) -> Vec<SocketAddr> {
-        resolver.target("a", &endpoints()).addresses
+        resolver.target("a", &service_addresses()).addresses
     }
 
     fn text(of: &[&str]) -> Vec<SocketAddr> {
@@ -450,12 +453,14 @@ mod tests {
     async fn a_caller_waits_for_the_result_and_not_for_recent_ones() {
         let resolver = start(None, works);
         set(&resolver);
-        resolver.look_up_again(&endpoints(), TIMEOUT).await;
+        resolver.look_up_again(&service_addresses(), TIMEOUT).await;
         let all = text(&["192.0.2.1:7", "192.0.2.2:7", "192.0.2.9:8"]);
         assert_eq!(addresses(&resolver), all);
         let begun = Instant::now();
-        resolver.look_up_again(&endpoints(), TIMEOUT).await;
-        resolver.look_up_again(&endpoints()[2..], TIMEOUT).await;
+        resolver.look_up_again(&service_addresses(), TIMEOUT).await;
+        resolver
+            .look_up_again(&service_addresses()[2..], TIMEOUT)
+            .await;
         assert!(begun.elapsed() < TIMEOUT / 2);
         let changed = resolver.progress().borrow().changes;
         assert_eq!(changed, 1);
@@ -466,7 +471,7 @@ mod tests {
         });
         set(&slow);
         let begun = Instant::now();
-        slow.look_up_again(&endpoints(), Duration::from_millis(50))
+        slow.look_up_again(&service_addresses(), Duration::from_millis(50))
             .await;
         assert!(begun.elapsed() < Duration::from_secs(1));
     }
@@ -480,7 +485,7 @@ mod tests {
         let resolver = Resolver::start(settings, 1, None).expect("a thread");
         let local = ["localhost:5"
             .parse::<ServiceAddress>()
-            .expect("an endpoint")];
+            .expect("a service address")];
         resolver.set(local.iter().filter_map(|e| e.name().cloned()).collect());
         resolver.look_up_again(&local, TIMEOUT).await;
         let found = resolver.target("a", &local).addresses;

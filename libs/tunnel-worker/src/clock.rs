@@ -121,7 +121,7 @@ pub struct ClockReservation {
 }
 
 /// Length of a reservation, nanoseconds: the next process starts that far ahead.
-const RESERVED: u64 = 300_000_000_000;
+const RESERVATION_NS: u64 = 300_000_000_000;
 /// A reservation is renewed when less than this is left of it, nanoseconds.
 const RENEWAL_THRESHOLD_NS: u64 = 60_000_000_000;
 
@@ -138,7 +138,7 @@ impl ClockReservation {
         if last == 0 || last.saturating_add(RENEWAL_THRESHOLD_NS) <= self.reserved {
             return None;
         }
-        self.reserved = last.saturating_add(RESERVED);
+        self.reserved = last.saturating_add(RESERVATION_NS);
         Some(self.reserved)
     }
 }

@@ -38,8 +38,8 @@ use crate::{lab_lock::LabLock, skip};
 
 /// Time for a command that should be quick.
 const SHORT_TIMEOUT: Duration = Duration::from_secs(20);
-/// Stands take turns among themselves: namespaces, the interface and its UAPI socket have one name
-/// each.
+/// Lock of the testbeds, one of which runs at a time: namespaces, the interface and its UAPI socket
+/// have one name each.
 const LOCK_FILE: &str = "/run/causeway-wireguard.lock";
 const OURS: &str = "cwi-ours";
 const THEIRS: &str = "cwi-theirs";
@@ -306,7 +306,7 @@ impl Testbed {
 #[derive(Debug)]
 struct Wire {
     dir: PathBuf,
-    _stand: Flock<File>,
+    _testbed: Flock<File>,
     _lab_lock: LabLock,
 }
 
@@ -324,7 +324,7 @@ impl Wire {
         std::fs::create_dir_all(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
         let wire = Self {
             dir,
-            _stand: testbed,
+            _testbed: testbed,
             _lab_lock: lab_lock,
         };
         for namespace in [OURS, THEIRS] {

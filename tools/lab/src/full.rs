@@ -87,7 +87,7 @@ impl Lab {
     /// Powers a tenant's replicas on, and waits until their addresses are usable.
     ///
     /// # Errors
-    /// As [`Lab::power`] and [`Lab::settle`].
+    /// As [`Lab::power`] and [`Lab::wait_for_dad`].
     pub fn boot_replicas(&self, tenant: &str) -> Result<()> {
         for machine in self.machines_of(tenant) {
             self.power(&machine.replica, true)?;

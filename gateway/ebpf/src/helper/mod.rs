@@ -3,6 +3,6 @@
 
 pub mod admission;
 pub mod datagram;
+pub mod local_delivery;
 pub mod rate;
-pub mod reach;
 pub mod rewrite;

@@ -7,7 +7,7 @@ use packet_rules::ethernet::{ETHERTYPE_8021Q, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use xdp_frame::{Window, ingress};
 
 use crate::{
-    helper::{datagram, reach},
+    helper::{datagram, local_delivery},
     maps::PORTS,
     stage::forward::{admit, forward},
 };
@@ -42,7 +42,7 @@ pub fn process(ctx: &XdpContext) -> Result<u32, Outcome> {
             | Outcome::Fragment
             | Outcome::Options
             | Outcome::Malformed,
-        ) if reach::is_to_listen_address(ctx) => Err(Outcome::BadDatagram),
+        ) if local_delivery::is_to_listen_address(ctx) => Err(Outcome::BadDatagram),
         result => result,
     }
 }

@@ -33,7 +33,7 @@ fn a_silent_address_delays_one_client_and_is_preferred_again_when_it_works() {
         first >= Duration::from_millis(240) && first < Duration::from_secs(2),
         "{first:?}"
     );
-    gateway.replan(&draft).expect("a new plan");
+    gateway.reconfigure(&draft).expect("a new configuration");
     for _ in 0..5 {
         let next = greeted();
         assert!(next < Duration::from_millis(200), "{next:?}");
@@ -148,7 +148,7 @@ fn a_flood_of_hellos_leaves_a_tenant_its_limit() {
     sleep(Duration::from_millis(400));
     // Backends close those of strangers; this one does not, so their trial is long.
     draft.times.trial = Duration::from_secs(60);
-    gateway.replan(&draft).expect("a new plan");
+    gateway.reconfigure(&draft).expect("a new configuration");
     let flood: Vec<TcpStream> = (0..20).map(|_| open_from(66)).collect();
     until("the flood has all it can get", || {
         gateway.relay.connections_of("acme") == 5
@@ -197,12 +197,12 @@ fn each_connection_leaves_an_access_record() {
     );
     // It is opened again by a reload, after it was moved away.
     std::fs::rename(&path, dir.path().join("old")).expect("moved");
-    gateway.replan(&draft).expect("a new plan");
+    gateway.reconfigure(&draft).expect("a new configuration");
     drop(greet(gateway.at(), "d.example"));
     until("written to the new file", || lines().len() == 1);
     draft.access_log = Some(dir.path().join("no/such"));
     let error = gateway
-        .replan(&draft)
+        .reconfigure(&draft)
         .expect_err("no such folder")
         .to_string();
     assert!(

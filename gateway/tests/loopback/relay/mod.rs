@@ -2,7 +2,7 @@
 
 mod data;
 mod dial;
-mod plans;
+mod reconfigure;
 mod refusals;
 
 use std::{
@@ -16,7 +16,7 @@ use std::{
 };
 
 use gateway::relay::{
-    Backend, Desired, Error, Limits, Plan, Relay, Times,
+    Backend, Desired, Error, Limits, Relay, RelayConfig, Times,
     counters::{Reason, TenantDirection},
     route::{Names, Route, Table},
 };
@@ -31,8 +31,8 @@ pub struct Gateway {
     pub runtime: Runtime,
 }
 
-/// A plan with one backend: tenant `acme` has all subdomains of `acme.example`; `d.example`, and
-/// `p.example` for protocol `x/1`, have no tenant.
+/// A configuration with one backend: tenant `acme` has all subdomains of `acme.example`;
+/// `d.example`, and `p.example` for protocol `x/1`, have no tenant.
 pub struct Draft {
     pub listen: Vec<SocketAddr>,
     pub limits: Limits,
@@ -67,8 +67,8 @@ impl Draft {
         }
     }
 
-    pub fn plan(&self) -> Plan {
-        Plan {
+    pub fn config(&self) -> RelayConfig {
+        RelayConfig {
             listen: self.listen.clone(),
             limits: self.limits,
             times: self.times,
@@ -111,7 +111,7 @@ impl Draft {
             .expect("a runtime");
         let relay = {
             let _in = runtime.enter();
-            Relay::start(self.plan()).expect("listen")
+            Relay::start(self.config()).expect("listen")
         };
         Gateway { relay, runtime }
     }
@@ -122,9 +122,9 @@ impl Gateway {
         self.relay.addresses()[0]
     }
 
-    pub fn replan(&self, draft: &Draft) -> Result<(), Error> {
+    pub fn reconfigure(&self, draft: &Draft) -> Result<(), Error> {
         let _in = self.runtime.enter();
-        self.relay.replan(draft.plan())
+        self.relay.reconfigure(draft.config())
     }
 
     pub fn refused(&self, reason: &'static str) -> u64 {

@@ -167,7 +167,7 @@ fn limits_of_source_tenant_and_gateway_hold() {
     let _again = open("a.acme.example");
 
     draft.limits.connections = 3;
-    gateway.replan(&draft).expect("a new plan");
+    gateway.reconfigure(&draft).expect("a new configuration");
     until("gone", || gateway.relay.connections() == 3);
     // All are on trial: one of the source with most is evicted for another source, and not for
     // its own.

@@ -20,9 +20,9 @@ use crate::{
 };
 
 /// Delay after a machine unless configured, seconds.
-const DELAY: u32 = 60;
+const DEFAULT_DELAY_SECONDS: u32 = 60;
 /// Longest delay after a machine, seconds: a day.
-const MAX_DELAY: u32 = 86_400;
+const MAX_DELAY_SECONDS: u32 = 86_400;
 /// Most machines of a plan.
 const MAX_VMS: usize = 1000;
 
@@ -99,7 +99,7 @@ pub struct Hooks {
 }
 
 const fn default_delay() -> u32 {
-    DELAY
+    DEFAULT_DELAY_SECONDS
 }
 
 kind!(Plan, "plan", "plans", Tenant, plans, Nothing);
@@ -139,8 +139,8 @@ impl Rules for Plan {
             problems.require(is_foreign_name(name), "vms.name", name, FOREIGN_RULE);
             let text = format_args!("{name:?} is listed twice: write each machine once");
             problems.require(seen.insert(name), "vms.name", name, text);
-            let text = format_args!("write 0 to {MAX_DELAY} seconds for {name:?}");
-            problems.require(delay <= MAX_DELAY, "vms.delay_seconds", delay, text);
+            let text = format_args!("write 0 to {MAX_DELAY_SECONDS} seconds for {name:?}");
+            problems.require(delay <= MAX_DELAY_SECONDS, "vms.delay_seconds", delay, text);
         }
         let mut seen = BTreeSet::new();
         for rule in &self.rules {
@@ -199,7 +199,7 @@ impl Rules for Plan {
             .spec
             .vms
             .last()
-            .is_some_and(|last| last.delay_seconds != DELAY)
+            .is_some_and(|last| last.delay_seconds != DEFAULT_DELAY_SECONDS)
         {
             draft.warn("the delay of the last machine has no effect: no machine starts after it");
         }

@@ -152,7 +152,7 @@ impl GatewaySelector {
         };
         let chooser =
             list.map(|list| Chooser::new(choice, &known(list, gateways), random.next_u64(), now));
-        let mut reach = Self {
+        let mut selector = Self {
             circuit,
             side,
             key,
@@ -168,9 +168,9 @@ impl GatewaySelector {
             actions: VecDeque::new(),
             replaced: Vec::new(),
         };
-        reach.set_members(list, gateways, now);
-        reach.choose(now);
-        reach
+        selector.set_members(list, gateways, now);
+        selector.choose(now);
+        selector
     }
 
     /// Applies new gateways and a new list. A gateway that stays keeps its state and its use.

@@ -43,10 +43,10 @@ use super::{
 
 /// Least time for TLS and the hello while other addresses are left: a gateway may answer and the
 /// appliance behind it not.
-const SHORT_TIMEOUT: Duration = Duration::from_secs(1);
+const MIN_TLS_TIMEOUT: Duration = Duration::from_secs(1);
 /// The same as a multiple of the time of TCP's handshake: for TLS, the hello and the gateway's own
 /// connection.
-const SHORT_TIMEOUT_ROUND_TRIPS: u32 = 8;
+const MIN_TLS_TIMEOUT_ROUND_TRIPS: u32 = 8;
 
 /// Configuration of a dialer.
 pub struct DialConfig {
@@ -160,7 +160,7 @@ impl Thread {
             };
             let mut timeout = self.dial.timeout;
             if connects.race.has_more() {
-                timeout = timeout.min(SHORT_TIMEOUT.max(took * SHORT_TIMEOUT_ROUND_TRIPS));
+                timeout = timeout.min(MIN_TLS_TIMEOUT.max(took * MIN_TLS_TIMEOUT_ROUND_TRIPS));
             }
             let made = self.handshake(socket, timeout).and_then(|link| {
                 // A control of its own: dropping the dialer does not end the connection.

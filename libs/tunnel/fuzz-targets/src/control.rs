@@ -45,7 +45,7 @@ struct End {
     peer: PeerId,
     lanes: Vec<(Sender, Receiver)>,
     /// Sessions that the receivers were given and must not lose: name, expiry.
-    held: Vec<(u32, Instant)>,
+    live_sessions: Vec<(u32, Instant)>,
     ceiling: usize,
     /// The path of data.
     path: Option<PeerPath>,
@@ -173,7 +173,7 @@ impl World {
                 ceiling: ceiling(&config),
                 config,
                 peer,
-                held: Vec::new(),
+                live_sessions: Vec::new(),
                 path: None,
                 probed: Vec::new(),
             }
@@ -186,8 +186,8 @@ impl World {
             flying: VecDeque::new(),
             scratch: vec![0; 65_600],
         };
-        world.settle(0);
-        world.settle(1);
+        world.apply_outputs(0);
+        world.apply_outputs(1);
         world
     }
 
@@ -254,7 +254,7 @@ impl World {
             }
             20 => {
                 let end = &mut self.ends[at];
-                let index = match end.held.last() {
+                let index = match end.live_sessions.last() {
                     Some(&(name, _)) if input.flag() => name,
                     _ => input.u32(),
                 };
@@ -289,15 +289,18 @@ impl World {
                     let end = &mut self.ends[at];
                     let config = end.config.clone();
                     end.peer = end.control.add_peer(now, config);
-                    self.settle(at);
+                    self.apply_outputs(at);
                     let end = &mut self.ends[at];
-                    assert!(end.held.is_empty(), "a replaced peer's sessions stay");
+                    assert!(
+                        end.live_sessions.is_empty(),
+                        "a replaced peer's sessions stay"
+                    );
                     end.lanes = lanes(&end.config);
                 }
             }
         }
         for at in 0..2 {
-            self.settle(at);
+            self.apply_outputs(at);
         }
     }
 
@@ -322,7 +325,7 @@ impl World {
         for round in 0..=ROUNDS {
             let end = &mut self.ends[at];
             end.control.handle_timeout(now, &mut self.random);
-            self.settle(at);
+            self.apply_outputs(at);
             let due = self.ends[at].control.next_deadline();
             if due.is_none_or(|due| due > now.mono) {
                 return;
@@ -338,7 +341,7 @@ impl World {
     }
 
     /// Carries out the outputs of an end, as [`tunnel::Tunnel`] does.
-    fn settle(&mut self, at: usize) {
+    fn apply_outputs(&mut self, at: usize) {
         let now = self.clock.instant();
         let end = &mut self.ends[at];
         let scratch = &mut self.scratch;
@@ -357,25 +360,30 @@ impl World {
                     Output::Receive { lane, session, .. } => {
                         if lane == 0 {
                             assert!(
-                                end.held.iter().all(|&(name, _)| name != session.index()),
+                                end.live_sessions
+                                    .iter()
+                                    .all(|&(name, _)| name != session.index()),
                                 "the name of a session that lives was drawn again"
                             );
                             let ends = now + end.config.timers.reject_after;
-                            end.held.push((session.index(), ends));
-                            assert!(end.held.len() <= 5, "more sessions than a receiver holds");
+                            end.live_sessions.push((session.index(), ends));
+                            assert!(
+                                end.live_sessions.len() <= 5,
+                                "more sessions than a receiver holds"
+                            );
                         }
                         end.lanes[lane as usize].1.install(session);
                     }
                     Output::Send { lane, session, .. } => {
                         let name = session.index();
                         assert!(
-                            end.held.iter().any(|&(held, _)| held == name),
+                            end.live_sessions.iter().any(|&(index, _)| index == name),
                             "a session to send by, but not to receive by"
                         );
                         end.lanes[lane as usize].0.install(session);
                     }
                     Output::Retire { index, .. } => {
-                        end.held.retain(|&(name, _)| name != index);
+                        end.live_sessions.retain(|&(name, _)| name != index);
                         for (sender, receiver) in &mut end.lanes {
                             sender.retire(index);
                             receiver.retire(index);
@@ -454,14 +462,18 @@ impl World {
         }
         let index = le32(&bytes, 4);
         let session = index & !63;
-        let held = end.held.iter().find(|&&(name, _)| name == session).copied();
+        let session_entry = end
+            .live_sessions
+            .iter()
+            .find(|&&(name, _)| name == session)
+            .copied();
         let lane = (index - session) as usize;
         let Some((_, receiver)) = end.lanes.get_mut(lane) else {
             return;
         };
         match receiver.open(now.mono, from, &mut bytes) {
             Ok(opened) => {
-                let (ends, first) = (held.map(|(_, ends)| ends), opened.first_of_session);
+                let (ends, first) = (session_entry.map(|(_, ends)| ends), opened.first_of_session);
                 assert!(
                     ends.is_some_and(|ends| now.mono < ends),
                     "a session that is over"
@@ -481,12 +493,12 @@ impl World {
             }
             Err(OpenError::UnknownSession { .. }) => {
                 assert!(
-                    held.is_none(),
+                    session_entry.is_none(),
                     "a session that was not retired is not known any more"
                 );
             }
             Err(OpenError::Expired { .. }) => {
-                assert!(held.is_none_or(|(_, ends)| now.mono >= ends));
+                assert!(session_entry.is_none_or(|(_, ends)| now.mono >= ends));
             }
             Err(OpenError::Duplicate { .. }) => {}
             Err(error) => panic!("an honest message was refused: {error}"),

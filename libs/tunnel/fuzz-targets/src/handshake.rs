@@ -38,7 +38,7 @@ struct End {
     sender: Sender,
     receiver: Receiver,
     /// Sessions that the receiver was given: name, and since when.
-    held: Vec<(u32, Instant)>,
+    live_sessions: Vec<(u32, Instant)>,
     handled: u64,
     /// Cookies taken, for which there is no counter.
     cookies: u64,
@@ -125,7 +125,7 @@ impl World {
                 peer,
                 sender: Sender::new(tunnel::Framing::Segments),
                 receiver: Receiver::new(tunnel::Framing::Segments, limits),
-                held: Vec::new(),
+                live_sessions: Vec::new(),
                 handled: 0,
                 cookies: 0,
                 cookie: None,
@@ -152,7 +152,7 @@ impl World {
                 let end = input.below(2);
                 let (now, random) = (self.clock.now(), &mut self.random);
                 self.ends[end].control.handle_timeout(now, random);
-                self.settle(end, &[]);
+                self.apply_outputs(end, &[]);
             }
             2 => {
                 if let Some((sender, bytes)) = self.pick(input) {
@@ -264,7 +264,7 @@ impl World {
             after.answered - before.answered,
             u64::from(result.is_ok() && bytes[0] == 1)
         );
-        self.settle(to, bytes);
+        self.apply_outputs(to, bytes);
         let end = &self.ends[to];
         let stats = end.control.stats();
         let counted = stats.malformed
@@ -281,7 +281,7 @@ impl World {
     }
 
     /// Carries out the outputs of an end after it took `cause`; empty for a timeout.
-    fn settle(&mut self, at: usize, cause: &[u8]) {
+    fn apply_outputs(&mut self, at: usize, cause: &[u8]) {
         let now = self.clock.instant();
         let end = &mut self.ends[at];
         let mut sent = 0;
@@ -312,14 +312,14 @@ impl World {
                 Output::Receive {
                     lane: 0, session, ..
                 } => {
-                    end.held.push((session.index(), now));
+                    end.live_sessions.push((session.index(), now));
                     end.receiver.install(session);
                 }
                 Output::Send {
                     lane: 0, session, ..
                 } => end.sender.install(session),
                 Output::Retire { index, .. } => {
-                    end.held.retain(|&(name, _)| name != index);
+                    end.live_sessions.retain(|&(name, _)| name != index);
                     end.sender.retire(index);
                     end.receiver.retire(index);
                 }
@@ -344,9 +344,12 @@ impl World {
             return;
         };
         let index = le32(&out, 4);
-        let held = receiver.held.iter().find(|&&(name, _)| name == index);
+        let session_entry = receiver
+            .live_sessions
+            .iter()
+            .find(|&&(name, _)| name == index);
         let reject = tunnel::TimerConfig::causeway().reject_after;
-        let over = held.is_none_or(|&(_, made)| now.since(made) >= reject);
+        let over = session_entry.is_none_or(|&(_, made)| now.since(made) >= reject);
         let opened = receiver
             .receiver
             .open(now, addresses()[from], &mut out[..len]);
@@ -361,7 +364,7 @@ impl World {
                 assert!(!over);
                 if let Some(index) = opened.first_of_session {
                     receiver.control.confirm_session(now, receiver.peer, index);
-                    self.settle(1 - from, &[]);
+                    self.apply_outputs(1 - from, &[]);
                 }
             }
             Err(error) => {
@@ -371,7 +374,7 @@ impl World {
                 );
                 assert!(
                     self.spoiled || (gone && over),
-                    "two ends of one session differ: {error}, held {held:?}"
+                    "two ends of one session differ: {error}, session {session_entry:?}"
                 );
             }
         }

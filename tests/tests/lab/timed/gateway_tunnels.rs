@@ -105,9 +105,9 @@ const BY_UDP: Survivor = Survivor {
     carried: |site, gateway| {
         let status = site.gateway_status(gateway);
         let all = status["circuits"]["list"].as_array().cloned();
-        let ways = all.unwrap_or_default();
-        let ways = ways.iter().filter_map(|c| c["datagrams"].as_array());
-        ways.flatten().filter_map(serde_json::Value::as_u64).sum()
+        let all = all.unwrap_or_default();
+        let counts = all.iter().filter_map(|c| c["datagrams"].as_array());
+        counts.flatten().filter_map(serde_json::Value::as_u64).sum()
     },
     // Control messages to a gateway are not tunnel datagrams.
     unused: 30,

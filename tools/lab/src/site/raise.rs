@@ -79,7 +79,7 @@ impl Lab {
     /// Brings a host's NICs up with addresses and routes, as a booting machine does, or takes them
     /// down. A machine that comes up announces itself: gratuitous ARP once its switch port
     /// forwards, unsolicited NA once duplicate address detection is through. Does not wait for
-    /// that: [`Lab::settle`].
+    /// that: [`Lab::wait_for_dad`].
     ///
     /// # Errors
     /// If there is no such host or iproute2 fails.

@@ -1,4 +1,4 @@
-//! Timeouts, backends, plans and drains.
+//! Timeouts, backends, changes of configuration and drains.
 
 use super::*;
 
@@ -105,12 +105,12 @@ fn a_new_plan_applies_to_new_connections() {
     let mut old = greet(old_address, "d.example");
     exchange(&mut old, b"before");
 
-    // An address of another's: nothing of the plan is taken.
+    // An address of another's: nothing of the configuration is taken.
     let (_taken, taken) = listener();
     let dead = listener().1;
     draft.listen.push(taken);
     draft.backend = vec![dead];
-    let error = gateway.replan(&draft).expect_err("taken");
+    let error = gateway.reconfigure(&draft).expect_err("taken");
     assert!(
         error
             .to_string()
@@ -125,7 +125,7 @@ fn a_new_plan_applies_to_new_connections() {
     draft.backend = vec![backend(|mut stream| {
         stream.write_all(b"new").expect("send")
     })];
-    gateway.replan(&draft).expect("a new plan");
+    gateway.reconfigure(&draft).expect("a new configuration");
     let mut new = greet(gateway.at(), "d.example");
     assert_eq!(rest(&mut new).expect("an end"), b"new");
     exchange(&mut old, b"after");
@@ -148,11 +148,11 @@ fn draining_keeps_existing_connections() {
     gateway.relay.drain();
     until("closed", || TcpStream::connect(at).is_err());
     assert!(gateway.relay.addresses().is_empty());
-    // Another plan, but no other address.
-    gateway.replan(&draft).expect("a plan");
+    // Another configuration, but no other address.
+    gateway.reconfigure(&draft).expect("a configuration");
     assert!(gateway.relay.addresses().is_empty());
     draft.listen = vec![(Ipv6Addr::LOCALHOST, 0).into()];
-    assert!(matches!(gateway.replan(&draft), Err(Error::Draining)));
+    assert!(matches!(gateway.reconfigure(&draft), Err(Error::Draining)));
     opening.write_all(&hello[50..]).expect("send");
     exchange(&mut opening, b"well");
     exchange(&mut open, b"after");
@@ -203,7 +203,7 @@ fn two_families_share_a_port() {
         let runtime = Runtime::new().expect("a runtime");
         let started = {
             let _in = runtime.enter();
-            Relay::start(draft.plan())
+            Relay::start(draft.config())
         };
         if let Ok(relay) = started {
             break (Gateway { relay, runtime }, port);

@@ -41,7 +41,7 @@ pub struct Limits {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
     /// In order of preference.
-    pub endpoints: Vec<ServiceAddress>,
+    pub service_addresses: Vec<ServiceAddress>,
     /// Whether the gateway sends a PROXY protocol header (version 2) first.
     pub proxy: bool,
 }
@@ -51,7 +51,7 @@ impl Backend {
     #[must_use]
     pub fn new(addresses: Vec<SocketAddr>, proxy: bool) -> Self {
         Self {
-            endpoints: addresses.into_iter().map(ServiceAddress::Address).collect(),
+            service_addresses: addresses.into_iter().map(ServiceAddress::Address).collect(),
             proxy,
         }
     }
@@ -59,7 +59,7 @@ impl Backend {
 
 /// The configuration of the relay.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub struct RelayConfig {
     /// Addresses to listen on; the kernel chooses a port for port 0.
     pub listen: Vec<SocketAddr>,
     pub limits: Limits,
@@ -84,7 +84,7 @@ pub struct Desired {
     pub table: Arc<Table>,
 }
 
-impl Plan {
+impl RelayConfig {
     /// Whether a sender's connections begin with a PROXY header.
     pub(super) fn is_proxy(&self, sender: IpAddr) -> bool {
         self.proxy_from.iter().any(|prefix| prefix.contains(sender))
