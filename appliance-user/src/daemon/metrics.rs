@@ -11,7 +11,8 @@
 use std::{
     fmt,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use appliance_common::{
@@ -30,7 +31,7 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
     registry::Registry,
 };
-use service::http;
+use service::{http, run::ProcessMetrics};
 
 use super::Daemon;
 use crate::{
@@ -41,9 +42,22 @@ use crate::{
 /// Prefix of the names of counters that count dropped packets.
 const DROP: &str = "drop_";
 
-/// The newest sample, which the HTTP server renders. Clones share it.
+/// The newest sample, which the HTTP server renders, and the metrics of the process. Clones share
+/// them.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Metrics(Arc<Mutex<Option<Arc<Sample>>>>);
+pub(super) struct Metrics {
+    newest: Arc<Mutex<Newest>>,
+    process: ProcessMetrics,
+}
+
+/// The newest sample.
+#[derive(Clone, Debug, Default)]
+struct Newest {
+    /// With the time at which it was taken; none before the first.
+    sample: Option<(Arc<Sample>, Instant)>,
+    /// The state could not be read since.
+    failed: bool,
+}
 
 /// The state of the daemon at one moment.
 #[derive(Debug)]
@@ -69,16 +83,41 @@ struct MapFill {
 }
 
 impl Metrics {
+    /// Without a sample; `process` is counted by the runtime.
+    pub fn new(process: ProcessMetrics) -> Self {
+        Self {
+            newest: Arc::default(),
+            process,
+        }
+    }
+
     /// A registry that serves them.
     pub fn registry(&self) -> Arc<Registry> {
         let mut registry = Registry::default();
+        self.process
+            .register_reloads(registry.sub_registry_with_prefix("causeway_appliance"));
         registry.register_collector(Box::new(self.clone()));
         Arc::new(registry)
     }
 
-    /// Replaces the sample.
-    pub fn set(&self, sample: Sample) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(sample));
+    /// A configuration is in force from now on.
+    pub fn applied(&self) {
+        self.process.applied();
+    }
+
+    /// Replaces the sample. Without one, the last is served on, and marked. Returns whether that
+    /// begins or ends a failure.
+    fn set(&self, sample: Option<Sample>) -> bool {
+        let mut newest = self.newest();
+        let failed = sample.is_none();
+        if let Some(sample) = sample {
+            newest.sample = Some((Arc::new(sample), Instant::now()));
+        }
+        std::mem::replace(&mut newest.failed, failed) != failed
+    }
+
+    fn newest(&self) -> MutexGuard<'_, Newest> {
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -106,8 +145,20 @@ impl Daemon {
             return;
         }
         match self.sample() {
-            Ok(sample) => self.metrics.set(sample),
-            Err(error) => tracing::error!(error = format!("{error:#}"), "cannot read the metrics"),
+            Ok(sample) => {
+                if self.metrics.set(Some(sample)) {
+                    tracing::info!("the metrics can be read again");
+                }
+            }
+            Err(error) => {
+                if self.metrics.set(None) {
+                    tracing::error!(
+                        error = format!("{error:#}"),
+                        "cannot read the metrics; the last sample is served, with \
+                         causeway_appliance_sample_failed 1, until they can be read again"
+                    );
+                }
+            }
         }
     }
 
@@ -254,15 +305,23 @@ impl Families<'_, '_> {
 
 impl Collector for Metrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let sample = self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        match sample {
-            Some(sample) => sample.encode(&mut Families(&mut encoder)),
-            None => Ok(()),
-        }
+        // The lock is not held while the sample is encoded.
+        let Newest { sample, failed } = self.newest().clone();
+        let families = &mut Families(&mut encoder);
+        families.value(
+            "sample_failed",
+            "1 while the daemon cannot read its state: what is served is old",
+            flag(failed),
+        )?;
+        let Some((sample, at)) = sample else {
+            return Ok(());
+        };
+        families.value(
+            "sample_age_seconds",
+            "Seconds since the daemon read the state that is served",
+            at.elapsed().as_secs_f64(),
+        )?;
+        sample.encode(families)
     }
 }
 
@@ -682,7 +741,7 @@ mod tests {
 
     fn encoded(sample: Sample) -> String {
         let metrics = Metrics::default();
-        metrics.set(sample);
+        metrics.set(Some(sample));
         let mut out = String::new();
         text::encode(&mut out, &metrics.registry()).expect("encoded");
         out
@@ -766,11 +825,55 @@ mod tests {
         assert_eq!(parse(&encoded(self::sample())).0.get(name), Some(&0.0));
     }
 
-    #[test]
-    fn nothing_is_served_before_the_first_sample() {
+    fn served(metrics: &Metrics) -> BTreeMap<String, f64> {
         let mut out = String::new();
-        text::encode(&mut out, &Metrics::default().registry()).expect("encoded");
-        assert_eq!(out, "# EOF\n");
+        text::encode(&mut out, &metrics.registry()).expect("encoded");
+        parse(&out).0
+    }
+
+    #[test]
+    fn reloads_are_counted_from_the_start_and_no_state_is_served_before_the_first_sample() {
+        let series = served(&Metrics::default());
+        let names: Vec<_> = series.keys().map(String::as_str).collect();
+        assert_eq!(
+            names,
+            [
+                "causeway_appliance_configured_timestamp_seconds",
+                "causeway_appliance_reloads_total{result=\"applied\"}",
+                "causeway_appliance_reloads_total{result=\"refused\"}",
+                "causeway_appliance_sample_failed",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_runtime_s_metrics_are_served() {
+        let process = ProcessMetrics::default();
+        let metrics = Metrics::new(process.clone());
+        process.applied();
+        let configured = served(&metrics)["causeway_appliance_configured_timestamp_seconds"];
+        assert!(configured > 1e9, "{configured}");
+    }
+
+    #[test]
+    fn an_old_sample_is_marked_and_a_failure_begins_and_ends_once() {
+        const FAILED: &str = "causeway_appliance_sample_failed";
+        const AGE: &str = "causeway_appliance_sample_age_seconds";
+        let metrics = Metrics::default();
+        assert!(!metrics.set(Some(sample())), "no failure ends");
+        assert_eq!(served(&metrics)[FAILED], 0.0);
+        assert!(metrics.set(None), "one begins");
+        assert!(!metrics.set(None), "it goes on");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let series = served(&metrics);
+        assert_eq!(series[FAILED], 1.0);
+        assert!(series[AGE] >= 0.02, "{}", series[AGE]);
+        assert_eq!(
+            series["causeway_appliance_ready"], 0.0,
+            "the old sample is served"
+        );
+        assert!(metrics.set(Some(sample())), "it ends");
+        assert_eq!(served(&metrics)[FAILED], 0.0);
     }
 
     #[test]

@@ -197,7 +197,7 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
         }
         Role::Tenant => None,
     };
-    let metrics = Metrics::default();
+    let metrics = Metrics::new(context.metrics.clone());
     let http = metrics::serve(&metrics, config.metrics, &context.health).await?;
     let tunnels = Tunnels::start(&config, &keys, &files.store)?;
     let gateway_names = GatewayNames::start(&config.state_dir, clock_seed())

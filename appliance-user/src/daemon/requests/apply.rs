@@ -43,6 +43,7 @@ impl Daemon {
             self.proposal(config, Some(Box::new(new)))?
         };
         self.change(proposal)?;
+        self.metrics.applied();
         self.name_tenants_in_log();
         tracing::info!(
             revision = applied.revision,

@@ -44,6 +44,13 @@ impl ProcessMetrics {
             "Always 1: version, and the name of a daemon that has one",
             self.info.clone(),
         );
+        self.register_reloads(registry);
+        registry.register_collector(Box::new(Uptime(Instant::now())));
+    }
+
+    /// Registers only those of reloads, for a daemon that has more to say in `info`. The registry
+    /// has the prefix.
+    pub fn register_reloads(&self, registry: &mut Registry) {
         for result in ["applied", "refused"] {
             drop(self.reloads.get_or_create(&ResultLabel { result }));
         }
@@ -57,7 +64,6 @@ impl ProcessMetrics {
             "When the configuration in force was applied, seconds since 1970",
             self.configured.clone(),
         );
-        registry.register_collector(Box::new(Uptime(Instant::now())));
     }
 
     /// Adds the configured name of the daemon to the version. After [`register`](Self::register).
