@@ -87,7 +87,8 @@ pub trait Daemon: Sized {
         ControlFlow::Break(())
     }
 
-    /// Whether the daemon takes no new work, for `/health`.
+    /// Whether the daemon takes no new work, for `/health`. The runtime asks after each piece of
+    /// work.
     fn is_draining(&self) -> bool {
         false
     }
@@ -289,6 +290,8 @@ impl<D: Daemon> Service<D> {
                     }
                 },
             }
+            // Whatever was done may have begun or ended a drain or a fault.
+            self.report_health();
         };
         self.notifier.stopping();
         self.health.set(State::Stopping);
@@ -297,13 +300,17 @@ impl<D: Daemon> Service<D> {
         result
     }
 
-    /// Tells the manager and `/health` that the loop runs.
-    fn beat(&mut self) {
+    /// Tells `/health` that the loop runs, and the state of the daemon.
+    fn report_health(&self) {
         self.health.set(match self.daemon.fault() {
             Some(fault) => State::Faulty(fault),
             None if self.daemon.is_draining() => State::Draining,
             None => State::Ready,
         });
+    }
+
+    /// Tells the manager that the loop runs. The loop reports to `/health` afterwards.
+    fn beat(&mut self) {
         if self.watchdog {
             self.notifier.keep_alive();
         }

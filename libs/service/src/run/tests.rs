@@ -31,6 +31,8 @@ enum Request {
     Status,
     Reload,
     Hang,
+    Drain,
+    Fail,
     End,
 }
 
@@ -41,6 +43,8 @@ struct TestDaemon {
     refused: Option<u32>,
     drains: bool,
     ended: bool,
+    /// The next step finds a fault.
+    fails: bool,
     fault: Option<&'static str>,
 }
 
@@ -53,12 +57,18 @@ impl Daemon for TestDaemon {
         if self.ended {
             return Ok(ControlFlow::Break(()));
         }
+        if std::mem::take(&mut self.fails) {
+            self.fault = Some("a part has failed");
+            return Ok(ControlFlow::Continue(()));
+        }
         std::future::pending().await
     }
 
     async fn handle(&mut self, request: Request, responder: Responder<u32>) {
         match request {
             Request::Hang => sleep(WATCHDOG * 10).await,
+            Request::Drain => self.drains = true,
+            Request::Fail => self.fails = true,
             Request::End => self.ended = true,
             Request::Status | Request::Reload => {}
         }
@@ -259,6 +269,34 @@ async fn health_tells_a_fault_of_the_daemon() {
     let client = async {
         sleep(WATCHDOG).await;
         let health = health.get().expect("the daemon has started");
+        assert_eq!(health.check(), Err("a part has failed"));
+        assert_eq!(request(&path, Request::End).await, Ok(0));
+    };
+    let (run, ()) = tokio::join!(run, client);
+    run.expect("a good end");
+}
+
+#[tokio::test]
+async fn health_follows_a_request_and_a_step_without_a_heartbeat() {
+    let _alone = ALONE.lock().await;
+    let manager = Manager::new();
+    let path = manager.control();
+    let health = std::cell::OnceCell::new();
+    // Without a watchdog: the next heartbeat comes long after the test.
+    let notifier = Notifier::at(&manager.dir.path().join("notify"), None);
+    let run = serve(notifier, async |context: &Context| {
+        let _ = health.set(context.health.clone());
+        let control = Control::bind(&TEST_SOCKET, &path).expect("the path is free");
+        Ok::<_, Error>((TestDaemon::default(), control))
+    });
+    let client = async {
+        sleep(WATCHDOG).await;
+        let health = health.get().expect("the daemon has started");
+        assert_eq!(health.check(), Ok("ready"));
+        assert_eq!(request(&path, Request::Drain).await, Ok(0));
+        assert_eq!(health.check(), Err("draining"));
+        assert_eq!(request(&path, Request::Fail).await, Ok(0));
+        sleep(WATCHDOG / 4).await;
         assert_eq!(health.check(), Err("a part has failed"));
         assert_eq!(request(&path, Request::End).await, Ok(0));
     };
