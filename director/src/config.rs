@@ -15,6 +15,8 @@ pub use service::config::Error;
 
 /// Default address of the API.
 const LISTEN: &str = "127.0.0.1:6185";
+/// Example of an address of the metrics.
+const METRICS: &str = "127.0.0.1:9186";
 /// Default path of the control socket.
 const SOCKET: &str = "/run/causeway-director/director.sock";
 /// Default path of the store.
@@ -69,7 +71,7 @@ impl Config {
     /// Reads and checks a file.
     ///
     /// # Errors
-    /// [`Error`], with every problem.
+    /// [`Error`], with every wrong value.
     pub fn load(path: &Path) -> Result<Self, Error> {
         Self::parse(&config::read(path)?, path)
     }
@@ -77,7 +79,7 @@ impl Config {
     /// Checks the text of a file; `path` is for messages.
     ///
     /// # Errors
-    /// [`Error`], with every problem.
+    /// [`Error`], with every wrong value.
     pub fn parse(text: &str, path: &Path) -> Result<Self, Error> {
         config::parse(text, path, |file: File| {
             let mut checker = Checker::new();
@@ -86,7 +88,12 @@ impl Config {
             let tls = files(&mut checker, keys.certificate, keys.key);
             let listen = match tls.is_some() {
                 true => address(&mut checker, "director.listen", listen),
-                false => loopback(&mut checker, "director.listen", listen),
+                false => loopback(
+                    &mut checker,
+                    "director.listen",
+                    listen,
+                    (LISTEN, "other addresses need a certificate and key"),
+                ),
             };
             let audit_key = checker.absolute("director.audit_key", keys.audit_key, AUDIT_KEY);
             let often = Range {
@@ -96,7 +103,10 @@ impl Config {
             };
             let checkpoint = checker.seconds("director.checkpoint", keys.checkpoint, often);
             let metrics = keys.metrics.as_deref();
-            let metrics = metrics.map(|text| loopback(&mut checker, "director.metrics", text));
+            let metrics = metrics.map(|text| {
+                let why = "metrics name tenants and need no token";
+                loopback(&mut checker, "director.metrics", text, (METRICS, why))
+            });
             let hour = Range {
                 least: 60.0,
                 most: 30.0 * 86_400.0,
@@ -157,7 +167,13 @@ fn address(checker: &mut Checker, at: &str, text: &str) -> Option<SocketAddr> {
     address
 }
 
-fn loopback(checker: &mut Checker, at: &str, text: &str) -> Option<SocketAddr> {
+/// A loopback address, with an example and the reason for problems.
+fn loopback(
+    checker: &mut Checker,
+    at: &str,
+    text: &str,
+    (example, why): (&str, &str),
+) -> Option<SocketAddr> {
     let address = text
         .parse::<SocketAddr>()
         .ok()
@@ -165,10 +181,7 @@ fn loopback(checker: &mut Checker, at: &str, text: &str) -> Option<SocketAddr> {
     if address.is_none() {
         checker.problem(
             at,
-            format!(
-                "{text:?}: write a loopback address and a port, such as {LISTEN}; other addresses \
-                 of the API need a certificate and key"
-            ),
+            format!("{text:?}: write a loopback address and a port, such as {example}: {why}"),
         );
     }
     address
@@ -200,8 +213,10 @@ mod tests {
         let error = error.unwrap_err();
         for text in [
             "4 problems",
-            "director.listen: \"0.0.0.0:6185\": write a loopback address",
-            "director.metrics: \"x\"",
+            "director.listen: \"0.0.0.0:6185\": write a loopback address and a port, such as \
+             127.0.0.1:6185: other addresses need a certificate and key",
+            "director.metrics: \"x\": write a loopback address and a port, such as \
+             127.0.0.1:9186: metrics name tenants and need no token",
             "director.store: ",
             "director.keep_changes: 1 seconds: write 60 to",
         ] {
