@@ -163,6 +163,7 @@ pub fn toolchain(asked: ToolchainChoice) -> anyhow::Result<Route> {
             // LLVM does the work, so compile the linker quickly instead of well.
             command.env("CARGO_PROFILE_RELEASE_DEBUG", "0");
             command.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1");
+            command.env("CARGO_PROFILE_RELEASE_LTO", "off");
             run(&mut command)
         })
         .with_context(|| format!("install it by hand: {}", linker_command(route)))?;
