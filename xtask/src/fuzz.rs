@@ -54,7 +54,7 @@ pub fn fuzz(only: Option<&str>, seconds: u64) -> anyhow::Result<ExitCode> {
     install()?;
     step("fuzz targets", || {
         names.iter().try_for_each(|name| {
-            let mut command = cargo_fuzz("build", name);
+            let mut command = cargo_fuzz("build", name)?;
             command.arg(name);
             crate::step::run(&mut command)
         })
@@ -64,7 +64,7 @@ pub fn fuzz(only: Option<&str>, seconds: u64) -> anyhow::Result<ExitCode> {
     for name in names {
         let row = step(&format!("{name} for {seconds} s"), || one(&name, seconds))?;
         if !row.ok {
-            print_reproduction(&row.name);
+            print_reproduction(&row.name)?;
         }
         rows.push(row);
     }
@@ -92,7 +92,7 @@ pub fn fuzz(only: Option<&str>, seconds: u64) -> anyhow::Result<ExitCode> {
 /// libraries of the workspace (`*/fuzz-targets`), which clippy checks with it.
 pub fn check(filter: Option<&str>) -> anyhow::Result<Counts> {
     let mut counts = Counts::default();
-    for folder in FOLDERS {
+    for folder in &folders()? {
         let mut names = targets_of(folder)?;
         names.retain(|name| filter.is_none_or(|part| name.contains(part)));
         if names.is_empty() {
@@ -139,33 +139,47 @@ fn check_command(folder: &str) -> Command {
     command
 }
 
-/// Folders of fuzz crates.
-const FOLDERS: [&str; 3] = [
-    "libs/tunnel/fuzz",
-    "libs/tunnel-worker/fuzz",
-    "gateway/fuzz",
-];
+/// Folders of fuzz crates in the workspace: those that are named `fuzz` and have a manifest.
+fn folders() -> anyhow::Result<Vec<String>> {
+    let root = workspace();
+    let mut found = Vec::new();
+    let mut left = vec![root.clone()];
+    while let Some(folder) = left.pop() {
+        for entry in fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
+            let entry = entry?;
+            let (path, name) = (entry.path(), entry.file_name());
+            // Neither what cargo or git made nor a link is the workspace's own.
+            let is_own = name != "target" && !name.as_encoded_bytes().starts_with(b".");
+            if !is_own || !entry.file_type()?.is_dir() {
+                continue;
+            }
+            if name == "fuzz" && path.join("Cargo.toml").exists() {
+                let below = path.strip_prefix(&root).unwrap_or(&path);
+                found.push(below.display().to_string());
+            } else {
+                left.push(path);
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
 
 /// The folder of a target.
-fn folder(name: &str) -> PathBuf {
-    FOLDERS
+fn folder(name: &str) -> anyhow::Result<PathBuf> {
+    let file = Path::new("fuzz_targets").join(name).with_extension("rs");
+    folders()?
+        .iter()
         .map(|folder| workspace().join(folder))
-        .into_iter()
-        .find(|folder| {
-            folder
-                .join("fuzz_targets")
-                .join(name)
-                .with_extension("rs")
-                .exists()
-        })
-        .unwrap_or_else(|| workspace().join(FOLDERS[0]))
+        .find(|folder| folder.join(&file).exists())
+        .with_context(|| format!("no fuzz crate has the target {name}"))
 }
 
 /// Targets of all folders.
-fn targets() -> anyhow::Result<Vec<String>> {
+pub fn targets() -> anyhow::Result<Vec<String>> {
     let mut names = Vec::new();
-    for folder in FOLDERS {
-        names.append(&mut targets_of(folder)?);
+    for folder in folders()? {
+        names.append(&mut targets_of(&folder)?);
     }
     names.sort();
     Ok(names)
@@ -224,23 +238,24 @@ fn install() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn cargo_fuzz(verb: &str, name: &str) -> Command {
+fn cargo_fuzz(verb: &str, name: &str) -> anyhow::Result<Command> {
     let mut command = bpf::cargo(Route::Nightly);
     command
         .args(["fuzz", verb, "--fuzz-dir"])
-        .arg(folder(name))
+        .arg(folder(name)?)
         .arg("--target-dir")
         .arg(target().join("fuzz"));
-    command
+    Ok(command)
 }
 
 fn one(name: &str, seconds: u64) -> anyhow::Result<Row> {
-    let corpus = folder(name).join("corpus").join(name);
+    let folder = folder(name)?;
+    let corpus = folder.join("corpus").join(name);
     fs::create_dir_all(&corpus).with_context(|| format!("make {}", corpus.display()))?;
-    let mut command = cargo_fuzz("run", name);
+    let mut command = cargo_fuzz("run", name)?;
     command.arg(name).arg(corpus);
     for kind in ["seeds", "regressions"] {
-        let inputs = folder(name).join(kind).join(name);
+        let inputs = folder.join(kind).join(name);
         if inputs.exists() {
             command.arg(inputs);
         }
@@ -300,20 +315,22 @@ fn executed(line: &str) -> Option<u64> {
 }
 
 /// Prints how to keep and reproduce a finding.
-fn print_reproduction(name: &str) {
-    let artifacts = folder(name).join("artifacts").join(name);
+fn print_reproduction(name: &str) -> anyhow::Result<()> {
+    let folder = folder(name)?;
+    let artifacts = folder.join("artifacts").join(name);
     let input = newest(&artifacts).map_or_else(
         || format!("an input in {}", artifacts.display()),
         |path| path.display().to_string(),
     );
     errln!("\nxtask: {name} fails on {input}");
-    let regressions = folder(name).join("regressions").join(name);
+    let regressions = folder.join("regressions").join(name);
     let regressions = regressions.display();
     errln!("  keep the input: mkdir -p {regressions} && mv {input} {regressions}/WHAT-WAS-WRONG");
     errln!(
         "  reproduce it: cargo test -p tunnel -p tunnel-worker -p causeway-gateway --test corpus"
     );
     errln!("  then fix the defect and commit both");
+    Ok(())
 }
 
 /// The file written last.
@@ -335,19 +352,46 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_crates_are_those_that_continuous_integration_formats() {
+        let manifests = test_support::repository::files(&["Cargo.toml"]);
+        let mut tracked: Vec<_> = manifests
+            .iter()
+            .filter_map(|manifest| manifest.parent())
+            .filter(|folder| folder.ends_with("fuzz"))
+            .map(|folder| {
+                folder
+                    .strip_prefix(workspace())
+                    .unwrap()
+                    .display()
+                    .to_string()
+            })
+            .collect();
+        tracked.sort();
+        assert!(!tracked.is_empty());
+        assert_eq!(folders().unwrap(), tracked);
+        // The same, as git lists them.
+        let script = fs::read_to_string(workspace().join(".ci/run")).unwrap();
+        assert!(
+            script.contains("git ls-files -- '*/fuzz/Cargo.toml'"),
+            "{script}"
+        );
+    }
+
+    #[test]
     fn every_target_has_seeds_and_an_entry() {
         let names = targets().unwrap();
         assert!(!names.is_empty());
         for name in names {
-            let manifest = fs::read_to_string(folder(&name).join("Cargo.toml")).unwrap();
-            assert!(folder(&name).join("seeds").join(&name).is_dir(), "{name}");
+            let folder = folder(&name).unwrap();
+            let manifest = fs::read_to_string(folder.join("Cargo.toml")).unwrap();
+            assert!(folder.join("seeds").join(&name).is_dir(), "{name}");
             assert!(manifest.contains(&format!("name = \"{name}\"")), "{name}");
         }
     }
 
     #[test]
     fn they_are_checked_as_locked_without_a_compiler_of_cpp() {
-        for folder in FOLDERS {
+        for folder in &folders().unwrap() {
             let command = check_command(folder);
             assert!(show(&command).contains(&format!(
                 "clippy --release --locked --bins --manifest-path {}",
