@@ -86,8 +86,8 @@ enum Command {
     },
     /// Fuzz the parsers and state machines of tunnel, workers and gateway; fails on a finding.
     Fuzz {
-        /// Only this target: message, keys, segment, receiver, handshake, control, pipeline, hello,
-        /// stream, circuit, bind.
+        /// Only this target: bind, circuit, control, handshake, hello, keys, message, pipeline,
+        /// proxy, receiver, segment, stream.
         target: Option<String>,
         /// Seconds for each target.
         #[arg(long, default_value_t = 900)]
@@ -103,7 +103,8 @@ enum Command {
         #[arg(long)]
         role: Option<String>,
     },
-    /// Raise, explore and take down sites: up, down, list, exec, capture, gateway.
+    /// Raise, explore, disturb and take down sites: up, down, list, exec, capture, fail-over,
+    /// fail-back, impair, gateway.
     Lab {
         /// Passed on to causeway-lab.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -175,6 +176,21 @@ fn main() -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn help_of_fuzz_names_every_target() {
+        let mut cli = <Cli as clap::CommandFactory>::command();
+        let fuzz = cli.find_subcommand_mut("fuzz").unwrap();
+        let help = fuzz
+            .get_arguments()
+            .find(|argument| argument.get_id() == "target")
+            .and_then(|argument| argument.get_help())
+            .unwrap()
+            .to_string();
+        let (_, names) = help.split_once(": ").unwrap();
+        let names: Vec<_> = names.trim_end_matches('.').split(", ").collect();
+        assert_eq!(names, fuzz::targets().unwrap());
+    }
 
     #[test]
     fn quoted_commands_are_accepted() {
