@@ -113,13 +113,32 @@ impl Workspace {
             if !matches!(kind, "lib" | "proc-macro" | "bin" | "test") {
                 continue;
             }
+            let source = Path::new(text(&target["src_path"]));
+            // A package for BPF has no tests that could run, nor examples.
+            let found = |what: fn(&str) -> bool| {
+                let is_bpf = !ours["bpf-object"].is_null();
+                let files = if is_bpf { Vec::new() } else { files_of(source) };
+                files
+                    .into_iter()
+                    .find(|file| what(&std::fs::read_to_string(file).unwrap_or_default()))
+            };
+            // Cargo tests the documentation of libraries only.
+            if target["doctest"] == false
+                && matches!(kind, "lib" | "proc-macro")
+                && let Some(file) = found(has_examples)
+            {
+                problems.push(format!(
+                    "{kind} target `{target_name}` of package {name} has `doctest = false`, and \
+                     the documentation in {} has examples: remove that line, or mark them `text`",
+                    file.display()
+                ));
+            }
             if target["test"] != true {
-                let source = Path::new(text(&target["src_path"]));
-                if ours["bpf-object"].is_null() && has_tests(source) {
+                if let Some(file) = found(has_tests) {
                     problems.push(format!(
                         "{kind} target `{target_name}` of package {name} has `test = false`, and \
                          {} has tests: remove that line",
-                        source.display()
+                        file.display()
                     ));
                 }
                 continue;
@@ -129,7 +148,7 @@ impl Workspace {
                     used.push(target_name);
                     Tier::named(text(tier)).ok_or_else(|| format!("{tier} is no tier"))
                 }
-                None => by_folder(kind, Path::new(text(&target["src_path"])), folder),
+                None => by_folder(kind, source, folder),
             };
             match tier {
                 Ok(tier) => self.targets.push(Target {
@@ -160,11 +179,129 @@ impl Workspace {
     }
 }
 
-/// Whether a target's root file has tests or a module of tests.
-fn has_tests(source: &Path) -> bool {
-    let text = std::fs::read_to_string(source).unwrap_or_default();
-    text.lines()
-        .any(|line| matches!(line.trim(), "#[test]" | "#[cfg(test)]"))
+/// The root file of a target and the files of its modules.
+fn files_of(root: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut left = vec![(root.to_owned(), true)];
+    while let Some((file, is_root)) = left.pop() {
+        let Ok(text) = std::fs::read_to_string(&file) else {
+            continue;
+        };
+        if files.contains(&file) {
+            continue;
+        }
+        let folder = file.parent().unwrap_or(Path::new(""));
+        // Where the modules of this file are.
+        let below = match file.file_stem().filter(|stem| *stem != "mod") {
+            Some(stem) if !is_root => folder.join(stem),
+            _ => folder.to_owned(),
+        };
+        let (mut path, mut inner) = (None, Vec::new());
+        for line in text.lines() {
+            let code = line.trim();
+            if let Some(named) = code.strip_prefix("#[path = \"") {
+                path = named.split('"').next();
+                continue;
+            }
+            if code.starts_with("#[") || code.starts_with("//") {
+                continue;
+            }
+            let indent = line.len() - line.trim_start().len();
+            inner.retain(|(_, depth)| *depth < indent || code != "}");
+            let Some(module) = module(code) else {
+                path = None;
+                continue;
+            };
+            let parents = inner.iter().map(|(name, _)| *name);
+            let base = below.join(parents.collect::<PathBuf>());
+            match (module, path.take()) {
+                (Module::Inline(name), _) => inner.push((name, indent)),
+                (Module::File(_), Some(named)) if inner.is_empty() => {
+                    left.push((folder.join(named), true));
+                }
+                (Module::File(_), Some(named)) => left.push((base.join(named), true)),
+                (Module::File(name), None) => {
+                    left.push((base.join(name).with_extension("rs"), false));
+                    left.push((base.join(name).join("mod.rs"), false));
+                }
+            }
+        }
+        files.push(file);
+    }
+    files
+}
+
+/// A declaration of a module.
+enum Module<'a> {
+    /// `mod name;`
+    File(&'a str),
+    /// `mod name {`
+    Inline(&'a str),
+}
+
+fn module(code: &str) -> Option<Module<'_>> {
+    let code = match code.strip_prefix("pub") {
+        Some(rest) => match rest.strip_prefix('(') {
+            Some(rest) => rest.split_once(')')?.1,
+            None => rest,
+        },
+        None => code,
+    };
+    let declared = code.trim_start().strip_prefix("mod ")?;
+    let (name, kind) = declared.split_at(declared.find([';', '{'])?);
+    let name = name.trim().trim_start_matches("r#");
+    Some(match kind.starts_with(';') {
+        true => Module::File(name),
+        false if kind.ends_with('}') => return None,
+        false => Module::Inline(name),
+    })
+}
+
+/// Whether a file has tests or a module of tests: `#[test]`, `#[tokio::test(…)]`, `#[cfg(test)]`,
+/// `#[cfg(all(test, …))]`, or a property test.
+fn has_tests(text: &str) -> bool {
+    text.lines().map(str::trim).any(|line| {
+        let Some(attribute) = line.strip_prefix("#[").or_else(|| line.strip_prefix("#![")) else {
+            return line.starts_with("proptest!");
+        };
+        if let Some(condition) = attribute.strip_prefix("cfg(") {
+            // `not(test)` alone is the opposite.
+            let condition = condition.replace("not(test)", "");
+            return condition
+                .split(|c: char| !(c.is_alphanumeric() || c == '_' || c == '"'))
+                .any(|word| word == "test");
+        }
+        let path = attribute
+            .split(['(', ']', ' ', '='])
+            .next()
+            .unwrap_or_default();
+        path.rsplit("::").next() == Some("test")
+    })
+}
+
+/// Whether the documentation in a file has examples that would run: code blocks without a language,
+/// or in Rust.
+fn has_examples(text: &str) -> bool {
+    let mut is_open = false;
+    text.lines().any(|line| {
+        let line = line.trim();
+        let doc = line
+            .strip_prefix("///")
+            .or_else(|| line.strip_prefix("//!"));
+        let Some(fence) = doc.and_then(|doc| doc.trim().strip_prefix("```")) else {
+            is_open &= doc.is_some();
+            return false;
+        };
+        is_open = !is_open;
+        is_open
+            && fence.split(',').map(str::trim).all(|word| {
+                word.starts_with("edition")
+                    || matches!(
+                        word,
+                        "" | "rust" | "no_run" | "should_panic" | "compile_fail"
+                    )
+            })
+    })
 }
 
 /// The tier of a target by where its source is.
@@ -274,21 +411,109 @@ mod tests {
         );
     }
 
+    /// The problems of a library without tests or examples, made of these files.
+    fn hidden(name: &str, files: &[(&str, &str)]) -> String {
+        let folder = std::env::temp_dir().join(format!("xtask-{}-{name}", std::process::id()));
+        for (file, text) in files {
+            let path = folder.join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        let path = folder.join("lib.rs");
+        let targets = [("lib", "hidden", path.to_str().unwrap(), false)];
+        let mut metadata = metadata(&Value::Null, &targets);
+        metadata["packages"][0]["targets"][0]["doctest"] = false.into();
+        let result = Workspace::parse(&metadata);
+        std::fs::remove_dir_all(folder).unwrap();
+        result.map_or_else(|error| error.to_string(), |_| String::new())
+    }
+
     #[test]
     fn a_target_that_hides_its_tests_is_an_error() {
-        let file = std::env::temp_dir().join(format!("xtask-{}-hidden.rs", std::process::id()));
-        let path = file.to_str().unwrap();
-        let targets = [("lib", "hidden", path, false)];
-        std::fs::write(&file, "fn f() {}\n").unwrap();
-        assert!(Workspace::parse(&metadata(&Value::Null, &targets)).is_ok());
-        std::fs::write(&file, "#[cfg(test)]\nmod tests;\n").unwrap();
-        let error = Workspace::parse(&metadata(&Value::Null, &targets));
-        std::fs::remove_file(&file).unwrap();
-        let error = error.unwrap_err().to_string();
-        assert!(
-            error.contains("`hidden` of package p has `test = false`"),
-            "{error}"
-        );
+        for (n, text) in [
+            "#[cfg(test)]\nmod tests;\n",
+            "#[cfg(all(test, feature = \"a\"))]\nmod tests {\n",
+            "    #[test]\n",
+            "#[tokio::test(flavor = \"multi_thread\")]\n",
+            "#[tokio::test]\n",
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let error = hidden(&format!("hidden-{n}"), &[("lib.rs", text)]);
+            assert!(
+                error.contains("`hidden` of package p has `test = false`"),
+                "{text}: {error}"
+            );
+        }
+        for text in [
+            "fn f() {}\n",
+            "#[cfg(not(test))]\nfn f() {}\n",
+            "#[cfg(feature = \"test-util\")]\nfn f() {}\n",
+            "#[testing::tests]\n",
+        ] {
+            assert_eq!(hidden("open", &[("lib.rs", text)]), "", "{text}");
+        }
+    }
+
+    #[test]
+    fn tests_in_the_modules_of_a_target_count() {
+        let tests = "#[test]\nfn t() {}\n";
+        for (n, files) in [
+            [("lib.rs", "mod a;\n"), ("a.rs", tests), ("b.rs", "")],
+            [
+                ("lib.rs", "pub(crate) mod a;\n"),
+                ("a/mod.rs", "mod b;"),
+                ("a/b.rs", tests),
+            ],
+            [
+                ("lib.rs", "mod a;\n"),
+                ("a.rs", "pub mod b;"),
+                ("a/b.rs", tests),
+            ],
+            [
+                ("lib.rs", "#[path = \"x/y.rs\"]\nmod a;\n"),
+                ("x/y.rs", "mod b;"),
+                ("x/b.rs", tests),
+            ],
+            [
+                ("lib.rs", "mod a {\n    mod b;\n}\n"),
+                ("a/b.rs", tests),
+                ("b.rs", ""),
+            ],
+        ]
+        .iter()
+        .enumerate()
+        {
+            let error = hidden(&format!("modules-{n}"), files);
+            assert!(error.contains("has `test = false`"), "{files:?}: {error}");
+        }
+        // Of another target in the same folder.
+        let files = [
+            ("lib.rs", "mod a {\n}\nmod c;\n"),
+            ("main.rs", tests),
+            ("a/c.rs", tests),
+        ];
+        assert_eq!(hidden("others", &files), "");
+    }
+
+    #[test]
+    fn a_library_that_hides_its_examples_is_an_error() {
+        let example = "/// Adds:\n///\n/// ```\n/// assert_eq!(1 + 1, 2);\n/// ```\nfn f() {}\n";
+        let error = hidden("examples", &[("lib.rs", "mod a;\n"), ("a.rs", example)]);
+        assert!(error.contains("has `doctest = false`"), "{error}");
+        assert!(error.contains("a.rs has examples"), "{error}");
+        for language in ["text", "ignore", "toml", "rust,ignore"] {
+            let text = example.replacen("```", &format!("```{language}"), 1);
+            assert_eq!(
+                hidden("examples", &[("lib.rs", text.as_str())]),
+                "",
+                "{language}"
+            );
+        }
+        let text = example.replacen("```", "```no_run", 1);
+        let error = hidden("examples", &[("lib.rs", text.as_str())]);
+        assert!(error.contains("has examples"), "{error}");
     }
 
     #[test]
