@@ -30,6 +30,7 @@ use clap::ValueEnum;
 pub use self::targets::Workspace;
 use self::{
     build::{Profile, Program, build, whole_workspace},
+    libtest::{Outcome, Status},
     program::{Settings, TestOrder},
     report::{Part, Report},
     summary::{Counts, total},
@@ -173,37 +174,27 @@ pub fn test(options: &Options) -> anyhow::Result<ExitCode> {
     };
     let at = Instant::now();
     thread::scope(|scope| {
-        let packets = scope.spawn(|| {
+        // The scope waits for it, and panics if it did.
+        scope.spawn(|| {
             let settings = options.settings(Tier::Packets);
-            run_each(&of(Tier::Packets), TestOrder::Serial, &settings, &report)
+            run_each(&of(Tier::Packets), TestOrder::Serial, &settings, &report);
         });
-        let unit = run_each(
-            &of(Tier::Unit),
-            TestOrder::Parallel,
-            &options.settings(Tier::Unit),
-            &report,
-        )
-        .and_then(|()| {
-            if options.includes(Tier::Unit) {
-                fuzz_targets(options, &report)?;
-                examples(options, &workspace, &report)?;
-            }
-            Ok(())
-        });
-        unit.and(
-            packets
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-        )
+        let settings = options.settings(Tier::Unit);
+        run_each(&of(Tier::Unit), TestOrder::Parallel, &settings, &report);
+        if options.includes(Tier::Unit) {
+            fuzz_targets(options, &report)?;
+            examples(options, &workspace, &report)?;
+        }
+        anyhow::Ok(())
     })?;
     report.stage("unit and packet tests", at);
     if options.includes(Tier::Lab) {
-        lab(&of(Tier::Lab), &options.settings(Tier::Lab), &report)?;
+        lab(&of(Tier::Lab), &options.settings(Tier::Lab), &report);
     }
     if options.includes(Tier::Qemu) {
         let at = Instant::now();
         let settings = options.settings(Tier::Qemu);
-        run_each(&of(Tier::Qemu), TestOrder::Serial, &settings, &report)?;
+        run_each(&of(Tier::Qemu), TestOrder::Serial, &settings, &report);
         report.stage("tests in virtual machines", at);
     }
     if options.long && options.includes(Tier::Unit) {
@@ -211,7 +202,7 @@ pub fn test(options: &Options) -> anyhow::Result<ExitCode> {
         let programs = build(&workspace, Profile::Dev, |target| target.tier == Tier::Unit)?;
         let settings = options.settings(Tier::Unit);
         let programs: Vec<_> = programs.iter().collect();
-        run_each(&programs, TestOrder::Parallel, &settings, &report)?;
+        run_each(&programs, TestOrder::Parallel, &settings, &report);
         report.stage("unit tests with overflow checks and debug assertions", at);
     }
     if privileged {
@@ -258,6 +249,30 @@ fn not_empty(program: &Program, names: &[String], settings: &Settings) -> anyhow
     Ok(())
 }
 
+/// The tests of a program. One that lists none has failed, and the run goes on with the others.
+fn listed(program: &Program, settings: &Settings, report: &Report) -> Vec<String> {
+    let begun = Instant::now();
+    let names = program::tests(program, settings).and_then(|names| {
+        not_empty(program, &names, settings)?;
+        Ok(names)
+    });
+    names.unwrap_or_else(|error| {
+        fail(program, "list of its tests", &error, begun, report);
+        Vec::new()
+    })
+}
+
+/// Counts an error of a program as a failed test.
+fn fail(program: &Program, name: &str, error: &anyhow::Error, begun: Instant, report: &Report) {
+    let outcome = Outcome {
+        name: name.to_owned(),
+        status: Status::Failed,
+        seconds: begun.elapsed().as_secs_f64(),
+        output: format!("{error:#}\n"),
+    };
+    report.add(&part(program), outcome, true);
+}
+
 fn part(program: &Program) -> Part {
     Part {
         tier: program.target.tier,
@@ -266,21 +281,29 @@ fn part(program: &Program) -> Part {
 }
 
 /// Runs programs one after another.
-fn run_each(
-    programs: &[&Program],
+fn run_each(programs: &[&Program], order: TestOrder, settings: &Settings, report: &Report) {
+    for program in programs {
+        let names = listed(program, settings, report);
+        run_tests(program, &names, order, settings, report);
+    }
+}
+
+/// Runs tests of a program. If it cannot be run, that is a failure, and the run goes on.
+fn run_tests(
+    program: &Program,
+    names: &[String],
     order: TestOrder,
     settings: &Settings,
     report: &Report,
-) -> anyhow::Result<()> {
-    for program in programs {
-        let part = part(program);
-        let names = program::tests(program, settings)?;
-        not_empty(program, &names, settings)?;
-        program::run(program, &names, order, settings, |outcome| {
-            report.add(&part, outcome, order == TestOrder::Serial);
-        })?;
+) {
+    let begun = Instant::now();
+    let part = part(program);
+    let result = program::run(program, names, order, settings, |outcome| {
+        report.add(&part, outcome, order == TestOrder::Serial);
+    });
+    if let Err(error) = result {
+        fail(program, "the program itself", &error, begun, report);
     }
-    Ok(())
 }
 
 /// One lab test, which runs in a separate process.
@@ -301,30 +324,23 @@ impl LabTest<'_> {
 const FUNCTIONAL_LANES: usize = 3;
 
 /// Runs lab tests: first those that assert no times, some at once, then the timed ones.
-fn lab(programs: &[&Program], settings: &Settings, report: &Report) -> anyhow::Result<()> {
+fn lab(programs: &[&Program], settings: &Settings, report: &Report) {
     let mut tests = Vec::new();
     for program in programs {
-        let names = program::tests(program, settings)?;
-        not_empty(program, &names, settings)?;
+        let names = listed(program, settings, report);
         tests.extend(names.into_iter().map(|name| LabTest { program, name }));
     }
     let (timed, functional): (VecDeque<_>, VecDeque<_>) =
         tests.into_iter().partition(LabTest::is_timed);
     let at = Instant::now();
-    lanes(FUNCTIONAL_LANES, functional, settings, report)?;
+    lanes(FUNCTIONAL_LANES, functional, settings, report);
     report.stage("lab tests, three at once", at);
     let at = Instant::now();
-    lanes(1, timed, settings, report)?;
+    lanes(1, timed, settings, report);
     report.stage("lab tests that assert times, one at a time", at);
-    Ok(())
 }
 
-fn lanes(
-    count: usize,
-    tests: VecDeque<LabTest<'_>>,
-    settings: &Settings,
-    report: &Report,
-) -> anyhow::Result<()> {
+fn lanes(count: usize, tests: VecDeque<LabTest<'_>>, settings: &Settings, report: &Report) {
     let tests = Mutex::new(tests);
     let next = |lane: usize| {
         let mut tests = tests.lock().unwrap_or_else(PoisonError::into_inner);
@@ -337,30 +353,22 @@ fn lanes(
     };
     let run = |lane: usize| {
         while let Some(test) = next(lane) {
-            let part = part(test.program);
-            let names = [test.name];
-            program::run(
+            run_tests(
                 test.program,
-                &names,
+                &[test.name],
                 TestOrder::Serial,
                 settings,
-                |outcome| {
-                    report.add(&part, outcome, true);
-                },
-            )?;
+                report,
+            );
         }
-        Ok(())
     };
     thread::scope(|scope| {
         let run = &run;
-        let lanes: Vec<_> = (0..count)
-            .map(|lane| scope.spawn(move || run(lane)))
-            .collect();
-        lanes.into_iter().try_for_each(|lane| {
-            lane.join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
-    })
+        // The scope waits for all, and panics if one did.
+        for lane in 0..count {
+            scope.spawn(move || run(lane));
+        }
+    });
 }
 
 fn fuzz_targets(options: &Options, report: &Report) -> anyhow::Result<()> {
@@ -444,6 +452,38 @@ mod tests {
         assert!(timed("restart::timed::a_killed_daemon_is_back"));
         assert!(timed("timed::a_test"));
         assert!(!timed("restart::timed_out"));
+    }
+
+    #[test]
+    fn a_program_that_cannot_list_its_tests_has_failed_and_the_others_run() {
+        let program = |path: &str| Program {
+            target: targets::Target {
+                package: path.to_owned(),
+                package_id: String::new(),
+                folder: "/".into(),
+                kind: "bin".to_owned(),
+                name: String::new(),
+                tier: Tier::Lab,
+            },
+            path: path.into(),
+        };
+        let settings = Settings {
+            filter: None,
+            environment: Vec::new(),
+            limit: Duration::from_secs(10),
+        };
+        // The second lists nothing, as a program without tests does.
+        let programs = ["/bin/false", "/bin/true", "/no-such-program"].map(program);
+        let programs = programs.iter().collect::<Vec<_>>();
+        for of_lab in [false, true] {
+            let report = Report::default();
+            match of_lab {
+                true => lab(&programs, &settings, &report),
+                false => run_each(&programs, TestOrder::Parallel, &settings, &report),
+            }
+            let sum = report.finish(Instant::now());
+            assert_eq!((sum.passed, sum.failed, sum.skipped), (0, 2, 0));
+        }
     }
 
     #[test]
