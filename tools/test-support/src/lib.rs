@@ -28,8 +28,14 @@ pub fn test_name() -> String {
 /// a passing run shows it too. The caller returns.
 ///
 /// # Panics
-/// If `CAUSEWAY_REQUIRE_PRIVILEGED` is `1`: no test may be skipped then.
+/// If `CAUSEWAY_REQUIRE_PRIVILEGED` is `1`: no test may be skipped then. On a thread without a name,
+/// which is not the test's own: the line would name no test, and the test would count as passed.
 pub fn skip(reason: &str) {
+    assert!(
+        std::thread::current().name().is_some(),
+        "`skip` was called on a helper thread, with the reason {reason:?}: call it on the thread \
+         of the test"
+    );
     let line = format!("SKIPPED: {}: {reason}\n", test_name());
     assert!(
         std::env::var_os("CAUSEWAY_REQUIRE_PRIVILEGED").is_none_or(|v| v != "1"),
@@ -52,6 +58,14 @@ impl Drop for StopOnDrop<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_helper_thread_cannot_skip_the_test() {
+        let helper = std::thread::spawn(|| skip("a reason"));
+        let panic = helper.join().expect_err("a panic");
+        let text = panic.downcast_ref::<String>().expect("a message");
+        assert!(text.contains("was called on a helper thread"), "{text}");
+    }
 
     #[test]
     fn a_panic_sets_the_flag() {

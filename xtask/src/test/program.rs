@@ -98,10 +98,14 @@ pub fn run(
             None if left.is_empty() => break,
             None => "it ended without running this test".to_owned(),
         };
-        // The running tests failed; if there were none, all remaining tests.
+        // The running tests failed; if there were none, all remaining tests; or the program, after
+        // its last test.
         let mut blamed = end.running;
         if blamed.is_empty() {
             blamed = left.iter().map(|name| (name.clone(), 0.0)).collect();
+        }
+        if blamed.is_empty() {
+            blamed.insert("the program itself".to_owned(), 0.0);
         }
         for (name, seconds) in blamed {
             left.remove(&name);
@@ -162,6 +166,7 @@ fn once(
         ended,
         running: BTreeMap::new(),
         skipped: BTreeSet::new(),
+        stray: None,
         raw: VecDeque::new(),
         counted: false,
         failed: false,
@@ -192,6 +197,8 @@ struct ProgramRun<F> {
     ended: F,
     running: BTreeMap<String, Instant>,
     skipped: BTreeSet<String>,
+    /// A skip that is no running test's.
+    stray: Option<String>,
     raw: VecDeque<String>,
     counted: bool,
     failed: bool,
@@ -257,6 +264,15 @@ impl<F: FnMut(Outcome)> ProgramRun<F> {
             }
             _ => None,
         });
+        let stray = self.stray.take();
+        let trouble = trouble.or_else(|| {
+            stray.map(|line| {
+                format!(
+                    "it printed {line:?}, which names none of the running tests: call `skip` on \
+                     the thread of the test"
+                )
+            })
+        });
         let running = std::mem::take(&mut self.running);
         Ok(End {
             running: running
@@ -302,11 +318,13 @@ impl<F: FnMut(Outcome)> ProgramRun<F> {
     /// Keeps a line that is no event.
     fn record_output(&mut self, line: String) {
         if let Some(name) = skipped(&line) {
-            match self.order {
-                TestOrder::Serial => self.skipped.extend(self.running.keys().cloned()),
-                TestOrder::Parallel => {
-                    self.skipped.insert(name.to_owned());
-                }
+            // The only running test needs no name, which on libtest's main thread it has not.
+            if self.order == TestOrder::Serial || self.running.len() == 1 {
+                self.skipped.extend(self.running.keys().cloned());
+            } else if self.running.contains_key(name) {
+                self.skipped.insert(name.to_owned());
+            } else {
+                self.stray.get_or_insert_with(|| line.clone());
             }
         }
         if self.order == TestOrder::Parallel && self.raw.len() == TAIL_LINES {
@@ -392,6 +410,10 @@ mod tests {
     }
 
     fn outcomes(name: &str, text: &str, names: &[&str]) -> Vec<Outcome> {
+        outcomes_in(TestOrder::Serial, name, text, names)
+    }
+
+    fn outcomes_in(order: TestOrder, name: &str, text: &str, names: &[&str]) -> Vec<Outcome> {
         let (folder, program) = script(name, text);
         let settings = Settings {
             filter: None,
@@ -400,10 +422,7 @@ mod tests {
         };
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut all = Vec::new();
-        run(&program, &names, TestOrder::Serial, &settings, |o| {
-            all.push(o)
-        })
-        .unwrap();
+        run(&program, &names, order, &settings, |o| all.push(o)).unwrap();
         fs::remove_dir_all(folder).unwrap();
         all
     }
@@ -428,6 +447,57 @@ mod tests {
     fn a_test_that_prints_that_it_was_skipped_has_not_passed() {
         let text = format!("{STARTED}; echo 'SKIPPED: a: needs root' >&2; {PASSED}; {COUNTED}");
         assert_eq!(outcomes("skips", &text, &["a"])[0].status, Status::Skipped);
+    }
+
+    /// Two tests that run at once and pass, the first with this line in its output.
+    fn two_with(name: &str, line: &str) -> Vec<(String, Status, String)> {
+        let b = |text: &str| text.replace(r#""a""#, r#""b""#);
+        let text = format!(
+            "{STARTED}; {}; echo '{line}' >&2; {PASSED}; {}; {COUNTED}",
+            b(STARTED),
+            b(PASSED)
+        );
+        let all = outcomes_in(TestOrder::Parallel, name, &text, &["a", "b"]);
+        all.into_iter()
+            .map(|o| (o.name, o.status, o.output))
+            .collect()
+    }
+
+    #[test]
+    fn of_tests_that_run_at_once_the_named_one_is_skipped() {
+        let all = two_with("skips-one", "SKIPPED: a: needs root");
+        let all: Vec<_> = all
+            .iter()
+            .map(|(name, status, _)| (&**name, *status))
+            .collect();
+        assert_eq!(all, [("a", Status::Skipped), ("b", Status::Passed)]);
+    }
+
+    #[test]
+    fn a_skip_that_is_no_test_s_is_a_failure_of_the_program() {
+        let all = two_with("skips-none", "SKIPPED: worker: needs root");
+        assert_eq!(all.len(), 3, "{all:?}");
+        let (name, status, output) = &all[2];
+        assert_eq!((&**name, *status), ("the program itself", Status::Failed));
+        assert!(
+            output.contains("names none of the running tests"),
+            "{output}"
+        );
+    }
+
+    #[test]
+    fn a_program_that_fails_after_its_tests_has_failed() {
+        let all = outcomes(
+            "fails",
+            &format!("{STARTED}; {PASSED}; {COUNTED}; exit 3"),
+            &["a"],
+        );
+        let all: Vec<_> = all.iter().map(|o| (&*o.name, o.status)).collect();
+        let expected = [
+            ("a", Status::Passed),
+            ("the program itself", Status::Failed),
+        ];
+        assert_eq!(all, expected);
     }
 
     #[test]
