@@ -28,6 +28,7 @@ use nix::{sys::prctl, sys::signal::Signal, unistd::geteuid};
 const OBSERVATION_TIME: Duration = Duration::from_secs(45);
 /// Limit for each step, such as a start.
 const STEP_TIMEOUT: Duration = Duration::from_secs(30);
+/// All units of the repository; a test compares them.
 const UNITS: [&str; 3] = [
     "causeway-appliance.service",
     "causeway-gateway.service",
@@ -359,6 +360,20 @@ fn kernel_drops_are_counted_or_the_remedy_is_named(machine: &mut Machine) {
     machine.wait("kernel drops are counted again", |m| {
         is_counted(m) == Some(true)
     });
+}
+
+#[test]
+fn every_unit_of_the_repository_is_tested() {
+    let files = test_support::repository::files(&[".service", ".toml"]);
+    let mut found: Vec<_> = files
+        .iter()
+        .filter(|path| path.extension().is_some_and(|ending| ending == "service"))
+        .filter_map(|path| path.file_name()?.to_str())
+        .collect();
+    found.sort_unstable();
+    let mut tested = UNITS;
+    tested.sort_unstable();
+    assert_eq!(found, tested);
 }
 
 #[test]
