@@ -4,16 +4,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File, OpenOptions, Permissions},
+    fs,
     io::{self, Write as _},
     net::IpAddr,
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
 use appliance_common::limits::MAX_RULES;
 use failover::{Plan, mode};
 use serde::{Deserialize, Serialize};
+use service::replace::{NewFile, replace, sync_folder_of};
 
 use crate::config::{Config, desired::Desired};
 
@@ -254,7 +254,7 @@ pub struct Store {
 #[derive(Debug)]
 #[must_use]
 pub struct PreparedState {
-    temporary: PathBuf,
+    new: NewFile,
     path: PathBuf,
 }
 
@@ -269,11 +269,11 @@ impl PreparedState {
             path: self.path.clone(),
             source,
         };
-        fs::rename(&self.temporary, &self.path).map_err(error)?;
+        self.new.rename().map_err(error)?;
         // The new state is in place; only a loss of power could bring the old one back.
-        let dir = self.path.parent().unwrap_or(Path::new("/"));
-        if let Err(error) = File::open(dir).and_then(|dir| dir.sync_all()) {
-            tracing::warn!(%error, dir = %dir.display(), "cannot synchronize the state directory");
+        if let Err(error) = sync_folder_of(&self.path) {
+            let path = self.path.display();
+            tracing::warn!(%error, %path, "cannot synchronize the folder of the state");
         }
         Ok(())
     }
@@ -329,24 +329,17 @@ impl Store {
     pub fn prepare(&self, state: &State) -> Result<PreparedState, Error> {
         let dir = self.path.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(dir).map_err(|e| self.io("create the directory of", e))?;
-        let temporary = self.path.with_extension("json.new");
         let text =
             serde_json::to_vec_pretty(state).map_err(|e| self.io("encode", io::Error::other(e)))?;
-        let write = || -> io::Result<()> {
+        let write = || -> io::Result<NewFile> {
             // The state may have keys.
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&temporary)?;
-            file.set_permissions(Permissions::from_mode(0o600))?;
-            file.write_all(&text)?;
-            file.sync_all()
+            let mut new = NewFile::create(&self.path, 0o600)?;
+            new.file().write_all(&text)?;
+            new.sync()?;
+            Ok(new)
         };
-        write().map_err(|e| self.io("write", e))?;
         Ok(PreparedState {
-            temporary,
+            new: write().map_err(|e| self.io("write", e))?,
             path: self.path.clone(),
         })
     }
@@ -368,7 +361,7 @@ impl Store {
     pub fn save_timestamps(&self, timestamps: &Timestamps) -> Result<(), Error> {
         let text =
             serde_json::to_vec(timestamps).map_err(|e| self.io("encode", io::Error::other(e)))?;
-        replace(&self.timestamps_path(), &text)
+        replaced(&self.timestamps_path(), &text)
     }
 
     /// A time, in nanoseconds since 1970, before which all messages to gateways and listeners were
@@ -386,7 +379,7 @@ impl Store {
     /// # Errors
     /// When it could not be written.
     pub fn save_circuit_clock(&self, nanos: u64) -> Result<(), Error> {
-        replace(&self.circuit_clock_path(), format!("{nanos}\n").as_bytes())
+        replaced(&self.circuit_clock_path(), format!("{nanos}\n").as_bytes())
     }
 
     fn circuit_clock_path(&self) -> PathBuf {
@@ -407,15 +400,8 @@ impl Store {
 }
 
 /// Replaces a file, whole or not at all, also if the power fails.
-fn replace(path: &Path, content: &[u8]) -> Result<(), Error> {
-    let temporary = path.with_extension("new");
-    let write = || {
-        let mut file = File::create(&temporary)?;
-        file.write_all(content)?;
-        file.sync_data()?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(|source| Error::Io {
+fn replaced(path: &Path, contents: &[u8]) -> Result<(), Error> {
+    replace(path, 0o644, contents).map_err(|source| Error::Io {
         operation: "write",
         path: path.to_owned(),
         source,
@@ -443,6 +429,8 @@ pub fn assign(slots: &mut BTreeMap<String, u32>, names: &[&str], limit: u32) {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs::Permissions, os::unix::fs::PermissionsExt as _};
+
     use super::*;
 
     #[test]

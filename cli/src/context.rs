@@ -2,13 +2,14 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, OpenOptions},
+    fs,
     io::{ErrorKind, Write as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
+use service::replace::NewFile;
 
 use crate::failure::Failure;
 
@@ -71,18 +72,13 @@ impl Contexts {
         let text = toml::to_string(self).map_err(|error| failed(&error))?;
         let folder = path.parent().unwrap_or_else(|| Path::new("."));
         fs::create_dir_all(folder).map_err(|error| failed(&error))?;
-        let new = path.with_extension(format!("new.{}", std::process::id()));
-        let mut options = OpenOptions::new();
-        let options = options.write(true).create_new(true).mode(0o600);
-        let written = options.open(&new).and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&new, path)
+        // Two commands at once have a new file each.
+        let ending = format!(".new.{}", std::process::id());
+        let written = NewFile::create_as(path, &ending, 0o600).and_then(|mut new| {
+            new.file().write_all(text.as_bytes())?;
+            new.commit()
         });
-        written.map_err(|error| {
-            let _ = fs::remove_file(&new);
-            failed(&error)
-        })
+        written.map(drop).map_err(|error| failed(&error))
     }
 
     /// The context of this name.

@@ -2,8 +2,7 @@
 //! note that a backup was restored. Each has its audit entry, whose user is that of the system.
 
 use std::{
-    fs::{self, File},
-    io,
+    fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -274,9 +273,7 @@ pub async fn replace_audit_key(
 }
 
 fn rename(new: &Path, key: &Path) -> Result<(), Error> {
-    let folder = key.parent().unwrap_or_else(|| Path::new("/"));
-    let renamed = fs::rename(new, key).and_then(|()| File::open(folder)?.sync_all());
-    renamed.map_err(|source| Error::Rename {
+    service::replace::rename(new, key).map_err(|source| Error::Rename {
         path: new.to_owned(),
         source,
     })

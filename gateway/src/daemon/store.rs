@@ -13,7 +13,6 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, BufWriter, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -25,7 +24,7 @@ use std::{
 
 use gateway_model::{Bounds, Delta, Model, Snapshot, Update};
 use serde::{Deserialize, Serialize};
-use service::config::Checker;
+use service::{config::Checker, replace::NewFile};
 
 /// Version of the file.
 const VERSION: u32 = 1;
@@ -294,21 +293,18 @@ impl Writer {
     /// Replaces the file.
     fn state(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
         let path = desired(&self.dir);
-        let new = path.with_extension("jsonl.new");
         let write = || -> io::Result<(File, u64)> {
-            let mut options = OpenOptions::new();
-            let options = options.write(true).create(true).truncate(true).mode(0o600);
-            let mut file = BufWriter::new(options.open(&new)?);
+            let mut new = NewFile::create(&path, 0o600)?;
+            let mut file = BufWriter::new(new.file());
             let head = Head {
                 version: VERSION,
                 snapshot,
             };
             serde_json::to_writer(&mut file, &head)?;
             file.write_all(b"\n")?;
-            let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
-            file.sync_all()?;
-            fs::rename(&new, &path)?;
-            File::open(&self.dir)?.sync_all()?;
+            file.flush()?;
+            drop(file);
+            let file = new.commit()?;
             let length = file.metadata()?.len();
             Ok((file, length))
         };

@@ -27,6 +27,7 @@ pub mod netlink;
 mod notify;
 mod panic;
 pub mod render;
+pub mod replace;
 pub mod run;
 pub mod socket;
 pub mod stdout;
