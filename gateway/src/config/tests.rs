@@ -172,7 +172,7 @@ fn each_problem_is_named_with_its_key() {
         (
             "[relay]",
             "control_socket = \"gw.sock\"\n[relay]",
-            "gateway.control_socket: gw.sock: write an absolute path",
+            "gateway.control_socket: \"gw.sock\": write an absolute path",
         ),
         (
             "[relay]",

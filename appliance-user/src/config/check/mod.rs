@@ -359,6 +359,6 @@ fn tunnel(c: &mut Checker, tunnel: file::Tunnel, uplink: &Uplink) -> Tunnel {
 /// A path that begins with `/`.
 fn absolute(c: &mut Checker, at: &str, path: &Path) {
     if !path.is_absolute() {
-        c.problem(at, format!("{}: write an absolute path", path.display()));
+        c.problem(at, format!("{path:?}: write an absolute path"));
     }
 }

@@ -74,7 +74,7 @@ pub(super) fn check(
             return LogTarget::Daemon;
         }
         if !path.is_absolute() {
-            let problem = format!("{}: write an absolute path, or \"daemon\"", path.display());
+            let problem = format!("{path:?}: write an absolute path, or \"daemon\"");
             c.problem("nat: log", problem);
         }
         LogTarget::File(path)
@@ -414,7 +414,7 @@ prefixes = ["10.1.0.0/24"]
             (
                 "\"/var/log/nat.jsonl\"",
                 "\"nat.jsonl\"",
-                "nat: log: nat.jsonl: write an absolute path, or \"daemon\"",
+                "nat: log: \"nat.jsonl\": write an absolute path, or \"daemon\"",
             ),
             (
                 "connections = 131072",

@@ -160,7 +160,7 @@ impl Checker {
     pub fn absolute(&mut self, at: &str, value: Option<PathBuf>, default: &str) -> PathBuf {
         let path = value.unwrap_or_else(|| default.into());
         if !path.is_absolute() {
-            self.problem(at, format!("{}: write an absolute path", path.display()));
+            self.problem(at, format!("{path:?}: write an absolute path"));
         }
         path
     }
@@ -223,6 +223,7 @@ mod tests {
         assert_eq!(c.choice("xdp", Some("native"), &modes), 1);
         assert_eq!(c.choice("xdp", Some("fast"), &modes), 0);
         c.absolute("dir", Some("relative".into()), "/");
+        c.absolute("dir", Some("".into()), "/");
         c.control_socket("socket", Some(format!("/{}", "x".repeat(107)).into()), "/");
         assert!(!c.is_good());
         let problems = c.finish(()).expect_err("problems");
@@ -237,7 +238,8 @@ mod tests {
                 "timeout: 61 seconds: write 0.5 to 60",
                 "count: 0: write 1 to 7",
                 "xdp: \"fast\": write \"auto\", \"native\" or \"off\"",
-                "dir: relative: write an absolute path",
+                "dir: \"relative\": write an absolute path",
+                "dir: \"\": write an absolute path",
                 "socket: 108 bytes: the path of a socket has at most 107",
             ]
         );
