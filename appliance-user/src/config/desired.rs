@@ -639,12 +639,12 @@ prefixes = ["10.1.0.0/24"]
         for (update, problem) in [
             (
                 put("\"key\":\"AQIDBAUG\"", ""),
-                "circuit: key: is not 32 bytes in base64",
+                "circuit.key: is not 32 bytes in base64",
             ),
-            (put("\"key_file\":\"relative\"", ""), "circuit: key_file"),
+            (put("\"key_file\":\"relative\"", ""), "circuit.key_file"),
             (
                 put(&format!("\"key\":\"{KEY}\",\"key_file\":\"/k\""), ""),
-                "circuit: key: write it or key_file, not both",
+                "circuit.key: write it or key_file, not both",
             ),
         ] {
             let error = refused(&update);

@@ -55,7 +55,7 @@ impl Default for Nat {
 /// Ports that the kernel also uses itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "nat: own_ports: {own} overlaps the kernel's own ports {local} ({LOCAL_PORTS}) in {both}: \
+    "nat.own_ports: {own} overlaps the kernel's own ports {local} ({LOCAL_PORTS}) in {both}: \
      write another range, or set the kernel's with `sysctl -w net.ipv4.ip_local_port_range`"
 )]
 pub struct PortsInUse {

@@ -686,23 +686,23 @@ fn provider_listens_for_tunnels_over_tls_as_configured() {
     for (text, wanted) in [
         (
             "from = [\"192.0.2.1/28\"]",
-            "tls: from: \"192.0.2.1/28\" has host bits set: write 192.0.2.0/28",
+            "tls.from: \"192.0.2.1/28\" has host bits set: write 192.0.2.0/28",
         ),
         (
             "from = [\"gw1\"]",
-            "tls: from: \"gw1\" is not a prefix: write an address",
+            "tls.from: \"gw1\" is not a prefix: write an address",
         ),
         (
             "from = [\"0.0.0.0/0\"]",
-            "tls: from: 0.0.0.0/0 cannot be the source of a gateway: omit tls.from",
+            "tls.from: 0.0.0.0/0 cannot be the source of a gateway: omit tls.from",
         ),
         (
             "from = [\"192.0.2.7\", \"192.0.2.0/28\"]",
-            "tls: from: 192.0.2.0/28 and 192.0.2.7 overlap; keep the larger one",
+            "tls.from: 192.0.2.0/28 and 192.0.2.7 overlap; keep the larger one",
         ),
         (
             "from = [\"2001:db8::7\", \"2001:db8::10\"]",
-            "tls: from: tls.from and tls.listen share no address family",
+            "tls.from: tls.from and tls.listen share no address family",
         ),
         ("proxy = \"v2\"", "expected a boolean"),
         ("proxies = true", "unknown field `proxies`"),
@@ -733,7 +733,7 @@ fn metrics_are_served_only_where_an_address_is_configured() {
     assert_eq!(config.metrics, "[::1]:9100".parse().ok());
     assert!(
         problems(&with("\"9100\""))
-            .contains("appliance: metrics: \"9100\" is not address:port; write one")
+            .contains("appliance.metrics: \"9100\" is not address:port; write one")
     );
     let open = problems(&with("\"192.0.2.9:9100\""));
     assert!(

@@ -30,7 +30,7 @@ pub(super) fn check(
     c.unique("gateway", gateways.iter().map(|g| g.name.as_str()));
     let mut all: Vec<Gateway> = Vec::new();
     for gateway in gateways {
-        c.name("gateway: name", &gateway.name);
+        c.name("gateway.name", &gateway.name);
         let at = |key: &str| format!("gateway {:?}: {key}", gateway.name);
         if let Some(pool) = &gateway.pool {
             c.name(&at("pool"), pool);
@@ -60,12 +60,12 @@ pub(super) fn check(
         for (place, pool) in access.pools.iter().enumerate() {
             if is_whole && !all.iter().any(|g| g.pool.as_ref() == Some(pool)) {
                 c.problem(
-                    "gateways: pools",
+                    "gateways.pools",
                     format!("no [[gateway]] is in pool {pool:?}"),
                 );
             }
             if access.pools[..place].contains(pool) {
-                c.problem("gateways: pools", format!("{pool:?} is listed twice"));
+                c.problem("gateways.pools", format!("{pool:?} is listed twice"));
             }
         }
         checked = Access {
@@ -171,13 +171,13 @@ pub(super) fn circuit(
     }
     let key = key_source(
         c,
-        &|key| at(&format!("circuit: {key}")),
+        &|key| at(&format!("circuit.{key}")),
         ("key_file", circuit.key_file.as_ref()),
         ("key", circuit.key.as_ref()),
     );
     if circuit.key_file.is_none() && circuit.key.is_none() {
         c.problem(
-            at("circuit: key_file"),
+            at("circuit.key_file"),
             "is missing: write the file that holds our side's key",
         );
     }
@@ -187,7 +187,7 @@ pub(super) fn circuit(
         .and_then(CircuitId::new);
     let Some(id) = id else {
         c.problem(
-            at("circuit: id"),
+            at("circuit.id"),
             format!(
                 "{:?}: write the id that the gateways have: 16 hexadecimal digits, of which the \
                  5th to the 8th are not all 0",
@@ -202,7 +202,7 @@ pub(super) fn circuit(
     };
     if let Some(other) = others.iter().find(has) {
         c.problem(
-            at("circuit: id"),
+            at("circuit.id"),
             format!(
                 "is also the id of peer {:?}; give each peer its own",
                 other.name
@@ -264,7 +264,7 @@ fn peer_tls(
             && !label.ends_with('-')
     };
     if tls.name.len() > 253 || !tls.name.split('.').all(label) {
-        c.problem(at("tls: name"), format!("{:?} is not a DNS name", tls.name));
+        c.problem(at("tls.name"), format!("{:?} is not a DNS name", tls.name));
     }
     let fingerprints: Result<Vec<Fingerprint>, BadFingerprint> = tls
         .fingerprint
@@ -275,13 +275,13 @@ fn peer_tls(
     let fingerprints = match fingerprints {
         Ok(fingerprints) => fingerprints,
         Err(error) => {
-            c.problem(at("tls: fingerprint"), error.to_string());
+            c.problem(at("tls.fingerprint"), error.to_string());
             return None;
         }
     };
     if fingerprints.is_empty() {
         c.problem(
-            at("tls: fingerprint"),
+            at("tls.fingerprint"),
             "the list is empty: write the fingerprint that `status` prints at the provider",
         );
         return None;
@@ -333,7 +333,7 @@ pub(super) fn tls_listen(
     }
     if tls.listen.is_empty() {
         c.problem(
-            "tls: listen",
+            "tls.listen",
             "is empty: write address:port, or remove [tls]",
         );
     }
@@ -341,11 +341,11 @@ pub(super) fn tls_listen(
     for text in &tls.listen {
         match text.parse::<SocketAddr>() {
             Ok(address) if listen.contains(&address) => {
-                c.problem("tls: listen", format!("{address} is listed twice"));
+                c.problem("tls.listen", format!("{address} is listed twice"));
             }
             Ok(address) if address.port() != 0 => listen.push(address),
             _ => c.problem(
-                "tls: listen",
+                "tls.listen",
                 format!("{text:?} is not address:port, as \"0.0.0.0:6443\""),
             ),
         }
@@ -355,7 +355,7 @@ pub(super) fn tls_listen(
         let Some(net) = source(c, text) else { continue };
         match from.iter().find(|other| other.overlaps(&net)) {
             Some(other) => c.problem(
-                "tls: from",
+                "tls.from",
                 format!("{net} and {other} overlap; keep the larger one"),
             ),
             None => from.push(net),
@@ -369,7 +369,7 @@ pub(super) fn tls_listen(
     };
     if !from.is_empty() && !listen.is_empty() && !from.iter().any(may_connect) {
         c.problem(
-            "tls: from",
+            "tls.from",
             "tls.from and tls.listen share no address family",
         );
     }
@@ -386,7 +386,7 @@ fn source(c: &mut Checker, text: &str) -> Option<IpPrefix> {
         Ok(net) if is_host(net.address()) || net.address().is_loopback() => Some(net),
         Ok(net) => {
             c.problem(
-                "tls: from",
+                "tls.from",
                 format!(
                     "{net} cannot be the source of a gateway: omit tls.from to accept all sources"
                 ),
@@ -394,7 +394,7 @@ fn source(c: &mut Checker, text: &str) -> Option<IpPrefix> {
             None
         }
         Err(error) => {
-            c.problem("tls: from", error.to_string());
+            c.problem("tls.from", error.to_string());
             None
         }
     }

@@ -65,7 +65,7 @@ pub(super) fn check_as(file: file::File, source: Source) -> Result<Config, Vec<P
                 .and_then(|circuit| circuit.key.as_ref());
             for (key, text) in [
                 ("preshared_key", peer.preshared_key.as_ref()),
-                ("circuit: key", circuit),
+                ("circuit.key", circuit),
             ] {
                 if text.is_some() {
                     c.problem(
@@ -78,13 +78,13 @@ pub(super) fn check_as(file: file::File, source: Source) -> Result<Config, Vec<P
         }
     }
     let a = file.appliance;
-    c.name("appliance: name", &a.name);
+    c.name("appliance.name", &a.name);
     let roles = [("tenant", Role::Tenant), ("provider", Role::Provider)];
-    let role = c.choice("appliance: role", Some(&a.role), &roles);
-    let state_dir = c.absolute("appliance: state_dir", a.state_dir, "/var/lib/causeway");
-    let pin_dir = c.absolute("appliance: pin_dir", a.pin_dir, "/sys/fs/bpf/causeway");
+    let role = c.choice("appliance.role", Some(&a.role), &roles);
+    let state_dir = c.absolute("appliance.state_dir", a.state_dir, "/var/lib/causeway");
+    let pin_dir = c.absolute("appliance.pin_dir", a.pin_dir, "/sys/fs/bpf/causeway");
     let control_socket = c.control_socket(
-        "appliance: control_socket",
+        "appliance.control_socket",
         a.control_socket,
         "/run/causeway/appliance.sock",
     );
@@ -111,7 +111,7 @@ pub(super) fn check_as(file: file::File, source: Source) -> Result<Config, Vec<P
 
     c.unique("tenant", file.tenant.iter().map(|t| t.name.as_str()));
     for tenant in &file.tenant {
-        c.name("tenant: name", &tenant.name);
+        c.name("tenant.name", &tenant.name);
     }
     let tunnel = file.tunnel.map(|t| tunnel(&mut c, t, &uplink));
     let peers = peers::check(&mut c, &file.peer, &uplink, tunnel.as_ref(), role);
@@ -177,7 +177,7 @@ pub(super) fn check_as(file: file::File, source: Source) -> Result<Config, Vec<P
 
 /// The address of the metrics, if they are served.
 fn metrics(c: &mut Checker, value: Option<&str>) -> Option<SocketAddr> {
-    let at = "appliance: metrics";
+    let at = "appliance.metrics";
     let text = value?;
     let Ok(address) = text.parse::<SocketAddr>() else {
         c.problem(
@@ -250,28 +250,28 @@ pub(super) fn is_link_local(address: IpAddr) -> bool {
 }
 
 fn uplink(c: &mut Checker, uplink: file::Uplink) -> Uplink {
-    c.interface("uplink: interface", &uplink.interface);
-    let xdp = xdp(c, "uplink: xdp", uplink.xdp.as_deref());
+    c.interface("uplink.interface", &uplink.interface);
+    let xdp = xdp(c, "uplink.xdp", uplink.xdp.as_deref());
     let local: Vec<IpAddr> = uplink
         .local
         .iter()
-        .filter_map(|text| address(c, "uplink: local", text))
+        .filter_map(|text| address(c, "uplink.local", text))
         .collect();
     for address in &local {
         if !is_host(*address) {
             c.problem(
-                "uplink: local",
+                "uplink.local",
                 format!("{address} cannot be the address of a host"),
             );
         }
     }
     for v4 in [true, false] {
         if local.iter().filter(|a| a.is_ipv4() == v4).count() > 1 {
-            c.problem("uplink: local", "at most one address of a family");
+            c.problem("uplink.local", "at most one address of a family");
         }
     }
-    let port = port(c, "uplink: port", uplink.port, VXLAN_PORT);
-    let mtu = mtu(c, "uplink: mtu", uplink.mtu);
+    let port = port(c, "uplink.port", uplink.port, VXLAN_PORT);
+    let mtu = mtu(c, "uplink.mtu", uplink.mtu);
     Uplink {
         interface: uplink.interface,
         xdp,
@@ -295,11 +295,11 @@ fn port(c: &mut Checker, at: &str, value: Option<i64>, default: u16) -> u16 {
 }
 
 fn tunnel(c: &mut Checker, tunnel: file::Tunnel, uplink: &Uplink) -> Tunnel {
-    absolute(c, "tunnel: private_key_file", &tunnel.private_key_file);
-    let port = port(c, "tunnel: port", tunnel.port, SECURE_PORT);
+    absolute(c, "tunnel.private_key_file", &tunnel.private_key_file);
+    let port = port(c, "tunnel.port", tunnel.port, SECURE_PORT);
     if port == uplink.port {
         c.problem(
-            "tunnel: port",
+            "tunnel.port",
             format!(
                 "{port} is uplink.port, which plain tunnels use; write another port for encrypted \
                  tunnels"
@@ -309,7 +309,7 @@ fn tunnel(c: &mut Checker, tunnel: file::Tunnel, uplink: &Uplink) -> Tunnel {
     let cipher = tunnel.cipher.as_deref().unwrap_or("auto");
     let cipher = cipher.parse::<CipherChoice>().unwrap_or_else(|_| {
         c.problem(
-            "tunnel: cipher",
+            "tunnel.cipher",
             format!("{cipher:?}: write \"auto\", \"aes-256-gcm\" or \"chacha20-poly1305\""),
         );
         CipherChoice::Auto
@@ -318,7 +318,7 @@ fn tunnel(c: &mut Checker, tunnel: file::Tunnel, uplink: &Uplink) -> Tunnel {
         Ok(workers) if (1..=LANES).contains(&workers) => workers,
         _ => {
             c.problem(
-                "tunnel: workers",
+                "tunnel.workers",
                 format!(
                     "write 1 to {LANES}, and at most as many as the machine has CPUs to spare: \
                      each worker uses one queue of every interface"
@@ -334,7 +334,7 @@ fn tunnel(c: &mut Checker, tunnel: file::Tunnel, uplink: &Uplink) -> Tunnel {
             Ok(cpu) if cpu <= MAX_CPU => Some(cpu),
             _ => {
                 c.problem(
-                    "tunnel: cpus",
+                    "tunnel.cpus",
                     format!("{cpu}: a CPU's number is 0 to {MAX_CPU}"),
                 );
                 None
@@ -342,9 +342,9 @@ fn tunnel(c: &mut Checker, tunnel: file::Tunnel, uplink: &Uplink) -> Tunnel {
         })
         .collect();
     let modes = [("wake", WaitMode::Wake), ("busy", WaitMode::Busy)];
-    let waiting = c.choice("tunnel: waiting", tunnel.waiting.as_deref(), &modes);
+    let waiting = c.choice("tunnel.waiting", tunnel.waiting.as_deref(), &modes);
     let modes = [Memory::Copy, Memory::ZeroCopy].map(|memory| (memory.name(), memory));
-    let memory = c.choice("tunnel: memory", tunnel.memory.as_deref(), &modes);
+    let memory = c.choice("tunnel.memory", tunnel.memory.as_deref(), &modes);
     Tunnel {
         private_key_file: tunnel.private_key_file,
         port,

@@ -35,7 +35,7 @@ pub(super) fn check(
         match u32::try_from(value) {
             Ok(value) if (TABLE_SIZES.0..=TABLE_SIZES.1).contains(&value) => *to = value,
             _ => c.problem(
-                format!("nat: {key}"),
+                format!("nat.{key}"),
                 format!("{value}: write {} to {}", TABLE_SIZES.0, TABLE_SIZES.1),
             ),
         }
@@ -44,14 +44,14 @@ pub(super) fn check(
     if let Some(text) = &file.own_ports {
         match text.parse::<PortRange>() {
             Ok(range) => nat.own_ports = range,
-            Err(error) => c.problem("nat: own_ports", error.to_string()),
+            Err(error) => c.problem("nat.own_ports", error.to_string()),
         }
     }
     nat.answer_ping = file.answer_ping.unwrap_or(nat.answer_ping);
     let own = nat.own_ports;
     if own.first() < FIRST_PORT {
         c.problem(
-            "nat: own_ports",
+            "nat.own_ports",
             format!(
                 "{own}: ports below {FIRST_PORT} belong to the system, {MANAGEMENT_PORT} to the \
                  appliance's management: begin at {FIRST_PORT} or above"
@@ -64,7 +64,7 @@ pub(super) fn check(
     ] {
         if let Some(port) = port.filter(|port| own.contains(*port)) {
             c.problem(
-                "nat: own_ports",
+                "nat.own_ports",
                 format!("{own} contains {port}, which is {key}: write a range without it"),
             );
         }
@@ -75,7 +75,7 @@ pub(super) fn check(
         }
         if !path.is_absolute() {
             let problem = format!("{path:?}: write an absolute path, or \"daemon\"");
-            c.problem("nat: log", problem);
+            c.problem("nat.log", problem);
         }
         LogTarget::File(path)
     });
@@ -139,7 +139,7 @@ fn timeouts(c: &mut Checker, file: &file::Nat, t: &mut Timeouts) {
         match u32::try_from(value) {
             Ok(value) if (least..=most).contains(&value) => *to = Timeouts::seconds(value),
             _ => c.problem(
-                format!("nat: {key}"),
+                format!("nat.{key}"),
                 format!("{value}: write {least}{standard} to {most}"),
             ),
         }
@@ -409,22 +409,22 @@ prefixes = ["10.1.0.0/24"]
             (
                 "connections = 131072",
                 "connections = 1000",
-                "nat: connections: 1000: write 1024 to 4194304",
+                "nat.connections: 1000: write 1024 to 4194304",
             ),
             (
                 "\"/var/log/nat.jsonl\"",
                 "\"nat.jsonl\"",
-                "nat: log: \"nat.jsonl\": write an absolute path, or \"daemon\"",
+                "nat.log: \"nat.jsonl\": write an absolute path, or \"daemon\"",
             ),
             (
                 "connections = 131072",
                 "mappings = 5000000",
-                "nat: mappings: 5000000: write 1024 to 4194304",
+                "nat.mappings: 5000000: write 1024 to 4194304",
             ),
             (
                 "udp_seconds = 120",
                 "udp_seconds = 119",
-                "nat: udp_seconds: 119: write 120 (RFC 4787 REQ-5)",
+                "nat.udp_seconds: 119: write 120 (RFC 4787 REQ-5)",
             ),
             (
                 "udp_seconds = 120",
@@ -454,17 +454,17 @@ prefixes = ["10.1.0.0/24"]
             (
                 "closed_seconds = 20",
                 "closed_seconds = 3",
-                "nat: closed_seconds: 3: write 4 to 240",
+                "nat.closed_seconds: 3: write 4 to 240",
             ),
             (
                 "closed_seconds = 20",
                 "closed_seconds = 241",
-                "nat: closed_seconds: 241: write 4 to 240",
+                "nat.closed_seconds: 241: write 4 to 240",
             ),
             (
                 "udp_seconds = 120",
                 "udp_short_seconds = 9",
-                "nat: udp_short_seconds: 9: write 10 to 120",
+                "nat.udp_short_seconds: 9: write 10 to 120",
             ),
             ("\"20000-30000\"", "\"500-5000\"", "begin at 1024 or above"),
             ("\"20000-30000\"", "\"30000-2\"", "write 2-30000"),

@@ -24,7 +24,7 @@ pub(super) fn check(
     let mut out: Vec<Network> = Vec::new();
     for n in networks {
         let at = |key: &str| format!("network {:?}: {key}", n.name);
-        c.name("network: name", &n.name);
+        c.name("network.name", &n.name);
         c.interface(&at("interface"), &n.interface);
         let vni = match u32::try_from(n.vni) {
             Ok(vni) if (1..=VNI_MAX).contains(&vni) => vni,

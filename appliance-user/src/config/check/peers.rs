@@ -21,7 +21,7 @@ pub(super) fn check(
     c.unique("peer", peers.iter().map(|p| p.name.as_str()));
     let mut out: Vec<Peer> = Vec::new();
     for peer in peers {
-        c.name("peer: name", &peer.name);
+        c.name("peer.name", &peer.name);
         let kind = match peer.kind.as_deref() {
             Some("vxlan") => vxlan(c, peer, uplink, &out),
             None | Some("appliance") => {
