@@ -86,7 +86,8 @@ enum Command {
     /// Run the director.
     #[command(alias = "serve")]
     Run(RunArgs),
-    /// Check a configuration file and list every problem.
+    /// Check a configuration file. Every wrong value is listed; a syntax error, an unknown or
+    /// missing key, or a wrong type ends the reading.
     Check {
         /// Configuration file.
         file: PathBuf,

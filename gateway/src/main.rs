@@ -43,7 +43,8 @@ struct Cli {
 enum Command {
     /// Run the gateway.
     Run(RunArgs),
-    /// Check a configuration file and list every problem.
+    /// Check a configuration file. Every wrong value is listed; a syntax error, an unknown or
+    /// missing key, or a wrong type ends the reading.
     Check {
         /// Configuration file.
         file: PathBuf,

@@ -27,7 +27,8 @@ pub struct Cli {
 pub enum Command {
     /// Run the daemon in the foreground.
     Run(RunArgs),
-    /// Check a configuration file and list every problem.
+    /// Check a configuration file. Every wrong value is listed; a syntax error, an unknown or
+    /// missing key, or a wrong type ends the reading.
     Check {
         /// Configuration file.
         file: PathBuf,

@@ -142,9 +142,7 @@ fn status(client: &Client) -> Result<Status, AskError> {
 }
 
 fn check(file: &Path) -> anyhow::Result<()> {
-    let config = Config::load(file)?;
-    daemon::check_keys(&config)?;
-    config.check_ports()?;
+    let config = daemon::check(file)?;
     outln!(
         "{}: good: {} side, {} tenants, {} peers, {} networks",
         file.display(),

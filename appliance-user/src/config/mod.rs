@@ -262,6 +262,24 @@ pub struct Tenant {
     pub nat: Vec<IpAddr>,
 }
 
+/// A file with a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyFile {
+    /// With a private key.
+    Private(PathBuf),
+    /// With a preshared key, or that of an end of a circuit.
+    Preshared(PathBuf),
+}
+
+impl KeyFile {
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        let (Self::Private(path) | Self::Preshared(path)) = self;
+        path
+    }
+}
+
 /// A configuration without problems.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -317,6 +335,32 @@ impl Config {
     /// When it has problems.
     pub fn parse(text: &str, path: &Path) -> Result<Self, Error> {
         config::parse(text, path, check::check)
+    }
+
+    /// The key files that the text of a file names, each with its key: also if the file has
+    /// problems. None of a text that cannot be read as a file, nor relative paths, which
+    /// [`parse`](Self::parse) refuses.
+    #[must_use]
+    pub fn key_files(text: &str) -> Vec<(String, KeyFile)> {
+        let Ok(file) = toml::from_str::<file::File>(text) else {
+            return Vec::new();
+        };
+        let mut files = Vec::new();
+        if let Some(tunnel) = file.tunnel {
+            let private = KeyFile::Private(tunnel.private_key_file);
+            files.push(("tunnel.private_key_file".to_owned(), private));
+        }
+        for peer in file.peer {
+            let at = |key: &str| format!("peer {:?}: {key}", peer.name);
+            if let Some(path) = peer.preshared_key_file {
+                files.push((at("preshared_key_file"), KeyFile::Preshared(path)));
+            }
+            if let Some(path) = peer.circuit.and_then(|circuit| circuit.key_file) {
+                files.push((at("circuit.key_file"), KeyFile::Preshared(path)));
+            }
+        }
+        files.retain(|(_, file)| file.path().is_absolute());
+        files
     }
 
     /// The network of that name.

@@ -6,7 +6,7 @@ use gateway_client::wire::Key;
 use tunnel::{InvalidKey, PresharedKey, SecretKey};
 use tunnel_worker::keys;
 
-use crate::config::{Config, KeySource};
+use crate::config::{Config, KeyFile, KeySource, Problem};
 
 /// The keys that a configuration names.
 #[derive(Default)]
@@ -33,6 +33,21 @@ pub(super) enum Error {
         /// The peer's name.
         peer: String,
     },
+}
+
+/// What is wrong with these files, each with the key that names it.
+pub(super) fn problems(files: &[(String, KeyFile)]) -> Vec<Problem> {
+    let problem = |(at, file): &(String, KeyFile)| {
+        let read = match file {
+            KeyFile::Private(path) => keys::private(path).map(drop),
+            KeyFile::Preshared(path) => keys::preshared(path).map(drop),
+        };
+        read.err().map(|error| Problem {
+            at: at.clone(),
+            what: error.to_string(),
+        })
+    };
+    files.iter().filter_map(problem).collect()
 }
 
 fn read(source: &KeySource) -> Result<PresharedKey, Error> {
@@ -87,5 +102,42 @@ impl Keys {
     pub fn same_identity(&self, other: &Self) -> bool {
         let public = |keys: &Self| keys.private.as_ref().map(SecretKey::public);
         public(self) == public(other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[test]
+    fn every_key_file_that_cannot_be_used_is_a_problem_of_the_configuration() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("appliance.toml");
+        let file = |name: &str| -> PathBuf { dir.path().join(name) };
+        std::fs::write(file("open.key"), "").expect("written");
+        let text = format!(
+            "[appliance]\nname = \"Site\"\nrole = \"tenant\"\n\
+             [uplink]\ninterface = \"eth0\"\n\
+             [tunnel]\nprivate_key_file = {:?}\nworkers = 0\n\
+             [[peer]]\nname = \"hub\"\npreshared_key_file = {:?}\n\
+             circuit = {{ id = \"3f9a1c0277d1e05b\", key_file = \"relative.key\" }}\n",
+            file("none.key"),
+            file("open.key"),
+        );
+        std::fs::write(&path, &text).expect("written");
+        let error = super::super::check(&path)
+            .expect_err("problems")
+            .to_string();
+        for problem in [
+            "\n  - appliance.name: \"Site\" is not a name",
+            "\n  - tunnel.workers: write 1 to",
+            "\n  - tunnel.private_key_file: stat ",
+            "\n  - peer \"hub\": preshared_key_file: ",
+            "\n  - peer \"hub\": circuit.key_file: \"relative.key\": write an absolute path",
+        ] {
+            assert_eq!(error.matches(problem).count(), 1, "{problem} in {error}");
+        }
     }
 }

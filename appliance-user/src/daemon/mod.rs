@@ -285,12 +285,18 @@ async fn first_snapshot(
     Ok(first)
 }
 
-/// Checks that every key file a configuration names can be used.
+/// Reads and checks a file, with the key files that it names and the ports of this machine.
 ///
 /// # Errors
-/// The first that cannot.
-pub fn check_keys(config: &Config) -> anyhow::Result<()> {
-    Ok(Keys::load(config).map(drop)?)
+/// When a file cannot be read, or with every problem of the values and of the key files. Two more
+/// are found only without those: a peer with our own public key, and ports that the machine uses.
+pub fn check(path: &Path) -> anyhow::Result<Config> {
+    let text = service::config::read(path)?;
+    let problems = keys::problems(&Config::key_files(&text));
+    let config = service::config::add(Config::parse(&text, path), path, problems)?;
+    Keys::load(&config)?;
+    config.check_ports()?;
+    Ok(config)
 }
 
 fn object_path(config: &Config) -> PathBuf {

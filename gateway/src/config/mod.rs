@@ -98,20 +98,20 @@ impl Config {
     /// When the file cannot be read, or has a problem.
     pub fn load(path: &Path) -> Result<Self, Error> {
         let text = config::read(path)?;
-        let config = Self::parse(&text, path)?;
+        let circuits = config::parse(&text, path, |file: file::File| Ok(file.circuit.len()));
+        let has_keys = circuits.is_ok_and(|count| count > 0);
         let is_open = std::fs::metadata(path).is_ok_and(|m| m.permissions().mode() & 0o007 != 0);
-        let circuits = config.desired.as_ref().map(|desired| &desired.circuits);
-        if is_open && circuits.is_some_and(|circuits| !circuits.is_empty()) {
-            return Err(Error::Invalid {
-                path: path.to_owned(),
-                problems: vec![Problem {
-                    at: "circuit".to_owned(),
-                    what: "the file has keys and is readable by all users: chmod o= FILE"
-                        .to_owned(),
-                }],
+        let mut problems = Vec::new();
+        if has_keys && is_open {
+            problems.push(Problem {
+                at: "circuit".to_owned(),
+                what: format!(
+                    "the file has keys and all users can read it: run `chmod o= {}`",
+                    path.display()
+                ),
             });
         }
-        Ok(config)
+        config::add(Self::parse(&text, path), path, problems)
     }
 
     /// Checks the text of a file; `path` is for messages.

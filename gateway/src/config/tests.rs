@@ -464,8 +464,17 @@ fn a_file_with_keys_must_not_be_readable_by_others() {
         Config::load(&path)
     };
     mode(0o640).expect("good");
+    let remedy = format!(
+        "circuit: the file has keys and all users can read it: run `chmod o= {}`",
+        path.display()
+    );
     let error = mode(0o644).expect_err("open").to_string();
-    assert!(error.contains("circuit: the file has keys"), "{error}");
+    assert!(error.contains(&remedy), "{error}");
+    // With the other problems.
+    std::fs::write(&path, GOOD.replace("name = \"gw1\"", "name = \"GW\"")).expect("write");
+    let error = mode(0o644).expect_err("open").to_string();
+    assert!(error.contains("2 problems:\n  - gateway.name: "), "{error}");
+    assert!(error.contains(&remedy), "{error}");
 }
 
 #[test]

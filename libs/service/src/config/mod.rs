@@ -1,4 +1,9 @@
 //! Configuration files: read and checked as a whole, with every problem listed.
+//!
+//! ```text
+//!   text ─ TOML, keys, types ─▶ File ─ check ─▶ T
+//!              └▶ Syntax: the first         └▶ Invalid: every one ◀─ add: of other files
+//! ```
 
 mod checker;
 
@@ -36,7 +41,8 @@ pub enum Error {
         path: PathBuf,
         source: io::Error,
     },
-    /// The file is not TOML, or has an unknown key or a value of the wrong type.
+    /// The file is not TOML, lacks a key that must be there, or has an unknown key or a value of
+    /// the wrong type. It is not read beyond the first of these, and its values are not checked.
     #[error("{}: {source}", path.display())]
     Syntax {
         /// The file.
@@ -88,6 +94,29 @@ pub fn parse<File: DeserializeOwned, T>(
         source: Box::new(source),
     })?;
     check(file).map_err(|problems| Error::Invalid {
+        path: path.to_owned(),
+        problems,
+    })
+}
+
+/// The result with further problems of the file, such as those of the files that it names.
+///
+/// # Errors
+/// The error of `result`, if that is not [`Error::Invalid`]; or [`Error::Invalid`] with the problems
+/// of both.
+pub fn add<T>(
+    result: Result<T, Error>,
+    path: &Path,
+    mut further: Vec<Problem>,
+) -> Result<T, Error> {
+    let mut problems = match result {
+        Ok(value) if further.is_empty() => return Ok(value),
+        Ok(_) => Vec::new(),
+        Err(Error::Invalid { problems, .. }) => problems,
+        Err(error) => return Err(error),
+    };
+    problems.append(&mut further);
+    Err(Error::Invalid {
         path: path.to_owned(),
         problems,
     })
@@ -152,6 +181,34 @@ mod tests {
                 .to_string()
                 .starts_with("cannot read /no-such-directory/f.toml: ")
         );
+    }
+
+    #[test]
+    fn further_problems_are_listed_with_those_of_the_values() {
+        let path = Path::new("f.toml");
+        let further = || {
+            vec![Problem {
+                at: "key_file".to_owned(),
+                what: "is missing".to_owned(),
+            }]
+        };
+        assert_eq!(
+            add(load("name = \"a\""), path, Vec::new()).expect("good"),
+            "a"
+        );
+        for (text, error) in [
+            (
+                "name = \"a\"",
+                "f.toml: 1 problem:\n  - key_file: is missing",
+            ),
+            ("name = \"A\"", "f.toml: 2 problems:\n  - name: "),
+            ("name = 1", "f.toml: TOML parse error"),
+        ] {
+            let error_text = add(load(text), path, further())
+                .expect_err("bad")
+                .to_string();
+            assert!(error_text.starts_with(error), "{text}: {error_text}");
+        }
     }
 
     #[test]
