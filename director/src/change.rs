@@ -204,8 +204,20 @@ impl Director {
     /// read again before it is used.
     async fn commit(&self, transaction: Transaction) -> Result<Revision, CommitError> {
         let known = Known(&self.is_unknown);
-        let revision = self.store.commit(transaction.clone(), None).await?;
-        match self.live.write().await.apply(&transaction, revision) {
+        let transaction = Arc::new(transaction);
+        // The commit is sent first; while the thread of the store writes it, the objects are read.
+        let reading = async { Live::read(&transaction) };
+        let commit = self.store.commit(Arc::clone(&transaction), None);
+        let (committed, objects) = tokio::join!(commit, reading);
+        let revision = committed?;
+        let applied = match objects {
+            Ok(objects) => {
+                let mut live = self.live.write().await;
+                live.apply(&transaction, objects, revision)
+            }
+            Err(error) => Err(error),
+        };
+        match applied {
             Ok(()) => std::mem::forget(known),
             Err(error) => tracing::error!(%error, "cannot apply a commit"),
         }

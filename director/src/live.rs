@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use control::{Corrupt, Revision, State, Transaction};
+use control::{Corrupt, Revision, State, Step, Transaction};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -103,23 +103,34 @@ impl Live {
                     live.set(&entry.key, Some(&entry.value), entry.revision)?;
                 }
             }
-            // Sets the revision of the state.
             let revision = revision.unwrap_or_default();
-            live.state.apply(&Transaction::default(), revision)?;
+            live.state.set_revision(revision);
             return Ok(live);
         }
         Err(LoadError::Changing)
     }
 
-    /// Applies a committed transaction.
-    pub fn apply(&mut self, transaction: &Transaction, revision: Revision) -> Result<(), Corrupt> {
-        for key in &transaction.delete {
-            self.set(key, None, revision)?;
+    /// Reads the objects of a transaction, while it is committed.
+    pub fn read(transaction: &Transaction) -> Result<Vec<Step>, Corrupt> {
+        let all = changed_keys(transaction).filter(|(key, _)| !is_own(key));
+        all.map(|(key, value)| State::read(key, value)).collect()
+    }
+
+    /// Applies a committed transaction, of which `objects` are those that [`Live::read`] has read.
+    pub fn apply(
+        &mut self,
+        transaction: &Transaction,
+        objects: Vec<Step>,
+        revision: Revision,
+    ) -> Result<(), Corrupt> {
+        for (key, value) in changed_keys(transaction).filter(|(key, _)| is_own(key)) {
+            self.set(key, value, revision)?;
         }
-        for (key, value) in &transaction.put {
-            self.set(key, Some(value), revision)?;
+        for object in objects {
+            object.apply(&mut self.state, revision);
         }
-        self.state.apply(&Transaction::default(), revision)
+        self.state.set_revision(revision);
+        Ok(())
     }
 
     fn set(&mut self, key: &str, value: Option<&str>, revision: Revision) -> Result<(), Corrupt> {
@@ -188,6 +199,23 @@ impl Live {
             token: token.id.clone(),
         })
     }
+}
+
+/// Keys that a transaction writes or deletes, with their values.
+fn changed_keys(transaction: &Transaction) -> impl Iterator<Item = (&str, Option<&str>)> {
+    let deleted = transaction.delete.iter().map(|key| (key.as_str(), None));
+    let put = transaction.put.iter();
+    deleted.chain(put.map(|(key, value)| (key.as_str(), Some(value.as_str()))))
+}
+
+/// Whether a key is the director's own, and none of the objects' state.
+fn is_own(key: &str) -> bool {
+    let prefixes = [USERS, TOKENS, STORED_ANSWERS, audit::HEAD];
+    let others = [audit::CHECKPOINTS, audit::PREFIX];
+    prefixes
+        .iter()
+        .chain(&others)
+        .any(|prefix| key.starts_with(prefix))
 }
 
 fn put<T: DeserializeOwned>(

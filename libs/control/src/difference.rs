@@ -70,7 +70,7 @@ impl Difference {
         names.dedup();
         let mut fields = Vec::new();
         for name in names {
-            compare(name, &before[name], &after[name], &mut fields);
+            compare(name, before[name].clone(), after[name].clone(), &mut fields);
         }
         Self {
             kind: kind.to_owned(),
@@ -96,10 +96,11 @@ pub fn differences(state: &State, transaction: &Transaction) -> Vec<Difference> 
         let mut fields = Vec::new();
         let owner = |object: &Value| object["metadata"]["owner"].clone();
         let before_owner = before.as_ref().map_or(Value::Null, owner);
-        compare(OWNER, &before_owner, &owner(&after), &mut fields);
+        compare(OWNER, before_owner, owner(&after), &mut fields);
         for part in ["spec", "status"] {
-            let before = before.as_ref().map_or(&Value::Null, |object| &object[part]);
-            compare(part, before, &after[part], &mut fields);
+            let of = |object: &Value| object[part].clone();
+            let before = before.as_ref().map_or(Value::Null, of);
+            compare(part, before, of(&after), &mut fields);
         }
         let change = match before {
             Some(_) => ChangeOfObject::Changed,
@@ -110,7 +111,7 @@ pub fn differences(state: &State, transaction: &Transaction) -> Vec<Difference> 
     for key in &transaction.delete {
         if let Some(before) = state.value(key) {
             let mut fields = Vec::new();
-            gone("spec", &before["spec"], &mut fields);
+            gone("spec", before["spec"].clone(), &mut fields);
             found.extend(named(key, &before, ChangeOfObject::Removed, fields));
         }
     }
@@ -122,7 +123,7 @@ pub fn differences(state: &State, transaction: &Transaction) -> Vec<Difference> 
 #[must_use]
 pub fn spec_differences(before: &Value, after: &Value) -> Vec<FieldDifference> {
     let mut fields = Vec::new();
-    compare("spec", before, after, &mut fields);
+    compare("spec", before.clone(), after.clone(), &mut fields);
     fields
 }
 
@@ -134,7 +135,7 @@ pub(crate) fn of_object<K: Kind>(before: Option<&Object<K>>, after: &Object<K>) 
         None => Value::Null,
     };
     let before_owner = before.map_or(Value::Null, owner);
-    compare(OWNER, &before_owner, &owner(after), &mut fields);
+    compare(OWNER, before_owner, owner(after), &mut fields);
     part("spec", before.map(|o| &o.spec), &after.spec, &mut fields);
     part(
         "status",
@@ -154,19 +155,19 @@ pub(crate) fn of_removed<K: Kind>(object: &Object<K>) -> Difference {
     // Specs always have a JSON form.
     let spec = serde_json::to_value(&object.spec).unwrap_or_default();
     let mut fields = Vec::new();
-    gone("spec", &spec, &mut fields);
+    gone("spec", spec, &mut fields);
     with_name(object, ChangeOfObject::Removed, fields)
 }
 
 /// The fields of a value that is no more.
-fn gone(at: &str, before: &Value, fields: &mut Vec<FieldDifference>) {
+fn gone(at: &str, before: Value, fields: &mut Vec<FieldDifference>) {
     match before {
         Value::Object(old) => {
             for (name, value) in old {
                 gone(&format!("{at}.{name}"), value, fields);
             }
         }
-        value => compare(at, value, &Value::Null, fields),
+        value => compare(at, value, Value::Null, fields),
     }
 }
 
@@ -196,12 +197,8 @@ fn part<T: Serialize + PartialEq>(
     }
     // Specs and statuses always have a JSON form.
     let json = |value: &T| serde_json::to_value(value).unwrap_or_default();
-    compare(
-        name,
-        &before.map_or(Value::Null, json),
-        &json(after),
-        fields,
-    );
+    let before = before.map_or(Value::Null, json);
+    compare(name, before, json(after), fields);
 }
 
 /// In the order of kind, tenant and name.
@@ -227,28 +224,30 @@ fn named(
 }
 
 /// Compares objects field by field, and other values as a whole.
-fn compare(at: &str, before: &Value, after: &Value, fields: &mut Vec<FieldDifference>) {
+fn compare(at: &str, before: Value, after: Value, fields: &mut Vec<FieldDifference>) {
     if before == after {
         return;
     }
-    if let (Value::Object(old), Value::Object(new)) = (before, after) {
-        let mut names: Vec<_> = old.keys().chain(new.keys()).collect();
-        names.sort();
-        names.dedup();
-        for name in names {
-            compare(&format!("{at}.{name}"), &before[name], &after[name], fields);
+    match (before, after) {
+        (Value::Object(mut old), Value::Object(mut new)) => {
+            let mut names: Vec<_> = old.keys().chain(new.keys()).cloned().collect();
+            names.sort();
+            names.dedup();
+            for name in names {
+                let both = [&mut old, &mut new].map(|o| o.remove(&name).unwrap_or_default());
+                let [before, after] = both;
+                compare(&format!("{at}.{name}"), before, after, fields);
+            }
         }
-        return;
-    }
-    if let (Value::Null, Value::Object(new)) = (before, after) {
-        for (name, value) in new {
-            compare(&format!("{at}.{name}"), &Value::Null, value, fields);
+        (Value::Null, Value::Object(new)) => {
+            for (name, value) in new {
+                compare(&format!("{at}.{name}"), Value::Null, value, fields);
+            }
         }
-        return;
+        (before, after) => fields.push(FieldDifference {
+            field: at.to_owned(),
+            before,
+            after,
+        }),
     }
-    fields.push(FieldDifference {
-        field: at.to_owned(),
-        before: before.clone(),
-        after: after.clone(),
-    });
 }

@@ -55,7 +55,7 @@ pub use object::{Kind, Metadata, Nothing, Object, Origin, Scope};
 pub use range::{AddressRange, RangeError, VlanRange};
 pub use refusal::{Conflict, Reason, Refusal};
 pub use role::{ROLES, Role};
-pub use state::{Claim, Corrupt, State, Table};
+pub use state::{Claim, Corrupt, State, Step, Table};
 pub use transaction::{Precondition, Revision, Transaction};
 pub use usage::{
     AddressPoolUsage, Amount, HardwarePlanTenants, Part, Subscriber, VlanPoolUsage,

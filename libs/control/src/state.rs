@@ -1,6 +1,6 @@
 //! The whole state of the provider, in memory.
 
-use std::collections::BTreeMap;
+use std::{borrow::Borrow, cmp::Ordering, collections::BTreeMap, ops::Bound};
 
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +40,50 @@ macro_rules! for_all_kinds {
 
 pub(crate) use for_all_kinds;
 
+/// Tenant and name of an object. A table is asked for borrowed ones: a change of a plan looks up
+/// thousands of objects.
+trait Place {
+    fn parts(&self) -> (&str, &str);
+}
+
+impl Place for (String, String) {
+    fn parts(&self) -> (&str, &str) {
+        (&self.0, &self.1)
+    }
+}
+
+impl Place for (&str, &str) {
+    fn parts(&self) -> (&str, &str) {
+        *self
+    }
+}
+
+impl<'p> Borrow<dyn Place + 'p> for (String, String) {
+    fn borrow(&self) -> &(dyn Place + 'p) {
+        self
+    }
+}
+
+impl PartialEq for dyn Place + '_ {
+    fn eq(&self, other: &Self) -> bool {
+        self.parts() == other.parts()
+    }
+}
+
+impl Eq for dyn Place + '_ {}
+
+impl PartialOrd for dyn Place + '_ {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for dyn Place + '_ {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.parts().cmp(&other.parts())
+    }
+}
+
 /// The objects of one kind, by tenant and name.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Table<K: Kind>(BTreeMap<(String, String), Object<K>>);
@@ -54,7 +98,7 @@ impl<K: Kind> Table<K> {
     /// The object of this name; `tenant` is empty for objects of the provider.
     #[must_use]
     pub fn get(&self, tenant: &str, name: &str) -> Option<&Object<K>> {
-        self.0.get(&(tenant.to_owned(), name.to_owned()))
+        self.0.get(&(tenant, name) as &dyn Place)
     }
 
     /// All objects, sorted by tenant and name.
@@ -64,8 +108,7 @@ impl<K: Kind> Table<K> {
 
     /// The objects of a tenant, sorted by name.
     pub fn of_tenant(&self, tenant: &str) -> impl Iterator<Item = &Object<K>> {
-        let from = (tenant.to_owned(), String::new());
-        let objects = self.0.range(from..);
+        let objects = self.range_from(Bound::Included((tenant, "")));
         objects
             .take_while(move |((of, _), _)| of == tenant)
             .map(|(_, object)| object)
@@ -73,11 +116,16 @@ impl<K: Kind> Table<K> {
 
     /// The objects after this one, sorted by tenant and name; all for `None`.
     pub fn after(&self, last: Option<(&str, &str)>) -> impl Iterator<Item = &Object<K>> {
-        use std::ops::Bound::{Excluded, Unbounded};
-        let from = last.map_or(Unbounded, |(tenant, name)| {
-            Excluded((tenant.to_owned(), name.to_owned()))
-        });
-        self.0.range((from, Unbounded)).map(|(_, object)| object)
+        let from = last.map_or(Bound::Unbounded, Bound::Excluded);
+        self.range_from(from).map(|(_, object)| object)
+    }
+
+    fn range_from(
+        &self,
+        place: Bound<(&str, &str)>,
+    ) -> std::collections::btree_map::Range<'_, (String, String), Object<K>> {
+        let place = place.as_ref().map(|place| place as &dyn Place);
+        self.0.range::<dyn Place, _>((place, Bound::Unbounded))
     }
 
     /// Number of objects.
@@ -219,6 +267,34 @@ impl State {
         Ok(())
     }
 
+    /// Reads one value of a commit, or its deletion, without a state: it can be done while the
+    /// commit is written.
+    ///
+    /// # Errors
+    /// [`Corrupt`].
+    pub fn read(key: &str, value: Option<&str>) -> Result<Step, Corrupt> {
+        let (kind, _) = key.split_once('/').unwrap_or((key, ""));
+        macro_rules! kinds {
+            ($($kind:ty),*) => {
+                match kind {
+                    CLAIM => read_claim(key, value),
+                    GUARD => {
+                        let (key, is_there) = (key.to_owned(), value.is_some());
+                        Ok(Step::new(move |state, revision| {
+                            match is_there {
+                                true => state.guards.insert(key, revision),
+                                false => state.guards.remove(&key),
+                            };
+                        }))
+                    }
+                    $(<$kind as Kind>::KIND => read_object::<$kind>(key, value),)*
+                    _ => Err(Corrupt::Key { key: key.to_owned() }),
+                }
+            };
+        }
+        for_all_kinds!(kinds)
+    }
+
     /// Applies one value of a commit, or its deletion.
     ///
     /// # Errors
@@ -229,24 +305,13 @@ impl State {
         value: Option<&str>,
         revision: Revision,
     ) -> Result<(), Corrupt> {
-        let (kind, _) = key.split_once('/').unwrap_or((key, ""));
-        macro_rules! kinds {
-            ($($kind:ty),*) => {
-                match kind {
-                    CLAIM => self.set_claim(key, value),
-                    GUARD => {
-                        match value {
-                            Some(_) => self.guards.insert(key.to_owned(), revision),
-                            None => self.guards.remove(key),
-                        };
-                        Ok(())
-                    }
-                    $(<$kind as Kind>::KIND => self.set_object::<$kind>(key, value, revision),)*
-                    _ => Err(Corrupt::Key { key: key.to_owned() }),
-                }
-            };
-        }
-        for_all_kinds!(kinds)
+        Self::read(key, value)?.apply(self, revision);
+        Ok(())
+    }
+
+    /// Sets the revision after all values of a commit have been applied.
+    pub fn set_revision(&mut self, revision: Revision) {
+        self.revision = revision;
     }
 
     /// An object as JSON, by its key; `None` for keys of other things.
@@ -267,42 +332,52 @@ impl State {
         let (tenant, name) = place::<K>(key)?;
         serde_json::to_value(K::table(self).get(tenant, name)?).ok()
     }
+}
 
-    fn set_claim(&mut self, key: &str, value: Option<&str>) -> Result<(), Corrupt> {
-        match value {
-            Some(value) => {
-                let claim = parse(key, value)?;
-                self.claims.insert(key.to_owned(), claim);
-            }
-            None => drop(self.claims.remove(key)),
-        }
-        Ok(())
+/// A value of a commit that has been read, or a deletion.
+pub struct Step(Box<dyn FnOnce(&mut State, Revision) + Send>);
+
+impl Step {
+    fn new(step: impl FnOnce(&mut State, Revision) + Send + 'static) -> Self {
+        Self(Box::new(step))
     }
 
-    fn set_object<K: Kind>(
-        &mut self,
-        key: &str,
-        value: Option<&str>,
-        revision: Revision,
-    ) -> Result<(), Corrupt> {
-        let unknown = || Corrupt::Key {
-            key: key.to_owned(),
+    /// Applies it, with the revision of its commit.
+    pub fn apply(self, state: &mut State, revision: Revision) {
+        (self.0)(state, revision);
+    }
+}
+
+fn read_claim(key: &str, value: Option<&str>) -> Result<Step, Corrupt> {
+    let claim: Option<Claim> = value.map(|value| parse(key, value)).transpose()?;
+    let key = key.to_owned();
+    Ok(Step::new(move |state, _| {
+        match claim {
+            Some(claim) => state.claims.insert(key, claim),
+            None => state.claims.remove(&key),
         };
-        let (tenant, name) = place::<K>(key).ok_or_else(unknown)?;
-        let at = (tenant.to_owned(), name.to_owned());
-        match value {
-            Some(value) => {
-                let mut object: Object<K> = parse(key, value)?;
-                if (object.tenant(), object.name()) != (tenant, name) {
-                    return Err(unknown());
-                }
-                object.metadata.revision = revision;
-                K::table_mut(self).0.insert(at, object);
-            }
-            None => drop(K::table_mut(self).0.remove(&at)),
-        }
-        Ok(())
+    }))
+}
+
+fn read_object<K: Kind>(key: &str, value: Option<&str>) -> Result<Step, Corrupt> {
+    let unknown = || Corrupt::Key {
+        key: key.to_owned(),
+    };
+    let (tenant, name) = place::<K>(key).ok_or_else(unknown)?;
+    let at = (tenant.to_owned(), name.to_owned());
+    let Some(value) = value else {
+        return Ok(Step::new(move |state, _| {
+            drop(K::table_mut(state).0.remove(&at));
+        }));
+    };
+    let mut object: Object<K> = parse(key, value)?;
+    if (object.tenant(), object.name()) != (tenant, name) {
+        return Err(unknown());
     }
+    Ok(Step::new(move |state, revision| {
+        object.metadata.revision = revision;
+        K::table_mut(state).0.insert(at, object);
+    }))
 }
 
 /// Tenant and name of a key of the kind; the tenant is empty for objects of the provider.

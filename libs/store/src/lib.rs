@@ -27,7 +27,7 @@ mod sqlite;
 mod transfer;
 mod watch;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 pub use clock::{Clock, System};
 pub use control::{Precondition, Revision, Transaction};
@@ -97,7 +97,7 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// [`CommitError::Unavailable`], it may have been written.
     fn commit(
         &self,
-        transaction: Transaction,
+        transaction: impl Into<Arc<Transaction>> + Send,
         fence: Option<Fence>,
     ) -> impl Future<Output = Result<Revision, CommitError>> + Send;
 

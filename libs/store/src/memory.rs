@@ -129,9 +129,10 @@ impl Store for Memory {
 
     async fn commit(
         &self,
-        transaction: Transaction,
+        transaction: impl Into<Arc<Transaction>> + Send,
         fence: Option<Fence>,
     ) -> Result<Revision, CommitError> {
+        let transaction = transaction.into();
         let mut inner = self.lock();
         if let Some(fence) = fence.filter(|fence| !inner.leases.is_valid(fence, self.now())) {
             return Err(CommitError::Fenced { lease: fence.lease });

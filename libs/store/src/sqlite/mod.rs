@@ -4,13 +4,12 @@
 //!   handles ─▶ queue ─▶ one thread, which owns the connection (writer.rs)
 //!                          │ all commits that wait ─▶ BEGIN IMMEDIATE … COMMIT ─▶ fsync ─▶ answers
 //!                          │ snapshot, changes: between two such transactions
-//!                          └ after each: up to TRIM old rows of the log are deleted
-//!   log ─▶ a thread of its own, which copies it into the file (checkpoint.rs)
+//!                          │ with each: up to MAX_TRIMMED_ROWS old rows of the log are deleted
+//!                          └ after the answers: a long write-ahead log is copied into the file
 //!   backup ─▶ a connection of its own, which reads one snapshot of the write-ahead log (backup.rs)
 //! ```
 
 mod backup;
-mod checkpoint;
 mod schema;
 mod writer;
 
@@ -141,9 +140,10 @@ impl Store for Sqlite {
 
     async fn commit(
         &self,
-        transaction: Transaction,
+        transaction: impl Into<Arc<Transaction>> + Send,
         fence: Option<Fence>,
     ) -> Result<Revision, CommitError> {
+        let transaction = transaction.into();
         self.ask(|reply| Request::Commit {
             transaction,
             fence,

@@ -84,7 +84,7 @@ pub(super) fn open(path: &Path) -> Result<Connection, Error> {
     connection
         .pragma_update(None, "cache_size", -CACHE)
         .map_err(&failed)?;
-    // Copying the write-ahead log into the file takes longer than a commit: another thread does it.
+    // The writer copies the write-ahead log into the file after its answers, not within a commit.
     connection
         .pragma_update(None, "wal_autocheckpoint", 0)
         .map_err(&failed)?;

@@ -1,17 +1,13 @@
 //! The thread that owns the connection.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use rusqlite::{
     Connection, OptionalExtension as _, TransactionBehavior, named_params, params, types::Value,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{
-    Options,
-    checkpoint::{self, Checkpoints},
-    sql_error,
-};
+use super::{Options, sql_error};
 use crate::{
     Campaign, Change, Changes, CommitError, Entry, Error, Fence, MAX_CHANGES, Precondition,
     ReadError, Revision, Snapshot, Transaction,
@@ -20,6 +16,8 @@ use crate::{
 
 /// Transactions in one commit of SQLite.
 const GROUP: usize = 256;
+/// Pages of the write-ahead log from which it is copied into the file: those of SQLite's default.
+const MAX_LOG_PAGES: i64 = 1000;
 /// Rows of the log that are deleted after a commit, unless one revision has more.
 const MAX_TRIMMED_ROWS: usize = 256;
 
@@ -31,7 +29,7 @@ pub(super) enum Request {
         reply: oneshot::Sender<Result<Snapshot, Error>>,
     },
     Commit {
-        transaction: Transaction,
+        transaction: Arc<Transaction>,
         fence: Option<Fence>,
         reply: oneshot::Sender<Result<Revision, CommitError>>,
     },
@@ -59,7 +57,7 @@ pub(super) enum Request {
 
 /// A commit that waits for the commit of its group.
 struct Waiting {
-    transaction: Transaction,
+    transaction: Arc<Transaction>,
     fence: Option<Fence>,
     reply: oneshot::Sender<Result<Revision, CommitError>>,
 }
@@ -72,7 +70,6 @@ pub(super) struct Writer {
     revision: Revision,
     compacted: Revision,
     leases: Leases,
-    checkpoints: Checkpoints,
 }
 
 impl Writer {
@@ -86,7 +83,6 @@ impl Writer {
     ) -> Result<Self, Error> {
         let number = |name| number(&connection, name).map_err(sql_error("read", &path));
         let (revision, compacted) = (number("revision")?, number("compacted")?);
-        let checkpoints = Checkpoints::start(&path)?;
         let mut writer = Self {
             connection,
             path,
@@ -95,7 +91,6 @@ impl Writer {
             revision,
             compacted,
             leases: Leases::default(),
-            checkpoints,
         };
         let old = writer.snapshot(PREFIX)?;
         let mut transaction = Transaction::default();
@@ -175,20 +170,31 @@ impl Writer {
         }
     }
 
-    /// Commits a group and answers it; then copies the log, if the thread does not keep up.
+    /// Commits a group and answers it; then copies the log, if it has become long.
     fn commit_group(&mut self, group: Vec<Waiting>) {
         self.commit_and_answer(group);
-        if self.checkpoints.is_late()
-            && let Err(error) = checkpoint::copy(&self.connection)
-        {
-            tracing::warn!(%error, "cannot copy the write-ahead log");
+        if let Err(error) = self.copy_log() {
+            tracing::warn!(%error, store = %self.path.display(), "cannot copy the log");
         }
+    }
+
+    /// Copies a write-ahead log of many pages into the file; the next commit begins the log anew.
+    /// SQLite would do it within a commit, whose callers would wait for it.
+    fn copy_log(&self) -> rusqlite::Result<()> {
+        let run = |sql| {
+            let mut statement = self.connection.prepare_cached(sql)?;
+            statement.query_row([], |row| row.get::<_, i64>(1))
+        };
+        if run("PRAGMA wal_checkpoint(NOOP)")? >= MAX_LOG_PAGES {
+            run("PRAGMA wal_checkpoint(PASSIVE)")?;
+        }
+        Ok(())
     }
 
     fn commit_and_answer(&mut self, group: Vec<Waiting>) {
         let transactions: Vec<_> = group
             .iter()
-            .map(|waiting| (&waiting.transaction, waiting.fence.as_ref()))
+            .map(|waiting| (&*waiting.transaction, waiting.fence.as_ref()))
             .collect();
         match self.commit_all(&transactions) {
             Ok(results) => {
@@ -227,15 +233,25 @@ impl Writer {
                 }));
                 continue;
             }
-            results.push(match stale(&sql, transaction).map_err(&failed)? {
-                Some(key) => Err(CommitError::Stale { key }),
-                None if transaction.is_empty() => Ok(revision),
-                None => {
-                    revision += 1;
-                    write(&sql, transaction, revision, wall).map_err(&failed)?;
-                    Ok(revision)
-                }
-            });
+            // A transaction that is not alone must not have written anything when it is refused.
+            let checked = match transactions.len() {
+                1 => Checked::Unwritten,
+                _ => Checked::All,
+            };
+            if let Some(key) = stale(&sql, transaction, checked).map_err(&failed)? {
+                results.push(Err(CommitError::Stale { key }));
+                continue;
+            }
+            if transaction.is_empty() {
+                results.push(Ok(revision));
+                continue;
+            }
+            if let Some(key) = write(&sql, transaction, revision + 1, wall).map_err(&failed)? {
+                // It is alone: SQLite undoes what it has written.
+                return Ok(vec![Err(CommitError::Stale { key })]);
+            }
+            revision += 1;
+            results.push(Ok(revision));
         }
         if revision == self.revision {
             return Ok(results);
@@ -247,7 +263,6 @@ impl Writer {
         self.revision = revision;
         self.compacted = compacted.unwrap_or(self.compacted);
         self.sender.send_replace(revision);
-        self.checkpoints.count(transactions);
         Ok(results)
     }
 
@@ -351,13 +366,32 @@ fn end(prefix: &str) -> Value {
     Value::Blob(Vec::new())
 }
 
-/// The first key that is not as the transaction must have it.
+/// Keys whose preconditions are looked up before anything is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Checked {
+    All,
+    /// Those that [`write`] does not check with its statements: a change of a plan writes a
+    /// thousand keys, and each is found once then.
+    Unwritten,
+}
+
+/// The first of the checked keys that is not as the transaction must have it.
 fn stale(
     sql: &rusqlite::Transaction<'_>,
     transaction: &Transaction,
+    checked: Checked,
 ) -> rusqlite::Result<Option<String>> {
     let mut statement = sql.prepare_cached("SELECT revision FROM entries WHERE key = ?")?;
     for (key, precondition) in &transaction.preconditions {
+        let is_written = match precondition {
+            Precondition::Absent => transaction.put.contains_key(key),
+            Precondition::At(_) => {
+                transaction.put.contains_key(key) || transaction.delete.contains(key)
+            }
+        };
+        if is_written && checked == Checked::Unwritten {
+            continue;
+        }
         let there: Option<i64> = statement.query_row([key], |row| row.get(0)).optional()?;
         let holds = match precondition {
             Precondition::Absent => there.is_none(),
@@ -370,33 +404,57 @@ fn stale(
     Ok(None)
 }
 
+/// Writes a transaction: the first of the written keys that is not as the transaction must have it.
+/// The keys before it are written then, and the caller undoes that.
 fn write(
     sql: &rusqlite::Transaction<'_>,
     transaction: &Transaction,
     revision: Revision,
     wall: Duration,
-) -> rusqlite::Result<()> {
+) -> rusqlite::Result<Option<String>> {
     let (revision, at) = (revision.cast_signed(), milliseconds(wall));
     let mut log = sql.prepare_cached("INSERT INTO log VALUES (?, ?, ?, ?)")?;
     let mut delete = sql.prepare_cached("DELETE FROM entries WHERE key = ?")?;
+    let mut delete_at = sql.prepare_cached("DELETE FROM entries WHERE key = ? AND revision = ?")?;
     for key in &transaction.delete {
-        if delete.execute([key])? > 0 {
+        let is_deleted = match transaction.preconditions.get(key) {
+            Some(Precondition::At(before)) => {
+                if delete_at.execute(params![key, before.cast_signed()])? == 0 {
+                    return Ok(Some(key.clone()));
+                }
+                true
+            }
+            Some(Precondition::Absent) | None => delete.execute([key])? > 0,
+        };
+        if is_deleted {
             log.execute(params![revision, key, None::<&str>, at])?;
         }
     }
     // To replace a row is to delete and insert it: an update finds it once.
     let mut update =
         sql.prepare_cached("UPDATE entries SET value = ?2, revision = ?3 WHERE key = ?1")?;
-    let mut insert = sql.prepare_cached("INSERT INTO entries VALUES (?, ?, ?)")?;
+    let mut update_at = sql.prepare_cached(
+        "UPDATE entries SET value = ?2, revision = ?3 WHERE key = ?1 AND revision = ?4",
+    )?;
+    let mut insert =
+        sql.prepare_cached("INSERT INTO entries VALUES (?, ?, ?) ON CONFLICT DO NOTHING")?;
     for (key, value) in &transaction.put {
-        let precondition = transaction.preconditions.get(key);
-        let is_absent = precondition == Some(&Precondition::Absent);
-        if is_absent || update.execute(params![key, value, revision])? == 0 {
-            insert.execute(params![key, value, revision])?;
+        let written = match transaction.preconditions.get(key) {
+            Some(Precondition::Absent) => insert.execute(params![key, value, revision])?,
+            Some(Precondition::At(before)) => {
+                update_at.execute(params![key, value, revision, before.cast_signed()])?
+            }
+            None => match update.execute(params![key, value, revision])? {
+                0 => insert.execute(params![key, value, revision])?,
+                updated => updated,
+            },
+        };
+        if written == 0 {
+            return Ok(Some(key.clone()));
         }
         log.execute(params![revision, key, value, at])?;
     }
-    Ok(())
+    Ok(None)
 }
 
 fn set_number(

@@ -391,9 +391,10 @@ impl<S: Store> Store for Failing<S> {
 
     async fn commit(
         &self,
-        transaction: Transaction,
+        transaction: impl Into<Arc<Transaction>> + Send,
         fence: Option<Fence>,
     ) -> Result<Revision, CommitError> {
+        let transaction = transaction.into();
         let left = self.1.load(Ordering::Relaxed);
         if left == 0 {
             return Err(Error::Stopped.into());

@@ -289,3 +289,63 @@ fn a_damaged_backup_is_refused() {
     assert!(error.contains("another program wrote it"), "{error}");
     assert!(!to.exists(), "no store was made");
 }
+
+#[test]
+fn a_refused_commit_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder.path().join("store")).unwrap();
+    let first = block_on(put(&store, &[("b", Some("1")), ("c", Some("1"))]));
+    block_on(put(&store, &[("c", Some("2"))]));
+    let before = block_on(values(&store, ""));
+    let revision = *store.revisions().borrow();
+    for (key, precondition) in [
+        ("b", store::Precondition::Absent),
+        ("c", store::Precondition::At(first)),
+        ("d", store::Precondition::At(first)),
+    ] {
+        for is_deleted in [false, true] {
+            if is_deleted && precondition == store::Precondition::Absent {
+                continue;
+            }
+            let mut transaction = store::Transaction::default();
+            transaction.put.insert("a".to_owned(), "new".to_owned());
+            transaction
+                .preconditions
+                .insert(key.to_owned(), precondition);
+            match is_deleted {
+                true => drop(transaction.delete.insert(key.to_owned())),
+                false => drop(transaction.put.insert(key.to_owned(), "new".to_owned())),
+            }
+            let refused = block_on(store.commit(transaction, None));
+            assert_eq!(refused.unwrap_err().to_string(), stale(key));
+            assert_eq!(block_on(values(&store, "")), before, "{key}");
+            let last = block_on(put(&store, &[("z", Some("1"))]));
+            block_on(put(&store, &[("z", None)]));
+            assert!(last > revision);
+            assert_eq!(block_on(store.changes("a", revision)).unwrap().changes, []);
+        }
+    }
+}
+
+fn stale(key: &str) -> String {
+    let key = key.to_owned();
+    CommitError::Stale { key }.to_string()
+}
+
+#[test]
+fn the_write_ahead_log_stays_short_under_a_load_of_large_commits() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    let store = open(&path).unwrap();
+    let text = "x".repeat(4096);
+    let keys: Vec<_> = (0..256).map(|number| format!("key/{number}")).collect();
+    let values: Vec<_> = keys
+        .iter()
+        .map(|key| (key.as_str(), Some(text.as_str())))
+        .collect();
+    for _ in 0..64 {
+        block_on(put(&store, &values));
+    }
+    let log = fs::metadata(folder.path().join("store-wal")).unwrap().len();
+    assert!(log < 16 << 20, "{log} bytes after 64 commits of 2 MiB");
+}
