@@ -4,6 +4,7 @@ mod again;
 mod bad_input;
 mod changes;
 mod document;
+mod kill;
 mod matrix;
 mod offline;
 mod password;

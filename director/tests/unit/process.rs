@@ -15,11 +15,11 @@ use tokio::{
 const PROGRAM: &str = env!("CARGO_BIN_EXE_causeway-director");
 
 /// A folder with a configuration, and the director that runs there.
-struct Site {
+pub(super) struct Site {
     folder: tempfile::TempDir,
-    address: String,
-    token: String,
-    child: Option<Child>,
+    pub(super) address: String,
+    pub(super) token: String,
+    pub(super) child: Option<Child>,
 }
 
 impl Drop for Site {
@@ -72,7 +72,7 @@ impl Site {
         }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -80,7 +80,7 @@ impl Site {
         self.path(name).display().to_string()
     }
 
-    fn start(&mut self) {
+    pub(super) fn start(&mut self) {
         let child = Command::new(PROGRAM)
             .args(["serve", "--config", &self.text("director.toml")])
             .stdout(Stdio::null())
@@ -98,7 +98,7 @@ impl Site {
     }
 
     /// Asks the director to stop, and waits for its end.
-    fn stop(&mut self) {
+    pub(super) fn stop(&mut self) {
         let mut child = self.child.take().expect("a director");
         let id = child.id().to_string();
         let sent = Command::new("kill").args(["-TERM", &id]).status();
@@ -123,7 +123,7 @@ impl Site {
         assert!(answer.starts_with("HTTP/1.1 201 "), "{answer}");
     }
 
-    fn initialised() -> Self {
+    pub(super) fn initialised() -> Self {
         let mut site = Self::new();
         site.token = done(run(&["init", "--config", &site.text("director.toml")]));
         site.token = site.token.trim().to_owned();
@@ -131,7 +131,7 @@ impl Site {
     }
 }
 
-fn verified(store: &Path) -> String {
+pub(super) fn verified(store: &Path) -> String {
     done(run(&["verify-audit", &store.display().to_string()]))
 }
 
