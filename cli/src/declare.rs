@@ -51,7 +51,7 @@ pub struct Apply {
     /// Begin only if the changes are those that `diff` has shown with this digest.
     #[arg(long, value_name = "DIGEST")]
     expect: Option<String>,
-    /// Do what would be refused for the sake of others.
+    /// Do what would be refused for the sake of others; needs `--reason`.
     #[arg(long)]
     force: bool,
     /// The reason, for the audit.
@@ -443,6 +443,9 @@ pub fn diff(session: &Session, given: &Diff) -> Result<Option<Exit>, Failure> {
 }
 
 pub fn apply(session: &Session, given: &Apply) -> Result<(), Failure> {
+    if given.force && given.reason.is_none() {
+        return Err(Failure::force_without_reason());
+    }
     let client = session.client()?;
     let plan = plan(client, &given.source)?;
     if let Some(expected) = &given.expect {

@@ -49,6 +49,13 @@ impl Failure {
         Self::new(Exit::Usage, text)
     }
 
+    /// `--force` without `--reason`.
+    pub fn force_without_reason() -> Self {
+        Self::usage(
+            "--force overrules what protects others, and the audit tells why: add --reason TEXT",
+        )
+    }
+
     pub fn local(text: impl Into<String>) -> Self {
         Self::new(Exit::Local, text)
     }

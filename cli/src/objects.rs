@@ -210,7 +210,7 @@ fn with_change(command: Command, of_existing: bool) -> Command {
             Arg::new("force")
                 .long("force")
                 .action(ArgAction::SetTrue)
-                .help("Do what would be refused for the sake of others"),
+                .help("Do what would be refused for the sake of others; needs --reason"),
         )
         .arg(
             Arg::new("if-revision")
@@ -416,6 +416,10 @@ fn change(
         let found = given.try_get_one::<bool>(name).ok().flatten();
         found.copied().unwrap_or_default()
     };
+    let reason = given.get_one::<String>("reason");
+    if flag("force") && !flag("dry-run") && reason.is_none() {
+        return Err(Failure::force_without_reason());
+    }
     let number = given.try_get_one::<u64>("if-revision").ok().flatten();
     let mut call = Call {
         method,
@@ -435,7 +439,7 @@ fn change(
     if let Some(revision) = number.copied().or(revision) {
         call.headers.push(("if-match", format!("\"{revision}\"")));
     }
-    if let Some(reason) = given.get_one::<String>("reason") {
+    if let Some(reason) = reason {
         call.headers.push(("x-reason", reason.clone()));
     }
     let answer = session.client()?.send(&call)?;

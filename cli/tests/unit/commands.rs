@@ -55,6 +55,11 @@ fn objects_are_created_listed_changed_and_deleted() {
     let problem: serde_json::Value = serde_json::from_str(&problem.error).expect("JSON");
     assert_eq!(problem["status"], 422);
     site.run("network list").exits(2).says("--tenant");
+    let forced = "tenant delete globex --force";
+    site.run(forced).exits(2).says("--reason");
+    site.run(&format!("{forced} --dry-run")).exits(0);
+    site.run(&format!("{forced} --reason contract-ended"))
+        .exits(0);
     site.run("host create").exits(2);
 }
 

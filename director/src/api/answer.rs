@@ -174,6 +174,15 @@ impl Problem {
         )
     }
 
+    pub(super) fn reason() -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "reason",
+            "force overrules what protects others, and the audit tells why: give the reason in the \
+             header X-Reason (`causeway`: --reason)",
+        )
+    }
+
     pub(super) fn no_path() -> Self {
         Self::new(
             StatusCode::NOT_FOUND,

@@ -114,7 +114,7 @@ const DRY_RUN: Parameter = Parameter::new(
 const FORCE: Parameter = Parameter::new(
     "force",
     Values::Flag,
-    "Do what would be refused for the sake of others.",
+    "Do what would be refused for the sake of others. Needs X-Reason, unless it is a dry run.",
 );
 const TAKE_OVER: Parameter = Parameter::new(
     "take_over",
@@ -384,6 +384,7 @@ async fn create_one<K: Served>(call: Call) -> Result<Answer, Problem> {
         status: StatusCode::CREATED.as_u16(),
         idempotency: call.idempotency()?,
     };
+    require_reason(force, &wanted)?;
     let dry_run = wanted.dry_run;
     let applied = call.director.change(wanted, |live, origin| {
         let spec = new.spec.clone();
@@ -421,6 +422,7 @@ async fn replace_one<K: Served>(call: Call) -> Result<Answer, Problem> {
         status: StatusCode::OK.as_u16(),
         idempotency: call.idempotency()?,
     };
+    require_reason(options.force, &wanted)?;
     let dry_run = wanted.dry_run;
     let applied = call.director.change(wanted, |live, origin| {
         call.check_revision(found::<K>(live, tenant, name)?.metadata.revision)?;
@@ -453,6 +455,7 @@ async fn remove_one<K: Served>(call: Call) -> Result<Answer, Problem> {
         status: StatusCode::NO_CONTENT.as_u16(),
         idempotency: call.idempotency()?,
     };
+    require_reason(options.force, &wanted)?;
     let dry_run = wanted.dry_run;
     let applied = call.director.change(wanted, |live, origin| {
         call.check_revision(found::<K>(live, tenant, name)?.metadata.revision)?;
@@ -465,6 +468,15 @@ async fn remove_one<K: Served>(call: Call) -> Result<Answer, Problem> {
         return changed(applied, true);
     }
     Ok(Answer::done().with_warnings(&applied.warnings))
+}
+
+/// Refuses a forced change without a reason: the audit is to tell why others were overruled. A dry
+/// run changes nothing and needs none.
+fn require_reason(force: bool, wanted: &Wanted<'_>) -> Result<(), Problem> {
+    if force && !wanted.dry_run && wanted.subject.reason.is_none() {
+        return Err(Problem::reason());
+    }
+    Ok(())
 }
 
 /// The answer to a change or a dry run.

@@ -99,7 +99,12 @@ async fn a_new_tenant_of_an_old_name_learns_nothing_of_that_one() {
         .call(&server.admin, "PUT", path, &[], Some(&secret))
         .await;
     done.expect(200);
-    delete(&server, "/v1/tenants/acme?force=true", 204).await;
+    let path = "/v1/tenants/acme?force=true";
+    let reason = [("x-reason", "their contract ended")];
+    let done = server
+        .call(&server.admin, "DELETE", path, &reason, None)
+        .await;
+    done.expect(204);
     server.create("/v1/tenants", "acme", json!({})).await;
     let bob = server.user("bob", "tenant-admin", Some("acme")).await;
     let audit = server.get(&bob, "/v1/audit?limit=1000").await.expect(200);

@@ -297,3 +297,38 @@ async fn a_watch_resumes_at_the_last_event() {
     let resumed = read(&id.parse::<u64>().expect("a number").into(), &["umbrella"]).await;
     assert!(!resumed.contains("initech"), "{resumed}");
 }
+
+#[tokio::test]
+async fn a_forced_change_needs_a_reason() {
+    let server = Server::with_tenants().await;
+    let path = "/v1/tenants/acme?force=true";
+    let delete = async |path: &str, headers: &[(&str, &str)]| {
+        server
+            .call(&server.admin, "DELETE", path, headers, None)
+            .await
+    };
+    let refused = delete(path, &[]).await.expect(400);
+    assert!(refused.text.contains("X-Reason"), "{refused:?}");
+    assert_eq!(refused.json()["type"], "urn:causeway:problem:reason");
+    // A dry run changes nothing; without force, nobody is overruled.
+    delete("/v1/tenants/acme?force=true&dry_run=true", &[])
+        .await
+        .expect(200);
+    delete("/v1/tenants/acme?force=false", &[])
+        .await
+        .expect(409);
+    server
+        .get(&server.admin, "/v1/tenants/acme")
+        .await
+        .expect(200);
+    delete(path, &[("x-reason", "their contract ended")])
+        .await
+        .expect(204);
+    let audit = server
+        .get(&server.admin, "/v1/audit?limit=1000")
+        .await
+        .expect(200)
+        .json();
+    let last = audit["items"].as_array().and_then(|items| items.last());
+    assert_eq!(last.expect("an entry")["reason"], "their contract ended");
+}

@@ -205,8 +205,9 @@ async fn machines_read_what_they_need_and_nothing_else() {
         .expect(403);
     // It goes with its object.
     let path = "/v1/gateways/gw1?force=true";
+    let reason = [("x-reason", "it is broken")];
     server
-        .call(&server.admin, "DELETE", path, &[], None)
+        .call(&server.admin, "DELETE", path, &reason, None)
         .await
         .expect(204);
     server.get(&gateway, "/v1/self").await.expect(401);

@@ -132,8 +132,9 @@ async fn users_of_a_removed_tenant_are_none_of_a_later_one_of_the_same_name() {
     let acme = server.user("alice", "tenant-admin", Some("acme")).await;
     server.get(&acme, "/v1/self").await.expect(200);
     let path = "/v1/tenants/acme?force=true";
+    let reason = [("x-reason", "their contract ended")];
     server
-        .call(&server.admin, "DELETE", path, &[], None)
+        .call(&server.admin, "DELETE", path, &reason, None)
         .await
         .expect(204);
     server.get(&acme, "/v1/self").await.expect(401);
