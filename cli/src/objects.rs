@@ -39,7 +39,7 @@ fn noun(info: &'static KindInfo) -> Command {
         let command = verb(more.name, more.about.to_owned()).arg(name());
         match more.does {
             Does::Read => command,
-            Does::Enable(_) => with_change(command, true),
+            Does::Set(..) => with_change(command, true),
         }
     });
     Command::new(info.kind)
@@ -87,8 +87,8 @@ struct More {
 enum Does {
     /// Prints what is at the path of the same name, below the object's.
     Read,
-    /// Sets the field `enabled`.
-    Enable(bool),
+    /// Sets this field to this value.
+    Set(&'static str, bool),
 }
 
 fn more_verbs(info: &KindInfo) -> &'static [More] {
@@ -110,19 +110,41 @@ fn more_verbs(info: &KindInfo) -> &'static [More] {
         "tenant" => {
             &const {
                 [
-                    more("enable", "Let a tenant get new things", Does::Enable(true)),
-                    more("disable", "Give a tenant nothing new", Does::Enable(false)),
+                    more(
+                        "enable",
+                        "Let a tenant get new things",
+                        Does::Set("enabled", true),
+                    ),
+                    more(
+                        "disable",
+                        "Give a tenant nothing new",
+                        Does::Set("enabled", false),
+                    ),
                 ]
             }
         }
         "gateway" => {
             &const {
                 [
-                    more("enable", "Let tenants use a gateway", Does::Enable(true)),
+                    more(
+                        "enable",
+                        "Let tenants use a gateway",
+                        Does::Set("enabled", true),
+                    ),
                     more(
                         "disable",
                         "Let no tenant use a gateway",
-                        Does::Enable(false),
+                        Does::Set("enabled", false),
+                    ),
+                    more(
+                        "drain",
+                        "Give a gateway no new circuits; those that it has go on",
+                        Does::Set("drain", true),
+                    ),
+                    more(
+                        "undrain",
+                        "Give a drained gateway new circuits again",
+                        Does::Set("drain", false),
                     ),
                 ]
             }
@@ -238,7 +260,7 @@ pub fn run(session: &Session, info: &KindInfo, matches: &ArgMatches) -> Result<(
     if let Some(more) = more_verbs(info).iter().find(|more| more.name == verb) {
         return match more.does {
             Does::Read => read_below(session, &format!("{path}/{verb}")),
-            Does::Enable(enabled) => enable(session, given, &path, enabled),
+            Does::Set(field, value) => set_flag(session, given, &path, field, value),
         };
     }
     match verb {
@@ -286,12 +308,18 @@ fn read_below(session: &Session, path: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Sets the field `enabled` of a spec that must not change meanwhile.
-fn enable(session: &Session, given: &ArgMatches, path: &str, enabled: bool) -> Result<(), Failure> {
+/// Sets a field of a spec that must not change meanwhile.
+fn set_flag(
+    session: &Session,
+    given: &ArgMatches,
+    path: &str,
+    field: &str,
+    value: bool,
+) -> Result<(), Failure> {
     let before = session.client()?.get(path, Vec::new())?;
     let revision = before["metadata"]["revision"].as_u64();
     let mut spec = before["spec"].clone();
-    spec["enabled"] = enabled.into();
+    spec[field] = value.into();
     let body = json!({ "spec": spec });
     change(session, given, Method::PUT, path, Some(&body), revision)
 }

@@ -44,6 +44,10 @@ pub struct Gateway {
     /// Whether tenants may use it.
     #[serde(default = "yes")]
     pub enabled: bool,
+    /// Whether it is drained: circuits that it has go on, and it gets no new ones, so that it can
+    /// be maintained.
+    #[serde(default)]
+    pub drain: bool,
     /// Description, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schema(value_type = Line)]
@@ -55,6 +59,13 @@ const fn default_port() -> u16 {
 }
 
 kind!(Gateway, "gateway", "gateways", Provider, gateways, Nothing);
+
+impl Gateway {
+    /// Whether tenants' new circuits may come to it.
+    const fn is_open(&self) -> bool {
+        self.enabled && !self.drain
+    }
+}
 
 impl Rules for Gateway {
     fn check(&self, problems: &mut Problems) {
@@ -100,11 +111,16 @@ impl Rules for Gateway {
         for address in &new.spec.addresses {
             refuse_taken(draft.state, *address, None, Some(new.name()))?;
         }
-        if old.is_some_and(|old| old.spec.enabled) && !new.spec.enabled {
+        if old.is_some_and(|old| old.spec.is_open()) && !new.spec.is_open() {
             let name = new.name().to_owned();
+            let done = if new.spec.enabled {
+                "drained"
+            } else {
+                "disabled"
+            };
             check_gateways_in_use(
                 draft,
-                &format!("gateway {name:?} cannot be disabled"),
+                &format!("gateway {name:?} cannot be {done}"),
                 |gateways| {
                     gateways.disabled.insert(name.clone());
                 },
@@ -156,7 +172,7 @@ fn is_dns_name(name: &str) -> bool {
 /// Which gateways tenants may use: the state's, with the differences of a change.
 pub(super) struct Gateways<'s> {
     state: &'s State,
-    /// Gateways that are not enabled, or removed.
+    /// Gateways that are not enabled, drained, or removed.
     pub(super) disabled: BTreeSet<String>,
     /// Pools and their gateways.
     pub(super) pools: BTreeMap<String, Vec<String>>,
@@ -167,7 +183,7 @@ impl<'s> Gateways<'s> {
         let disabled = state
             .gateways
             .iter()
-            .filter(|gateway| !gateway.spec.enabled);
+            .filter(|gateway| !gateway.spec.is_open());
         let pools = state.gateway_pools.iter();
         Self {
             state,

@@ -21,7 +21,7 @@ pub struct World {
 }
 
 impl World {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             store: Store::default(),
             state: State::default(),
@@ -102,7 +102,7 @@ impl World {
         accepted
     }
 
-    fn create<K: Kind>(
+    pub fn create<K: Kind>(
         &mut self,
         tenant: &str,
         name: &str,
@@ -148,7 +148,7 @@ impl World {
         self.commit(accepted)
     }
 
-    fn set<K: Kind>(&mut self, tenant: &str, name: &str, spec: Value) -> Accepted<K> {
+    pub fn set<K: Kind>(&mut self, tenant: &str, name: &str, spec: Value) -> Accepted<K> {
         let accepted = self.replace::<K>(tenant, name, spec).expect("accepted");
         self.commit(accepted)
     }
@@ -188,7 +188,7 @@ impl World {
 /// Asserts the kind of a refusal, the first conflict as `kind name field value`, and a part of the
 /// text.
 #[track_caller]
-fn refused<T: Debug>(result: Result<T, Refusal>, reason: Reason, conflict: &str, text: &str) {
+pub fn refused<T: Debug>(result: Result<T, Refusal>, reason: Reason, conflict: &str, text: &str) {
     let refusal = result.expect_err("a refusal");
     let of = |c: &Conflict| format!("{} {} {} {}", c.kind, c.name, c.field, c.value);
     let conflicts: Vec<_> = refusal.conflicts.iter().map(of).collect();
@@ -203,8 +203,8 @@ fn refused<T: Debug>(result: Result<T, Refusal>, reason: Reason, conflict: &str,
     );
 }
 
-const CONFLICT: Reason = Reason::Conflict;
-const INVALID: Reason = Reason::Invalid;
+pub const CONFLICT: Reason = Reason::Conflict;
+pub const INVALID: Reason = Reason::Invalid;
 
 #[test]
 fn a_tenant_with_plans_of_2_and_3_networks_gets_5() {
