@@ -38,7 +38,9 @@ pub async fn fill(server: &Server) {
             "internal_ip": "10.1.0.10" });
         server.create(&of("rules"), "https", rule).await;
         let plan = json!({ "networks": [{ "name": "web-1" }], "vms": [{ "name": "db",
-            "addresses": ["10.1.0.10"] }], "rules": ["https"] });
+            "addresses": ["10.1.0.10"], "group": "first",
+            "health": { "probe": "tcp", "port": 5432 } }],
+            "rules": ["https"] });
         server.create(&of("plans"), "all", plan).await;
     }
 }

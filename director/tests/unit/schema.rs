@@ -84,7 +84,9 @@ fn fields(document: &Value, schema: &Value, value: &Value, at: &Field, all: &mut
         };
         if value.is_object() && tag.clone().count() > 1 && tag.into_iter().all(is_there) {
             for (name, of) in part["properties"].as_object().into_iter().flatten() {
-                inner(name.clone(), json!(name), of, &value[name], true);
+                let required = part["required"].as_array();
+                let is_required = required.is_some_and(|all| all.iter().any(|one| one == name));
+                inner(name.clone(), json!(name), of, &value[name], is_required);
             }
         }
     }

@@ -46,9 +46,9 @@ pub use change::{Accepted, Options, create, remove, replace};
 pub use difference::{ChangeOfObject, Difference, FieldDifference, differences, spec_differences};
 pub use kinds::{
     Address, AddressPool, AddressStatus, Appliance, ApplianceStatus, Gateway, GatewayPool,
-    HardwarePlan, Hooks, Host, Limits, Mapping, Mode, Network, NetworkStatus, Plan, PlanNetwork,
-    PlanVm, Platform, Policy, Rule, Subscription, SubscriptionStatus, Switch, Tenant, TenantStatus,
-    Uplink, VlanPool,
+    HardwarePlan, HealthCheck, Hooks, Host, Limits, Mapping, Mode, Network, NetworkStatus, Plan,
+    PlanNetwork, PlanVm, Platform, Policy, Rule, Subscription, SubscriptionStatus, Switch, Tenant,
+    TenantStatus, Uplink, VlanPool,
 };
 pub use name::{NAME_PATTERN, NAME_RULE, is_name};
 pub use object::{Kind, Metadata, Nothing, Object, Origin, Scope};

@@ -27,6 +27,8 @@ const ADDRESSES_PATTERN: &str = r"^[0-9a-fA-F.:]{2,45}(/[0-9]+|-[0-9a-fA-F.:]{2,
 const PORTS_PATTERN: &str = r"^[0-9]+(-[0-9]+)?$";
 /// A file name, or an address of HTTPS.
 const HOOK_PATTERN: &str = r"^([a-z0-9_-][a-z0-9._-]*|https://[!-.0-~][!-~]*)$";
+/// A slash, and printable ASCII without spaces.
+const PATH_PATTERN: &str = r"^/[!-~]*$";
 /// Labels of letters, digits and dashes, between dots.
 const DNS_PATTERN: &str = r"^[0-9a-zA-Z]([0-9a-zA-Z.-]*[0-9a-zA-Z])?$";
 
@@ -65,6 +67,8 @@ texts! {
     AddressRangeText: ADDRESSES_PATTERN, None;
     /// A command or a webhook.
     HookText: HOOK_PATTERN, Some(1024);
+    /// A path of HTTP.
+    PathText: PATH_PATTERN, Some(1024);
     /// A host's name in DNS, such as gw1.example.net.
     DnsName: DNS_PATTERN, Some(253);
 }

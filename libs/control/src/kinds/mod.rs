@@ -25,7 +25,7 @@ pub use hardware_plan::HardwarePlan;
 pub use host::{Host, Platform, Switch};
 pub use mapping::Mapping;
 pub use network::{Network, NetworkStatus};
-pub use plan::{Hooks, Plan, PlanNetwork, PlanVm};
+pub use plan::{HealthCheck, Hooks, Plan, PlanNetwork, PlanVm};
 pub use policy::Policy;
 pub use rule::Rule;
 pub use subscription::{Subscription, SubscriptionStatus};

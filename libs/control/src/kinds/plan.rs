@@ -15,7 +15,7 @@ use crate::{
     },
     object::Rules,
     refusal::Problems,
-    schema::{AddressText, ForeignName, HookText, Line, ObjectName},
+    schema::{AddressText, ForeignName, HookText, Line, ObjectName, PathText},
     tenant_view::TenantView,
 };
 
@@ -23,6 +23,13 @@ use crate::{
 const DEFAULT_DELAY_SECONDS: u32 = 60;
 /// Longest delay after a machine, seconds: a day.
 const MAX_DELAY_SECONDS: u32 = 86_400;
+/// Time that a health check may take unless configured, seconds, and at most.
+const DEFAULT_TIMEOUT_SECONDS: u32 = 300;
+const MAX_TIMEOUT_SECONDS: u32 = 3600;
+/// Port of HTTP unless configured.
+const DEFAULT_HTTP_PORT: u16 = 80;
+/// Longest path of a health check, characters.
+const MAX_PATH_CHARS: usize = 1024;
 /// Most machines of a plan.
 const MAX_VMS: usize = 1000;
 
@@ -81,6 +88,85 @@ pub struct PlanVm {
     #[serde(default = "default_delay")]
     #[schema(maximum = 86400)]
     pub delay_seconds: u32,
+    /// Group of machines that start together: those of a group follow each other in the list, and
+    /// the machine or group after them waits for the longest of their delays. A machine without a
+    /// group starts by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<ObjectName>)]
+    pub group: Option<String>,
+    /// How a run finds out that the machine serves; it needs an address. The machine or group after
+    /// it waits for that, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthCheck>,
+}
+
+/// A probe of a machine after its start, repeated until one of the machine's addresses answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "probe", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum HealthCheck {
+    /// An ICMP echo request is answered.
+    Ping {
+        /// Longest time until an answer, seconds, 1 to 3600.
+        #[serde(default = "default_timeout")]
+        #[schema(minimum = 1, maximum = 3600)]
+        timeout_seconds: u32,
+    },
+    /// A TCP connection is accepted.
+    Tcp {
+        /// The port, 1 to 65535.
+        #[schema(minimum = 1, maximum = 65535)]
+        port: u16,
+        /// Longest time until a connection, seconds, 1 to 3600.
+        #[serde(default = "default_timeout")]
+        #[schema(minimum = 1, maximum = 3600)]
+        timeout_seconds: u32,
+    },
+    /// A request by HTTP is answered with a status below 400.
+    Http {
+        /// The port, 1 to 65535.
+        #[serde(default = "default_http_port")]
+        #[schema(minimum = 1, maximum = 65535)]
+        port: u16,
+        /// The path, which begins with a slash.
+        #[serde(default = "default_path")]
+        #[schema(value_type = PathText)]
+        path: String,
+        /// Longest time until such an answer, seconds, 1 to 3600.
+        #[serde(default = "default_timeout")]
+        #[schema(minimum = 1, maximum = 3600)]
+        timeout_seconds: u32,
+    },
+}
+
+impl HealthCheck {
+    fn check(&self, problems: &mut Problems) {
+        let (Self::Ping { timeout_seconds }
+        | Self::Tcp {
+            timeout_seconds, ..
+        }
+        | Self::Http {
+            timeout_seconds, ..
+        }) = self;
+        problems.require(
+            (1..=MAX_TIMEOUT_SECONDS).contains(timeout_seconds),
+            "vms.health.timeout_seconds",
+            timeout_seconds,
+            format_args!("write 1 to {MAX_TIMEOUT_SECONDS} seconds"),
+        );
+        if let Self::Tcp { port, .. } | Self::Http { port, .. } = self {
+            problems.require(*port != 0, "vms.health.port", port, "write 1 to 65535");
+        }
+        if let Self::Http { path, .. } = self {
+            problems.require(
+                is_path(path),
+                "vms.health.path",
+                path,
+                format_args!(
+                    "write a path such as /health, without spaces, of at most {MAX_PATH_CHARS} characters"
+                ),
+            );
+        }
+    }
 }
 
 /// Commands before and after a run. Each is the name of an executable in the hook folder of the
@@ -100,6 +186,24 @@ pub struct Hooks {
 
 const fn default_delay() -> u32 {
     DEFAULT_DELAY_SECONDS
+}
+
+const fn default_timeout() -> u32 {
+    DEFAULT_TIMEOUT_SECONDS
+}
+
+const fn default_http_port() -> u16 {
+    DEFAULT_HTTP_PORT
+}
+
+fn default_path() -> String {
+    "/".to_owned()
+}
+
+fn is_path(path: &str) -> bool {
+    path.len() <= MAX_PATH_CHARS
+        && path.starts_with('/')
+        && path.bytes().all(|b| b.is_ascii_graphic())
 }
 
 kind!(Plan, "plan", "plans", Tenant, plans, Nothing);
@@ -141,6 +245,18 @@ impl Rules for Plan {
             problems.require(seen.insert(name), "vms.name", name, text);
             let text = format_args!("write 0 to {MAX_DELAY_SECONDS} seconds for {name:?}");
             problems.require(delay <= MAX_DELAY_SECONDS, "vms.delay_seconds", delay, text);
+            if let Some(group) = &vm.group {
+                problems.require(is_name(group), "vms.group", group, NAME_RULE);
+            }
+            if let Some(health) = &vm.health {
+                let text = format_args!("write an address of {name:?}, which the check probes");
+                problems.require(count > 0, "vms.addresses", "", text);
+                health.check(problems);
+            }
+        }
+        for group in split_groups(&self.vms) {
+            let text = "its machines do not follow each other: list them one after the other";
+            problems.add("vms.group", group, format_args!("{group:?}: {text}"));
         }
         let mut seen = BTreeSet::new();
         for rule in &self.rules {
@@ -195,11 +311,12 @@ impl Rules for Plan {
             let conflict = Conflict::new::<Self>(new.name(), "networks", value).of(&tenant);
             Refusal::conflict(text, vec![conflict])
         })?;
-        if new
-            .spec
-            .vms
-            .last()
-            .is_some_and(|last| last.delay_seconds != DEFAULT_DELAY_SECONDS)
+        let vms = &new.spec.vms;
+        let mut groups = vms.chunk_by(|a, b| a.group.is_some() && a.group == b.group);
+        let last = groups.next_back().unwrap_or_default();
+        if last
+            .iter()
+            .any(|vm| vm.delay_seconds != DEFAULT_DELAY_SECONDS)
         {
             draft.warn("the delay of the last machine has no effect: no machine starts after it");
         }
@@ -214,6 +331,14 @@ impl Rules for Plan {
         }
         Ok(())
     }
+}
+
+/// Groups whose machines do not follow each other.
+fn split_groups(vms: &[PlanVm]) -> BTreeSet<&str> {
+    let runs = vms.chunk_by(|a, b| a.group == b.group);
+    let groups = runs.filter_map(|run| run.first()?.group.as_deref());
+    let mut seen = BTreeSet::new();
+    groups.filter(|group| !seen.insert(*group)).collect()
 }
 
 fn is_hook(hook: &str) -> bool {
