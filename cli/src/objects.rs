@@ -111,6 +111,11 @@ fn more_verbs(info: &KindInfo) -> &'static [More] {
             &const {
                 [
                     more(
+                        "usage",
+                        "Show what a tenant has, and its limits",
+                        Does::Read,
+                    ),
+                    more(
                         "enable",
                         "Let a tenant get new things",
                         Does::Set("enabled", true),

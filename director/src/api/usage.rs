@@ -2,8 +2,9 @@
 
 use axum::http::{Method, StatusCode};
 use control::{
-    AddressPool, AddressPoolUsage, HardwarePlan, HardwarePlanTenants, Kind, State, VlanPool,
-    VlanPoolUsage, address_pool_usage, hardware_plan_tenants, vlan_pool_usage,
+    AddressPool, AddressPoolUsage, HardwarePlan, HardwarePlanTenants, Kind, State, Tenant,
+    TenantUsage, VlanPool, VlanPoolUsage, address_pool_usage, hardware_plan_tenants, tenant_usage,
+    vlan_pool_usage,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -51,6 +52,20 @@ pub(super) fn register(all: &mut Vec<Operation>) {
         "List the tenants that are subscribed to a hardware plan.",
         |call| Box::pin(answer::<HardwarePlan, _>(call, hardware_plan_tenants)) as Answering,
     ));
+    all.push(operation::<Tenant, TenantUsage>(
+        "usage",
+        "Get what a tenant has of objects and addresses, and its limits.",
+        |call| Box::pin(of_tenant(call)) as Answering,
+    ));
+}
+
+/// A tenant sees its own.
+async fn of_tenant(call: Call) -> Result<Answer, Problem> {
+    let name = first(&call);
+    authorize(call.actor()?, ObjectGroup::Tenants, Verb::Read, Some(name))?;
+    let found = tenant_usage(&call.director.live().await?.state, name);
+    let found = found.ok_or_else(|| absent::<Tenant>(None, name))?;
+    Ok(Answer::json(StatusCode::OK, &body(&found)?))
 }
 
 async fn answer<K: Kind, T: Serialize>(

@@ -4,6 +4,7 @@ use crate::{
     Conflict, Difference, Kind, Metadata, Object, Origin, Precondition, Refusal, Scope, State,
     Transaction,
     draft::Draft,
+    kinds::within_quota,
     name::{NAME_RULE, is_name},
     refusal::Problems,
 };
@@ -63,6 +64,7 @@ pub fn create<K: Kind>(
     }
     if let Some(tenant) = tenant {
         draft.active_tenant(tenant)?;
+        within_quota::<K>(&draft, tenant)?;
     }
     let mut object = Object {
         metadata: Metadata {

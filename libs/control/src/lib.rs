@@ -58,6 +58,6 @@ pub use role::{ROLES, Role};
 pub use state::{Claim, Corrupt, State, Step, Table};
 pub use transaction::{Precondition, Revision, Transaction};
 pub use usage::{
-    AddressPoolUsage, Amount, HardwarePlanTenants, Part, Subscriber, VlanPoolUsage,
-    address_pool_usage, hardware_plan_tenants, vlan_pool_usage,
+    AddressPoolUsage, Allowance, Amount, HardwarePlanTenants, Part, Subscriber, TenantUsage,
+    VlanPoolUsage, address_pool_usage, hardware_plan_tenants, tenant_usage, vlan_pool_usage,
 };

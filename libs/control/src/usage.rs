@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{AddressPool, HardwarePlan, State, VlanPool};
+use crate::{AddressPool, HardwarePlan, State, Tenant, VlanPool, kinds::objects_of};
 
 /// VLANs or addresses of a pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -73,6 +73,43 @@ pub struct Subscriber {
 pub struct HardwarePlanTenants {
     /// The subscriptions, by tenant.
     pub items: Vec<Subscriber>,
+}
+
+/// What a tenant has of something, and may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Allowance {
+    /// Number that the tenant has.
+    pub used: u64,
+    /// Most that it may have; `null` for no limit.
+    pub limit: Option<u64>,
+}
+
+/// What a tenant has, and its limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TenantUsage {
+    /// Mappings, policies, rules and plans together: the objects that the tenant itself makes.
+    pub objects: Allowance,
+    /// Public addresses.
+    pub public_addresses: Allowance,
+    /// Networks, which its subscriptions limit.
+    pub networks: u64,
+}
+
+/// What a tenant has; `None` if it does not exist.
+#[must_use]
+pub fn tenant_usage(state: &State, name: &str) -> Option<TenantUsage> {
+    let limits = &state.get::<Tenant>(None, name)?.spec.limits;
+    Some(TenantUsage {
+        objects: Allowance {
+            used: objects_of(state, name) as u64,
+            limit: Some(limits.objects().into()),
+        },
+        public_addresses: Allowance {
+            used: state.addresses.of_tenant(name).count() as u64,
+            limit: limits.public_addresses.map(Into::into),
+        },
+        networks: state.networks.of_tenant(name).count() as u64,
+    })
 }
 
 fn parts<'s>(tenants: impl Iterator<Item = &'s str>) -> Vec<Part> {

@@ -33,6 +33,7 @@ pub use tenant::{Limits, Mode, Tenant, TenantStatus};
 pub use vlan_pool::VlanPool;
 
 pub(crate) use network::uses as uses_of_network;
+pub(crate) use tenant::{objects_of, within_quota};
 
 const fn yes() -> bool {
     true

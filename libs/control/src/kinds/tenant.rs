@@ -11,7 +11,7 @@ use super::{
     subscription, yes,
 };
 use crate::{
-    Conflict, Kind, Object, Refusal,
+    Conflict, Kind, Object, Reason, Refusal, State,
     draft::{Draft, shown},
     name::{DESCRIPTION_RULE, LIST, LIST_RULE, NAME_RULE, is_description, is_name},
     object::Rules,
@@ -60,6 +60,51 @@ pub struct Limits {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 4294967295_u32)]
     pub bandwidth_mbit: Option<u32>,
+    /// Most objects that the tenant itself makes: mappings, policies, rules and plans together;
+    /// omitted for 1 000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0, maximum = 4294967295_u32)]
+    pub objects: Option<u32>,
+}
+
+/// Most objects of a tenant unless the provider has set another limit.
+const OBJECTS: u32 = 1000;
+
+impl Limits {
+    /// Most objects that the tenant itself makes.
+    #[must_use]
+    pub fn objects(&self) -> u32 {
+        self.objects.unwrap_or(OBJECTS)
+    }
+}
+
+/// Number of the objects of a tenant that count against its limit.
+pub(crate) fn objects_of(state: &State, tenant: &str) -> usize {
+    state.mappings.of_tenant(tenant).count()
+        + state.policies.of_tenant(tenant).count()
+        + state.rules.of_tenant(tenant).count()
+        + state.plans.of_tenant(tenant).count()
+}
+
+/// Refuses a new object of a kind that counts, if the tenant has as many as it may have.
+pub(crate) fn within_quota<K: Kind>(draft: &Draft<'_>, tenant: &str) -> Result<(), Refusal> {
+    if ![Mapping::KIND, Policy::KIND, Rule::KIND, Plan::KIND].contains(&K::KIND) {
+        return Ok(());
+    }
+    let limit = draft.tenant(tenant)?.spec.limits.objects();
+    let count = objects_of(draft.state, tenant);
+    if count < limit as usize {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        Reason::Exhausted,
+        format!(
+            "tenant {tenant:?} has {count} mappings, policies, rules and plans and may have \
+             {limit}: remove one that is not needed, or have the provider raise limits.objects of \
+             the tenant"
+        ),
+        vec![Conflict::new::<Tenant>(tenant, "limits.objects", limit)],
+    ))
 }
 
 /// Failover mode of a tenant's networks.
@@ -160,6 +205,16 @@ impl Rules for Tenant {
         if old.is_some() && limit.is_some_and(|limit| (limit as usize) < count) {
             draft.warn(format!(
                 "tenant {:?} has {count} public addresses and keeps them",
+                new.name()
+            ));
+        }
+        let (count, limit) = (
+            objects_of(draft.state, new.name()),
+            new.spec.limits.objects(),
+        );
+        if old.is_some() && (limit as usize) < count {
+            draft.warn(format!(
+                "tenant {:?} has {count} mappings, policies, rules and plans and keeps them",
                 new.name()
             ));
         }
