@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 /// Exit codes. They are documented in `docs/cli.md`: programs depend on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// `diff` has found differences, or `audit verify` a broken chain.
+    /// `diff` has found differences, `audit verify` a broken chain, or `status` what is not well.
     Different = 1,
     /// The command line is wrong. clap exits with the same code.
     Usage = 2,

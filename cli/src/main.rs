@@ -22,6 +22,7 @@ mod objects;
 mod output;
 mod people;
 mod settings;
+mod status;
 mod watch;
 
 use std::{cell::OnceCell, path::PathBuf, process::ExitCode};
@@ -77,6 +78,9 @@ enum Other {
     /// List and check the audit.
     #[command(subcommand)]
     Audit(audit::Verb),
+    /// Show numbers of objects, conditions that are not well, and leases that end within 7 days;
+    /// exits with 1 if somebody has to do something.
+    Status(status::Status),
     /// Print changes of objects as they are made.
     Watch(watch::Watch),
     /// Create and replace the objects of a file.
@@ -181,8 +185,8 @@ fn command() -> Command {
     let command = Command::new("causeway")
         .version(env!("CARGO_PKG_VERSION"))
         .after_help(
-            "Exit codes: 0 done, 1 differences found, 2 wrong command line, 3 no such object, 4 \
-             refused, 5 not allowed, 6 changed meanwhile, 7 director not reachable, 8 a local file \
+            "Exit codes: 0 done, 1 differences found or not well, 2 wrong command line, 3 no such \
+             object, 4 refused, 5 not allowed, 6 changed meanwhile, 7 director not reachable, 8 a local file \
              cannot be read or written",
         )
         .subcommand_required(true)
@@ -255,6 +259,7 @@ fn run(matches: &clap::ArgMatches) -> Result<Option<Exit>, Failure> {
         Other::Token(verb) => people::token(&session, &verb)?,
         Other::Totp(verb) => people::totp(&session, &verb)?,
         Other::Audit(verb) => return audit::run(&session, &verb),
+        Other::Status(given) => return status::run(&session, &given),
         Other::Watch(given) => watch::run(&session, &given)?,
         Other::Apply(given) => declare::apply(&session, &given)?,
         Other::Diff(given) => return declare::diff(&session, &given),

@@ -161,6 +161,18 @@ pub fn object(value: &Value) -> String {
         };
         flat(&prefix, &value[part], &mut lines);
     }
+    for condition in value["conditions"].as_array().into_iter().flatten() {
+        let text = |field: &str| plain(&condition[field]);
+        lines.push((
+            format!("condition.{}", text("type")),
+            format!(
+                "{} ({}): {}",
+                text("status"),
+                text("reason"),
+                text("message")
+            ),
+        ));
+    }
     aligned(lines)
 }
 

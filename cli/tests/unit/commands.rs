@@ -64,6 +64,40 @@ fn objects_are_created_listed_changed_and_deleted() {
 }
 
 #[test]
+fn the_status_tells_what_is_not_well_by_its_exit_code() {
+    let site = Site::with_tenants();
+    let status = site.run("status").exits(1);
+    assert!(status.out.contains("tenant: 2\n"), "{status:?}");
+    for text in ["GatewayAvailable", "NoGateway", "acme,globex"] {
+        assert!(status.out.contains(text), "{text}: {status:?}");
+    }
+    let gateway = site.run("tenant get acme").exits(0);
+    assert!(
+        gateway
+            .out
+            .contains("condition.GatewayAvailable: false (NoGateway): no gateway is enabled"),
+        "{gateway:?}"
+    );
+    site.run("gateway create gw1 -s addresses=[\"192.0.2.1\"]")
+        .exits(0);
+    site.run("status").exits(0);
+    site.run("gateway drain gw1")
+        .exits(4)
+        .says("cannot be drained");
+    let forced = "gateway drain gw1 --force --reason maintenance";
+    site.run(forced).exits(0).says("no gateway left");
+    let gateway = site.run("gateway get gw1").exits(0);
+    for text in ["spec.drain:", "condition.Drained:", "unknown (NoAgent)"] {
+        assert!(gateway.out.contains(text), "{text}: {gateway:?}");
+    }
+    site.run("gateway undrain gw1").exits(0);
+    let json = site.run("status -t acme --json").exits(0).json();
+    assert_eq!(json["counts"]["network"], 2);
+    let usage = site.run("tenant usage acme").exits(0);
+    assert!(usage.out.contains("objects.limit:"), "{usage:?}");
+}
+
+#[test]
 fn users_log_in_and_have_their_own_tokens() {
     let site = Site::with_tenants();
     let password = "correct horse battery\n";

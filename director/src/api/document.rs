@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use control::NAME_PATTERN;
+use control::{Condition, NAME_PATTERN};
 use serde_json::{Map, Value, json};
 use utoipa::{PartialSchema, ToSchema};
 
@@ -160,6 +160,7 @@ fn named(name: String, of: &[Schema], value: Value) -> Schema {
 /// The schema of a kind's objects.
 pub(super) fn object_of<K: Served>() -> Schema {
     let (spec, status) = (schema::<K>(), schema::<K::Status>());
+    let condition = schema::<Condition>();
     let metadata = json!({
         "type": "object",
         "required": ["name", "uid", "generation", "created", "revision"],
@@ -181,10 +182,15 @@ pub(super) fn object_of<K: Served>() -> Schema {
             "metadata": reference("Metadata"),
             "spec": reference(&spec.name),
             "status": reference(&status.name),
+            "conditions": {
+                "type": "array",
+                "items": reference(&condition.name),
+                "description": "What is true of the object now; in answers to `get` and `list`.",
+            },
         },
     });
     let name = format!("{}Object", spec.name);
-    named(name, &[metadata, spec, status], value)
+    named(name, &[metadata, spec, status, condition], value)
 }
 
 /// The schema of a page of a kind's objects.

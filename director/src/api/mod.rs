@@ -15,6 +15,7 @@ mod password;
 mod people;
 mod records;
 mod request;
+mod status;
 mod table;
 mod tokens;
 mod totp;

@@ -3,11 +3,11 @@
 use axum::http::{Method, StatusCode};
 use control::{
     Accepted, Address, AddressPool, Appliance, Difference, Gateway, GatewayPool, HardwarePlan,
-    Host, Kind, Mapping, Network, Object, Options, Plan, Policy, Refusal, Revision, Rule, Scope,
-    Subscription, Tenant, VlanPool, create, remove, replace,
+    Host, Kind, Mapping, Network, Object, Observed, Options, Plan, Policy, Refusal, Revision, Rule,
+    Scope, Subscription, Tenant, VlanPool, create, remove, replace,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::{
@@ -303,11 +303,14 @@ async fn list<K: Served>(call: Call) -> Result<Answer, Problem> {
         .after(start)
         .take_while(|object| tenant.is_none_or(|tenant| object.tenant() == tenant))
         .filter(|object| only.is_none_or(|only| object.name() == only));
-    let items: Vec<_> = objects.by_ref().take(limit as usize).collect();
-    let next = match (objects.next(), items.last()) {
+    let page: Vec<_> = objects.by_ref().take(limit as usize).collect();
+    let next = match (objects.next(), page.last()) {
         (Some(_), Some(last)) => Some(hex(last.name().as_bytes())),
         (Some(_) | None, _) => None,
     };
+    let mut observed = Observed::new(&live.state, call.director.environment.now());
+    let items = page.into_iter().map(|object| seen(object, &mut observed));
+    let items = items.collect::<Result<Vec<_>, _>>()?;
     Ok(Answer::json(
         StatusCode::OK,
         &json!({ "items": items, "next": next, "revision": live.state.revision() }),
@@ -343,8 +346,21 @@ async fn get<K: Served>(call: Call) -> Result<Answer, Problem> {
     }
     let live = call.director.live().await?;
     let object = found::<K>(&live, tenant, name)?;
-    let body = serde_json::to_value(object).map_err(|error| Problem::internal(&error))?;
+    let mut observed = Observed::new(&live.state, call.director.environment.now());
+    let body = seen(object, &mut observed)?;
     Ok(Answer::json(StatusCode::OK, &body).tagged(object.metadata.revision))
+}
+
+/// An object as it is read: with its conditions, if its kind has any. They are computed, depend on
+/// the time and on other objects, and do not change the object's revision.
+fn seen<K: Kind>(object: &Object<K>, observed: &mut Observed<'_>) -> Result<Value, Problem> {
+    let failed = |error: serde_json::Error| Problem::internal(&error);
+    let mut body = serde_json::to_value(object).map_err(failed)?;
+    let conditions = observed.conditions(object);
+    if !conditions.is_empty() {
+        body["conditions"] = serde_json::to_value(conditions).map_err(failed)?;
+    }
+    Ok(body)
 }
 
 fn found<'l, K: Kind>(

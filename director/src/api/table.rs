@@ -9,7 +9,7 @@ use super::{
     answer::{Answer, Problem},
     objects, password, people, records,
     request::Call,
-    tokens, usage, watch,
+    status, tokens, usage, watch,
 };
 
 /// The future of a handler.
@@ -142,6 +142,7 @@ pub fn operations() -> Vec<Operation> {
     tokens::register(&mut all);
     objects::register(&mut all);
     usage::register(&mut all);
+    status::register(&mut all);
     records::register(&mut all);
     watch::register(&mut all);
     all

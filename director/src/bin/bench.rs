@@ -383,6 +383,8 @@ fn reads(server: &mut Server, runs: usize, report: &mut Report) -> anyhow::Resul
         "/v1/audit?limit=1000",
         "/v1/audit/checkpoints",
         "/v1/openapi.json",
+        "/v1/status",
+        "/v1/status?tenant=t500",
     ] {
         let mut times = Vec::new();
         for _ in 0..runs {

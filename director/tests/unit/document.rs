@@ -58,7 +58,7 @@ fn operations_have_names_of_their_own_and_describe_their_parameters() {
             assert_eq!(in_path, path.matches('{').count(), "{path}");
         }
     }
-    assert_eq!((ids.len(), count), (count, 99), "{ids:?}");
+    assert_eq!((ids.len(), count), (count, 100), "{ids:?}");
 }
 
 /// Fails if the document does not have this status for an answer of the server.

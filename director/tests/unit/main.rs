@@ -3,6 +3,7 @@
 mod again;
 mod bad_input;
 mod changes;
+mod conditions;
 mod document;
 mod kill;
 mod matrix;

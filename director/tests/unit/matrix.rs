@@ -167,6 +167,17 @@ fn other_tries(id: &str, path: &str, ids: &BTreeMap<&str, String>) -> Vec<Try> {
             body: None,
         })
         .into(),
+        "status" => [
+            (Which::Own, "acme"),
+            (Which::Foreign, "globex"),
+            (Which::Absent, "nowhere"),
+        ]
+        .map(|(which, tenant)| Try {
+            which,
+            path: format!("{path}?tenant={tenant}"),
+            body: None,
+        })
+        .into(),
         "user.create" => [(Which::Own, "acme"), (Which::Foreign, "globex")]
             .map(|(which, tenant)| on(which, "", Some(user(tenant))))
             .into(),

@@ -27,6 +27,7 @@
 pub mod audit;
 mod catalogue;
 mod change;
+mod condition;
 mod difference;
 mod draft;
 mod kinds;
@@ -37,12 +38,14 @@ mod refusal;
 mod role;
 mod schema;
 mod state;
+mod summary;
 mod tenant_view;
 mod transaction;
 mod usage;
 
 pub use catalogue::{KINDS, KindInfo, kind};
 pub use change::{Accepted, Options, create, remove, replace};
+pub use condition::{Condition, Holds, NO_AGENT, Observed};
 pub use difference::{ChangeOfObject, Difference, FieldDifference, differences, spec_differences};
 pub use kinds::{
     Address, AddressPool, AddressStatus, Appliance, ApplianceStatus, Gateway, GatewayPool,
@@ -56,6 +59,7 @@ pub use range::{AddressRange, RangeError, VlanRange};
 pub use refusal::{Conflict, Reason, Refusal};
 pub use role::{ROLES, Role};
 pub use state::{Claim, Corrupt, State, Step, Table};
+pub use summary::{ConditionGroup, EndingLease, Summary, summary};
 pub use transaction::{Precondition, Revision, Transaction};
 pub use usage::{
     AddressPoolUsage, Allowance, Amount, HardwarePlanTenants, Part, Subscriber, TenantUsage,

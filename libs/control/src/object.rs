@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::{Refusal, Revision, State, Table, draft::Draft, refusal::Problems};
+use crate::{
+    Condition, Observed, Refusal, Revision, State, Table, draft::Draft, refusal::Problems,
+};
 
 /// Which name space the objects of a kind are in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +95,14 @@ pub trait Rules: Sized {
     fn delete(old: &Object<Self>, draft: &mut Draft<'_>) -> Result<(), Refusal>
     where
         Self: Kind;
+
+    /// What is true of an object now. Kinds of which nothing is to be told have no conditions.
+    fn conditions(_: &Object<Self>, _: &mut Observed<'_>) -> Vec<Condition>
+    where
+        Self: Kind,
+    {
+        Vec::new()
+    }
 }
 
 /// Data of an object that the director maintains.

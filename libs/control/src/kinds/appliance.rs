@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{AddressPool, Gateway, kind};
+use super::{AddressPool, Gateway, gateway::enrolled, kind};
 use crate::{
-    Conflict, Object, Refusal, State,
+    Condition, Conflict, Object, Observed, Refusal, State,
     draft::Draft,
     name::{DESCRIPTION_RULE, is_description},
     object::Rules,
@@ -132,6 +132,10 @@ impl Rules for Appliance {
 
     fn delete(old: &Object<Self>, _: &mut Draft<'_>) -> Result<(), Refusal> {
         Err(by_subscription(old))
+    }
+
+    fn conditions(object: &Object<Self>, _: &mut Observed<'_>) -> Vec<Condition> {
+        vec![enrolled(object)]
     }
 }
 

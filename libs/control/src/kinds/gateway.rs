@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::{GatewayPool, Tenant, appliance::refuse_taken, kind, yes};
 use crate::{
-    Conflict, Nothing, Object, Refusal, State,
+    Condition, Conflict, Holds, Kind, NO_AGENT, Nothing, Object, Observed, Refusal, State,
     draft::{Draft, shown},
     name::{DESCRIPTION_RULE, is_description},
     object::Rules,
@@ -155,6 +155,40 @@ impl Rules for Gateway {
             },
         )
     }
+
+    fn conditions(object: &Object<Self>, _: &mut Observed<'_>) -> Vec<Condition> {
+        let enabled = match object.spec.enabled {
+            true => ("Enabled", "tenants may use the gateway"),
+            false => ("Disabled", "no tenant may use the gateway"),
+        };
+        let enabled = Condition::new(object, "Enabled", object.spec.enabled, enabled.0, enabled.1);
+        let mut drained = Condition::new(
+            object,
+            "Drained",
+            false,
+            "NotWanted",
+            "the gateway is not to be drained",
+        );
+        drained.is_well = true;
+        if object.spec.drain {
+            drained.status = Holds::Unknown;
+            drained.is_well = false;
+            drained.reason = NO_AGENT;
+            drained.message = "the gateway is to be drained, and the director has no agent there: \
+                               look at its circuits with `causeway-gateway status`"
+                .to_owned();
+        }
+        vec![enabled, drained, enrolled(object)]
+    }
+}
+
+/// Whether the director has an agent at an object: not yet.
+pub(super) fn enrolled<K: Kind>(object: &Object<K>) -> Condition {
+    let text = format!(
+        "the director has no agent at this {}: it is configured by itself",
+        K::KIND
+    );
+    Condition::new(object, "Enrolled", false, NO_AGENT, text)
 }
 
 fn is_dns_name(name: &str) -> bool {
@@ -170,7 +204,7 @@ fn is_dns_name(name: &str) -> bool {
 }
 
 /// Which gateways tenants may use: the state's, with the differences of a change.
-pub(super) struct Gateways<'s> {
+pub(crate) struct Gateways<'s> {
     state: &'s State,
     /// Gateways that are not enabled, drained, or removed.
     pub(super) disabled: BTreeSet<String>,
@@ -179,7 +213,7 @@ pub(super) struct Gateways<'s> {
 }
 
 impl<'s> Gateways<'s> {
-    fn of(state: &'s State) -> Self {
+    pub(crate) fn of(state: &'s State) -> Self {
         let disabled = state
             .gateways
             .iter()
@@ -196,7 +230,7 @@ impl<'s> Gateways<'s> {
 
     /// Whether a tenant may use any gateway: those of its pools, and those in no pool if it has no
     /// pool or may fall back to them. A pool that the change removes is taken from its tenants.
-    fn has_any(&self, tenant: &Tenant) -> bool {
+    pub(super) fn has_any(&self, tenant: &Tenant) -> bool {
         let is_enabled = |gateway: &str| {
             self.state.gateways.get("", gateway).is_some() && !self.disabled.contains(gateway)
         };

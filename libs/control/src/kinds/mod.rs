@@ -32,6 +32,7 @@ pub use subscription::{Subscription, SubscriptionStatus};
 pub use tenant::{Limits, Mode, Tenant, TenantStatus};
 pub use vlan_pool::VlanPool;
 
+pub(crate) use gateway::Gateways;
 pub(crate) use network::uses as uses_of_network;
 pub(crate) use tenant::{objects_of, within_quota};
 

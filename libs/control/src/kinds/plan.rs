@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::{Rule, kind, mapping::require_network, yes};
 use crate::{
-    Conflict, Mode, Nothing, Object, Refusal,
+    Condition, Conflict, Mode, Nothing, Object, Observed, Refusal,
     draft::Draft,
     name::{
         DESCRIPTION_RULE, FOREIGN_RULE, LIST, LIST_RULE, NAME_RULE, is_description,
@@ -331,6 +331,55 @@ impl Rules for Plan {
         }
         Ok(())
     }
+
+    fn conditions(object: &Object<Self>, observed: &mut Observed<'_>) -> Vec<Condition> {
+        let problems = problems_of_a_run(object, observed);
+        let (reason, text) = match problems.first() {
+            None => (
+                "Checked",
+                "nothing that the director knows prevents a run".to_owned(),
+            ),
+            Some((reason, _)) => {
+                let texts: Vec<_> = problems.iter().map(|(_, text)| text.as_str()).collect();
+                (*reason, texts.join("; "))
+            }
+        };
+        vec![Condition::new(
+            object,
+            "Valid",
+            problems.is_empty(),
+            reason,
+            text,
+        )]
+    }
+}
+
+/// Why a plan could not run, as far as the director knows: reasons and texts.
+fn problems_of_a_run(
+    plan: &Object<Plan>,
+    observed: &mut Observed<'_>,
+) -> Vec<(&'static str, String)> {
+    let mut found = Vec::new();
+    let tenant = plan.tenant();
+    if let Some(of) = observed.state.tenants.get("", tenant) {
+        if !of.spec.enabled {
+            found.push(("TenantDisabled", "the tenant is disabled".to_owned()));
+        }
+        if let Some(end) = of.spec.lease_ends.filter(|end| *end <= observed.now) {
+            found.push(("LeaseEnded", format!("the tenant's lease ended at {end}")));
+        }
+    }
+    for wanted in &plan.spec.networks {
+        let network = observed.state.networks.get(tenant, &wanted.name);
+        if network.is_none_or(|network| network.spec.gateways.is_empty()) {
+            let text = format!("network {:?} has no default gateway", wanted.name);
+            found.push(("NoDefaultGateway", text));
+        }
+    }
+    if let Err(text) = observed.view(tenant).check_plan(plan.name(), &plan.spec) {
+        found.push(("Contradiction", text));
+    }
+    found
 }
 
 /// Groups whose machines do not follow each other.

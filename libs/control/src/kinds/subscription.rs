@@ -12,7 +12,7 @@ use super::{
     vlan_pool::{claim_vlans, release_vlan},
 };
 use crate::{
-    Conflict, Kind, Metadata, Object, Refusal,
+    Condition, Conflict, Kind, Metadata, Object, Observed, Refusal,
     draft::{Draft, SUBSCRIPTION_NAME, shown},
     name::{NAME_RULE, is_name},
     object::Rules,
@@ -135,6 +135,29 @@ impl Rules for Subscription {
         }
         end(draft, old);
         Ok(())
+    }
+
+    fn conditions(object: &Object<Self>, observed: &mut Observed<'_>) -> Vec<Condition> {
+        let plan = observed
+            .state
+            .hardware_plans
+            .get("", &object.spec.hardware_plan);
+        let wanted = plan.map_or(0, |plan| {
+            plan.spec.networks(true) + plan.spec.networks(false)
+        });
+        let there = object.status.networks.len();
+        let reason = match there == wanted {
+            true => "AllNetworks",
+            false => "OtherNetworks",
+        };
+        let text = format!("{there} networks of {wanted} in the hardware plan");
+        vec![Condition::new(
+            object,
+            "Fulfilled",
+            there == wanted,
+            reason,
+            text,
+        )]
     }
 }
 

@@ -11,7 +11,7 @@ use super::{
     subscription, yes,
 };
 use crate::{
-    Conflict, Kind, Object, Reason, Refusal, State,
+    Condition, Conflict, Kind, Object, Observed, Reason, Refusal, State,
     draft::{Draft, shown},
     name::{DESCRIPTION_RULE, LIST, LIST_RULE, NAME_RULE, is_description, is_name},
     object::Rules,
@@ -276,6 +276,46 @@ impl Rules for Tenant {
         erase_all::<Plan>(draft, name);
         draft.remove_tenant_guard(name);
         Ok(())
+    }
+
+    fn conditions(object: &Object<Self>, observed: &mut Observed<'_>) -> Vec<Condition> {
+        let spec = &object.spec;
+        let enabled = match spec.enabled {
+            true => ("Enabled", "the tenant may get new things"),
+            false => (
+                "Disabled",
+                "the tenant keeps what it has and gets nothing new",
+            ),
+        };
+        let (lease, text) = match spec.lease_ends {
+            None => ("NoLease", "the tenant has no lease, and no end".to_owned()),
+            Some(end) if observed.now < end => ("Leased", format!("the lease ends at {end}")),
+            Some(end) => ("LeaseEnded", format!("the lease ended at {end}: extend it")),
+        };
+        let mut lease = Condition::new(object, "LeaseValid", lease != "LeaseEnded", lease, text);
+        lease.since = spec.lease_ends.filter(|_| !lease.is_well);
+        let has_gateway = observed.gateways.has_any(spec);
+        let gateway = match has_gateway {
+            true => (
+                "Available",
+                "a gateway is enabled and not drained for the tenant",
+            ),
+            false => (
+                "NoGateway",
+                "no gateway is enabled for the tenant: the provider enables one",
+            ),
+        };
+        vec![
+            Condition::new(object, "Enabled", spec.enabled, enabled.0, enabled.1),
+            lease,
+            Condition::new(
+                object,
+                "GatewayAvailable",
+                has_gateway,
+                gateway.0,
+                gateway.1,
+            ),
+        ]
     }
 }
 

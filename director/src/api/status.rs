@@ -1,0 +1,47 @@
+//! The state in short.
+
+use axum::http::{Method, StatusCode};
+use control::{Summary, Tenant, summary};
+
+use super::{
+    answer::{Answer, Problem},
+    document::schema,
+    objects::{authorize, no_tenant},
+    people::body,
+    request::Call,
+    table::{Operation, Parameter, Success, Values},
+};
+use crate::roles::{ObjectGroup, Verb};
+
+pub(super) fn register(all: &mut Vec<Operation>) {
+    all.push(Operation {
+        query: vec![Parameter::new(
+            "tenant",
+            Values::Name,
+            "Only this tenant and its objects. A tenant's users see their own unless given.",
+        )],
+        success: vec![Success::json(StatusCode::OK, Some(schema::<Summary>()))],
+        ..Operation::new(
+            "status",
+            Method::GET,
+            "/v1/status",
+            "Get numbers of objects, conditions that are not well, and leases that end soon.",
+            |call| Box::pin(status(call)),
+        )
+    });
+}
+
+async fn status(call: Call) -> Result<Answer, Problem> {
+    let actor = call.actor()?;
+    let asked = call.query.get("tenant");
+    authorize(actor, ObjectGroup::Tenants, Verb::Read, asked)?;
+    let tenant = asked.or(actor.tenant.as_deref());
+    let live = call.director.live().await?;
+    if let Some(tenant) = tenant
+        && live.state.get::<Tenant>(None, tenant).is_none()
+    {
+        return Err(no_tenant(tenant));
+    }
+    let found = summary(&live.state, call.director.environment.now(), tenant);
+    Ok(Answer::json(StatusCode::OK, &body(&found)?))
+}

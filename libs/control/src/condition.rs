@@ -1,0 +1,111 @@
+//! Conditions of objects: what is true of them now, computed from the state and the time.
+//!
+//! Today the director has no agents at appliances and gateways: what only they know is told as
+//! unknown, or as not there, with the reason `NoAgent`.
+
+use jiff::Timestamp;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::{Kind, Object, State, kinds::Gateways, tenant_view::TenantView};
+
+/// Reason of conditions that an agent would have to observe.
+pub const NO_AGENT: &str = "NoAgent";
+
+/// Whether a condition holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Holds {
+    /// It holds.
+    True,
+    /// It does not hold.
+    False,
+    /// Nobody observes it.
+    Unknown,
+}
+
+/// A condition of an object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Condition {
+    /// Stable name of the condition, such as `Enabled`; unique within the object.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Whether it holds.
+    pub status: Holds,
+    /// Stable name of the reason, such as `LeaseEnded`.
+    pub reason: &'static str,
+    /// The reason, for people.
+    pub message: String,
+    /// The generation of the object that this is true of.
+    #[schema(minimum = 1)]
+    pub observed_generation: u64,
+    /// Time of the last change of `status`; omitted where it is not recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub since: Option<Timestamp>,
+    /// Whether nobody has to do anything about it.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub is_well: bool,
+}
+
+impl Condition {
+    /// A condition that holds, or not; it is well if it holds.
+    pub(crate) fn new<K: Kind>(
+        object: &Object<K>,
+        kind: &'static str,
+        holds: bool,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) -> Self {
+        Self {
+            kind,
+            status: if holds { Holds::True } else { Holds::False },
+            reason,
+            message: message.into(),
+            observed_generation: object.metadata.generation,
+            since: None,
+            is_well: holds,
+        }
+    }
+
+    /// Whether an agent would have to observe it, and there is none yet.
+    #[must_use]
+    pub fn lacks_agent(&self) -> bool {
+        self.reason == NO_AGENT
+    }
+}
+
+/// The state at a time, for the conditions of many objects.
+pub struct Observed<'s> {
+    pub(crate) state: &'s State,
+    pub(crate) now: Timestamp,
+    pub(crate) gateways: Gateways<'s>,
+    /// The last tenant, whose plans are checked one after the other.
+    view: Option<(String, TenantView)>,
+}
+
+impl<'s> Observed<'s> {
+    /// The state at this time.
+    #[must_use]
+    pub fn new(state: &'s State, now: Timestamp) -> Self {
+        Self {
+            state,
+            now,
+            gateways: Gateways::of(state),
+            view: None,
+        }
+    }
+
+    /// The conditions of an object of the state; none for kinds that have none.
+    pub fn conditions<K: Kind>(&mut self, object: &Object<K>) -> Vec<Condition> {
+        K::conditions(object, self)
+    }
+
+    /// The tenant's objects, to check its plans.
+    pub(crate) fn view(&mut self, tenant: &str) -> &TenantView {
+        let kept = self.view.take().filter(|(of, _)| of == tenant);
+        let made = kept.unwrap_or_else(|| (tenant.to_owned(), TenantView::of(self.state, tenant)));
+        &self.view.insert(made).1
+    }
+}
