@@ -210,7 +210,7 @@ fn changed_keys(transaction: &Transaction) -> impl Iterator<Item = (&str, Option
 
 /// Whether a key is the director's own, and none of the objects' state.
 fn is_own(key: &str) -> bool {
-    let prefixes = [USERS, TOKENS, STORED_ANSWERS, audit::HEAD];
+    let prefixes = [USERS, TOKENS, STORED_ANSWER_PREFIX, audit::HEAD];
     let others = [audit::CHECKPOINTS, audit::PREFIX];
     prefixes
         .iter()

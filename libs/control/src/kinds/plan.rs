@@ -162,7 +162,8 @@ impl HealthCheck {
                 "vms.health.path",
                 path,
                 format_args!(
-                    "write a path such as /health, without spaces, of at most {MAX_PATH_CHARS} characters"
+                    "write a path such as /health, without spaces, of at most {MAX_PATH_CHARS} \
+                     characters"
                 ),
             );
         }

@@ -1,7 +1,7 @@
 //! Through the gateway's relay.
 
 use gateway::relay::{
-    Backend, Desired, Limits as RelayLimits, Plan, Relay, Times as RelayTimes,
+    Backend, Desired, Limits as RelayLimits, Relay, RelayConfig, Times as RelayTimes,
     route::{Names, Route, Table},
 };
 
@@ -14,7 +14,7 @@ fn relay(to: SocketAddr, proxy: bool) -> (tokio::runtime::Runtime, Relay) {
         .enable_all()
         .build()
         .expect("a runtime");
-    let plan = Plan {
+    let plan = RelayConfig {
         listen: vec![(Ipv4Addr::LOCALHOST, 0).into()],
         limits: RelayLimits {
             connections: 100,
