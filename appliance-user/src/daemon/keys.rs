@@ -109,8 +109,6 @@ impl Keys {
 mod tests {
     use std::path::PathBuf;
 
-    use super::*;
-
     #[test]
     fn every_key_file_that_cannot_be_used_is_a_problem_of_the_configuration() {
         let dir = tempfile::tempdir().expect("a directory");

@@ -335,7 +335,10 @@ impl State {
 }
 
 /// A value of a commit that has been read, or a deletion.
-pub struct Step(Box<dyn FnOnce(&mut State, Revision) + Send>);
+pub struct Step(Box<Change>);
+
+/// What it changes, with the revision of its commit.
+type Change = dyn FnOnce(&mut State, Revision) + Send;
 
 impl Step {
     fn new(step: impl FnOnce(&mut State, Revision) + Send + 'static) -> Self {
