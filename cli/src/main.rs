@@ -79,7 +79,7 @@ enum Other {
     #[command(subcommand)]
     Audit(audit::Verb),
     /// Show numbers of objects, conditions that are not well, and leases that end within 7 days;
-    /// exits with 1 if somebody has to do something.
+    /// exits with 1 if a condition is not well or a lease ends.
     Status(status::Status),
     /// Print changes of objects as they are made.
     Watch(watch::Watch),

@@ -17,7 +17,7 @@ pub struct Status {
 }
 
 /// Prints numbers of objects, conditions that are not well, and leases that end within 7 days. The
-/// exit code is that of a difference if somebody has to do something.
+/// exit code is that of a difference if a condition is not well or a lease ends.
 ///
 /// # Errors
 /// [`Failure`] when the director does not answer.

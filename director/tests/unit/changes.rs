@@ -310,7 +310,7 @@ async fn a_forced_change_needs_a_reason() {
     let refused = delete(path, &[]).await.expect(400);
     assert!(refused.text.contains("X-Reason"), "{refused:?}");
     assert_eq!(refused.json()["type"], "urn:causeway:problem:reason");
-    // A dry run changes nothing; without force, nobody is overruled.
+    // A dry run changes nothing; without force, no rule is overruled.
     delete("/v1/tenants/acme?force=true&dry_run=true", &[])
         .await
         .expect(200);

@@ -75,7 +75,7 @@ async fn conditions_follow_from_spec_time_and_other_objects() {
     let lease = conditions.iter().find(|c| c["type"] == "LeaseValid");
     assert_eq!(lease.expect("a condition")["since"], json!(ended));
 
-    // What only an agent can know is not pretended.
+    // Conditions do not pretend what only an agent can know.
     let (gateway, drained) = ("/v1/gateways/gw1", "/v1/gateways/gw1?force=true");
     let of_gateway = async |kind: &str| condition(&server, gateway, kind).await;
     assert_eq!(of_gateway("Drained").await, is("false", "NotWanted", 1));

@@ -81,7 +81,7 @@ async fn a_tenant_has_a_quota_of_objects_and_sees_what_it_has() {
     let detail = refused["detail"].as_str().expect("a text");
     assert!(detail.contains("has 4 mappings, policies"), "{detail}");
     assert_eq!(refused["conflicts"][0]["field"], "limits.objects");
-    // What is there can still be changed, and room be made.
+    // Objects that are there can still be changed and removed.
     let plan = server
         .get(&alice, "/v1/tenants/acme/plans/all")
         .await

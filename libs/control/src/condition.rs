@@ -20,7 +20,7 @@ pub enum Holds {
     True,
     /// It does not hold.
     False,
-    /// Nobody observes it.
+    /// The director cannot observe it.
     Unknown,
 }
 
@@ -43,7 +43,7 @@ pub struct Condition {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub since: Option<Timestamp>,
-    /// Whether nobody has to do anything about it.
+    /// Whether the administrator has nothing to do about it.
     #[serde(skip)]
     #[schema(ignore)]
     pub is_well: bool,

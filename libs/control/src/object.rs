@@ -96,7 +96,7 @@ pub trait Rules: Sized {
     where
         Self: Kind;
 
-    /// What is true of an object now. Kinds of which nothing is to be told have no conditions.
+    /// The conditions of an object now; none for kinds that have none.
     fn conditions(_: &Object<Self>, _: &mut Observed<'_>) -> Vec<Condition>
     where
         Self: Kind,

@@ -337,7 +337,7 @@ impl State {
 /// A value of a commit that has been read, or a deletion.
 pub struct Step(Box<Change>);
 
-/// What it changes, with the revision of its commit.
+/// The effect of a step on a state, with the revision of its commit.
 type Change = dyn FnOnce(&mut State, Revision) + Send;
 
 impl Step {

@@ -27,7 +27,7 @@ pub struct Summary {
     pub is_well: bool,
     /// Number of objects by kind.
     pub counts: BTreeMap<String, u64>,
-    /// Conditions that somebody has to do something about, by kind, type and reason.
+    /// Conditions that are not well, by kind, type and reason.
     pub conditions: Vec<ConditionGroup>,
     /// Leases of tenants that end within 7 days, by their end.
     pub leases: Vec<EndingLease>,
@@ -54,7 +54,7 @@ pub struct ConditionGroup {
 /// A lease that ends soon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct EndingLease {
-    /// The tenant.
+    /// Name of the tenant whose lease it is.
     pub tenant: String,
     /// End of the lease.
     #[schema(value_type = String, format = DateTime)]

@@ -75,7 +75,7 @@ pub struct HardwarePlanTenants {
     pub items: Vec<Subscriber>,
 }
 
-/// What a tenant has of something, and may have.
+/// Number of a tenant's objects or addresses, and their limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Allowance {
     /// Number that the tenant has.
@@ -84,18 +84,18 @@ pub struct Allowance {
     pub limit: Option<u64>,
 }
 
-/// What a tenant has, and its limits.
+/// Objects, addresses and networks of a tenant, and its limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TenantUsage {
     /// Mappings, policies, rules and plans together: the objects that the tenant itself makes.
     pub objects: Allowance,
-    /// Public addresses.
+    /// Public addresses that pools have given it.
     pub public_addresses: Allowance,
     /// Networks, which its subscriptions limit.
     pub networks: u64,
 }
 
-/// What a tenant has; `None` if it does not exist.
+/// The usage of a tenant; `None` if it does not exist.
 #[must_use]
 pub fn tenant_usage(state: &State, name: &str) -> Option<TenantUsage> {
     let limits = &state.get::<Tenant>(None, name)?.spec.limits;
