@@ -186,8 +186,8 @@ fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .after_help(
             "Exit codes: 0 done, 1 differences found or not well, 2 wrong command line, 3 no such \
-             object, 4 refused, 5 not allowed, 6 changed meanwhile, 7 director not reachable, 8 a local file \
-             cannot be read or written",
+             object, 4 refused, 5 not allowed, 6 changed meanwhile, 7 director not reachable, 8 a \
+             local file cannot be read or written",
         )
         .subcommand_required(true)
         .arg_required_else_help(true);

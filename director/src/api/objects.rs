@@ -2,12 +2,11 @@
 
 use axum::http::{Method, StatusCode};
 use control::{
-    Accepted, Address, AddressPool, Appliance, Difference, Gateway, GatewayPool, HardwarePlan,
-    Host, Kind, Mapping, Network, Object, Observed, Options, Plan, Policy, Refusal, Revision, Rule,
-    Scope, Subscription, Tenant, VlanPool, create, remove, replace,
+    Accepted, Address, AddressPool, Appliance, Condition, Difference, Gateway, GatewayPool,
+    HardwarePlan, Host, Kind, Mapping, Metadata, Network, Object, Observed, Options, Plan, Policy,
+    Refusal, Revision, Rule, Scope, Subscription, Tenant, VlanPool, create, remove, replace,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::{
@@ -309,12 +308,14 @@ async fn list<K: Served>(call: Call) -> Result<Answer, Problem> {
         (Some(_) | None, _) => None,
     };
     let mut observed = Observed::new(&live.state, call.director.environment.now());
-    let items = page.into_iter().map(|object| seen(object, &mut observed));
-    let items = items.collect::<Result<Vec<_>, _>>()?;
-    Ok(Answer::json(
-        StatusCode::OK,
-        &json!({ "items": items, "next": next, "revision": live.state.revision() }),
-    ))
+    let items = page
+        .into_iter()
+        .map(|object| Seen::new(object, &mut observed));
+    json_text(&Page {
+        items: items.collect(),
+        next,
+        revision: live.state.revision(),
+    })
 }
 
 /// The name in a page token.
@@ -347,20 +348,48 @@ async fn get<K: Served>(call: Call) -> Result<Answer, Problem> {
     let live = call.director.live().await?;
     let object = found::<K>(&live, tenant, name)?;
     let mut observed = Observed::new(&live.state, call.director.environment.now());
-    let body = seen(object, &mut observed)?;
-    Ok(Answer::json(StatusCode::OK, &body).tagged(object.metadata.revision))
+    let answer = json_text(&Seen::new(object, &mut observed))?;
+    Ok(answer.tagged(object.metadata.revision))
 }
 
 /// An object as it is read: with its conditions, if its kind has any. They are computed, depend on
 /// the time and on other objects, and do not change the object's revision.
-fn seen<K: Kind>(object: &Object<K>, observed: &mut Observed<'_>) -> Result<Value, Problem> {
-    let failed = |error: serde_json::Error| Problem::internal(&error);
-    let mut body = serde_json::to_value(object).map_err(failed)?;
-    let conditions = observed.conditions(object);
-    if !conditions.is_empty() {
-        body["conditions"] = serde_json::to_value(conditions).map_err(failed)?;
+#[derive(Serialize)]
+#[serde(bound = "")]
+struct Seen<'o, K: Kind> {
+    metadata: &'o Metadata,
+    spec: &'o K,
+    status: &'o K::Status,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    conditions: Vec<Condition>,
+}
+
+impl<'o, K: Kind> Seen<'o, K> {
+    fn new(object: &'o Object<K>, observed: &mut Observed<'_>) -> Self {
+        Self {
+            metadata: &object.metadata,
+            spec: &object.spec,
+            status: &object.status,
+            conditions: observed.conditions(object),
+        }
     }
-    Ok(body)
+}
+
+/// A page of a list.
+#[derive(Serialize)]
+#[serde(bound = "")]
+struct Page<'o, K: Kind> {
+    items: Vec<Seen<'o, K>>,
+    next: Option<String>,
+    revision: Revision,
+}
+
+/// The value as text, without a tree of values before: a page has a thousand objects.
+fn json_text<T: Serialize>(value: &T) -> Result<Answer, Problem> {
+    match serde_json::to_string(value) {
+        Ok(text) => Ok(Answer::text(StatusCode::OK, text)),
+        Err(error) => Err(Problem::internal(&error)),
+    }
 }
 
 fn found<'l, K: Kind>(
@@ -502,11 +531,7 @@ fn changed(applied: Applied, dry_run: bool) -> Result<Answer, Problem> {
             differences: applied.differences,
             warnings: applied.warnings,
         };
-        // It may have thousands of fields: it becomes text without a tree of values before.
-        return match serde_json::to_string(&run) {
-            Ok(text) => Ok(Answer::text(StatusCode::OK, text)),
-            Err(error) => Err(Problem::internal(&error)),
-        };
+        return json_text(&run);
     }
     let status = StatusCode::from_u16(applied.status).unwrap_or(StatusCode::OK);
     let revision: Revision = applied.body["metadata"]["revision"]
