@@ -35,7 +35,7 @@ pub(super) enum Error {
     },
 }
 
-/// What is wrong with these files, each with the key that names it.
+/// Problems of these files, each with the key that names it.
 pub(super) fn problems(files: &[(String, KeyFile)]) -> Vec<Problem> {
     let problem = |(at, file): &(String, KeyFile)| {
         let read = match file {

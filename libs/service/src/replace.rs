@@ -89,7 +89,7 @@ impl NewFile {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
         }
-        // What others could open before would keep its mode.
+        // A file that others could open before would keep its mode.
         let file = OpenOptions::new()
             .write(true)
             .create_new(true)

@@ -28,8 +28,9 @@ pub fn test_name() -> String {
 /// a passing run shows it too. The caller returns.
 ///
 /// # Panics
-/// If `CAUSEWAY_REQUIRE_PRIVILEGED` is `1`: no test may be skipped then. On a thread without a name,
-/// which is not the test's own: the line would name no test, and the test would count as passed.
+/// If `CAUSEWAY_REQUIRE_PRIVILEGED` is `1`: no test may be skipped then. On a thread without a
+/// name, which is not the test's own: the line would name no test, and the test would count as
+/// passed.
 pub fn skip(reason: &str) {
     assert!(
         std::thread::current().name().is_some(),

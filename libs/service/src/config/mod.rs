@@ -102,8 +102,8 @@ pub fn parse<File: DeserializeOwned, T>(
 /// The result with further problems of the file, such as those of the files that it names.
 ///
 /// # Errors
-/// The error of `result`, if that is not [`Error::Invalid`]; or [`Error::Invalid`] with the problems
-/// of both.
+/// The error of `result`, if that is not [`Error::Invalid`]; or [`Error::Invalid`] with the
+/// problems of both.
 pub fn add<T>(
     result: Result<T, Error>,
     path: &Path,
