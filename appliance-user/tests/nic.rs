@@ -310,7 +310,11 @@ fn kernel_drops_are_not_counted_without_tracefs_or_capability_and_the_remedy_is_
 
 #[test]
 fn refused_redirects_are_counted() {
-    isolated(|pair| {
+    namespaces::isolated(|pair| {
+        // Frames of the kernel's own (MLD, neighbour discovery) would be redirected, too.
+        run("ip link set va addrgenmode none");
+        pair.in_b(|| run("ip link set vb addrgenmode none"));
+        pair.up();
         without_tracefs();
         let mut errors = XdpErrors::open().expect("a tracefs of its own, and perf events");
         // The loopback has no ndo_xdp_xmit.

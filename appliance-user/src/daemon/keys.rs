@@ -120,6 +120,7 @@ mod tests {
              [uplink]\ninterface = \"eth0\"\n\
              [tunnel]\nprivate_key_file = {:?}\nworkers = 0\n\
              [[peer]]\nname = \"hub\"\npreshared_key_file = {:?}\n\
+             public_key = \"//////////////////////////////////////////8=\"\n\
              circuit = {{ id = \"3f9a1c0277d1e05b\", key_file = \"relative.key\" }}\n",
             file("none.key"),
             file("open.key"),
