@@ -413,7 +413,7 @@ fn datagrams_go_through_the_driver_both_ways_and_families() {
     assert_eq!(circuits["xdp"]["frames"]["forwarded"], 400);
     let page = site.metrics();
     for line in [
-        "causeway_gateway_xdp_frames_total{outcome=\"carried\"} 400",
+        "causeway_gateway_xdp_frames_total{outcome=\"forwarded\"} 400",
         "causeway_gateway_xdp_interface{interface=\"ga\",mode=\"native\"} 1",
         "# EOF",
     ] {
