@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   a test in a module `timed`    causeway-tests.lock, exclusive: it runs alone
-//!   any other                     causeway-tests.lock, shared, and one of three slots
+//!   any other                     causeway-tests.lock, shared, and one of four slots
 //! ```
 
 use std::{fs::File, thread, time::Duration};
@@ -12,10 +12,11 @@ use nix::fcntl::{Flock, FlockArg};
 /// Held exclusively by a test that asserts times or rates, shared by the others.
 const LOCK: &str = "/run/causeway-tests.lock";
 /// Each held by one test that shares the machine.
-const SLOTS: [&str; 3] = [
+const SLOTS: [&str; 4] = [
     "/run/causeway-tests.slot1",
     "/run/causeway-tests.slot2",
     "/run/causeway-tests.slot3",
+    "/run/causeway-tests.slot4",
 ];
 
 /// The lock of the running test, released on drop.

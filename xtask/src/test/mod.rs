@@ -5,7 +5,7 @@
 //! cargo), nor a lab that a person raised (only those that ended tests left are taken down).
 //!
 //! ```text
-//!   build ─▶ ┌ unit tests, fuzz targets, examples ┐ ─▶ lab tests, three at once ─▶ timed ones
+//!   build ─▶ ┌ unit tests, fuzz targets, examples ┐ ─▶ lab tests, four at once ─▶ timed ones
 //!            └ packet tests, one at a time        ┘        ─▶ virtual machines, where asked for
 //! ```
 
@@ -321,7 +321,7 @@ impl LabTest<'_> {
 }
 
 /// Lab tests that run at once. They mostly wait; `LabLock` admits as many.
-const FUNCTIONAL_LANES: usize = 3;
+const FUNCTIONAL_LANES: usize = 4;
 
 /// Runs lab tests: first those that assert no times, some at once, then the timed ones.
 fn lab(programs: &[&Program], settings: &Settings, report: &Report) {
@@ -334,7 +334,7 @@ fn lab(programs: &[&Program], settings: &Settings, report: &Report) {
         tests.into_iter().partition(LabTest::is_timed);
     let at = Instant::now();
     lanes(FUNCTIONAL_LANES, functional, settings, report);
-    report.stage("lab tests, three at once", at);
+    report.stage("lab tests, four at once", at);
     let at = Instant::now();
     lanes(1, timed, settings, report);
     report.stage("lab tests that assert times, one at a time", at);
