@@ -434,7 +434,7 @@ pub fn read(path: &Path) -> Result<Value, Failure> {
         let value: toml::Table = toml::from_str(&text).map_err(|error| wrong(&error))?;
         return serde_json::to_value(value).map_err(|error| wrong(&error));
     }
-    serde_json::from_str(&text).map_err(|error| wrong(&error))
+    control::json::parse(text.as_bytes()).map_err(|error| wrong(&error))
 }
 
 fn change(

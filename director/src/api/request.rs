@@ -46,16 +46,7 @@ impl Call {
 
     /// The body.
     pub(super) fn read<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        let value: Value = serde_json::from_slice(&self.body)
-            .map_err(|error| Problem::bad_request(format!("the body is not JSON: {error}")))?;
-        serde_path_to_error::deserialize(value).map_err(|error| {
-            let (path, inner) = (error.path().to_string(), error.inner());
-            let text = match path.as_str() {
-                "." => format!("the body cannot be read: {inner}"),
-                path => format!("the body cannot be read: {path}: {inner}"),
-            };
-            Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", text)
-        })
+        read(&self.body)
     }
 
     /// A header that the client may send, as text on one line.
@@ -161,6 +152,8 @@ fn list_as_object(all: &[(String, Value)], schema: &Value, value: &Value) -> Opt
     }
     for part in ["allOf", "oneOf", "anyOf"] {
         let parts = schema[part].as_array().into_iter().flatten();
+        // No list is null: of a value that may be missing, the other choice decides.
+        let parts = parts.filter(|part| part["type"] != "null");
         // Of choices, a list that is one of them is no error.
         let mut found: Vec<_> = parts.map(|part| list_as_object(all, part, value)).collect();
         if !found.is_empty() && found.iter().all(Option::is_some) {
@@ -294,6 +287,20 @@ fn check(values: Values, value: &str) -> Result<(), String> {
     }
 }
 
+/// A JSON body, without repeated keys.
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    let value = control::json::parse(body)
+        .map_err(|error| Problem::bad_request(format!("the body is not JSON: {error}")))?;
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let (path, inner) = (error.path().to_string(), error.inner());
+        let text = match path.as_str() {
+            "." => format!("the body cannot be read: {inner}"),
+            path => format!("the body cannot be read: {path}: {inner}"),
+        };
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", text)
+    })
+}
+
 /// Percent-decoded text (RFC 3986 section 2.1); `None` if it is not UTF-8 then.
 pub(super) fn decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
@@ -312,7 +319,30 @@ pub(super) fn decoded(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn a_key_that_is_written_twice_is_refused() {
+        let body = br#"{ "name": "a", "role": "tenant-operator", "role": "provider-admin" }"#;
+        let refused = read::<Value>(body).expect_err("a repeated key");
+        let text = format!("{refused:?}");
+        assert!(text.contains("is written twice: write it once"), "{text}");
+        assert!(read::<Value>(br#"{ "name": "a", "spec": { "name": "a" } }"#).is_ok());
+    }
+
+    #[test]
+    fn a_list_is_no_object_also_where_the_object_may_be_missing() {
+        let all = [("Health".to_owned(), json!({ "type": "object" }))];
+        let reference = json!({ "$ref": "#/components/schemas/Health" });
+        let nullable = json!({ "oneOf": [{ "type": "null" }, reference] });
+        let schema = json!({ "properties": { "health": nullable } });
+        let found = |value: Value| list_as_object(&all, &schema, &json!({ "health": value }));
+        assert_eq!(found(json!(["tcp", 5432])).as_deref(), Some(".health"));
+        assert_eq!(found(json!({ "probe": "tcp" })), None);
+        assert_eq!(found(Value::Null), None);
+    }
 
     #[test]
     fn percent_encoding_is_decoded_strictly() {

@@ -30,6 +30,7 @@ mod change;
 mod condition;
 mod difference;
 mod draft;
+pub mod json;
 mod kinds;
 mod name;
 mod object;
