@@ -17,7 +17,7 @@ pub mod summary;
 mod targets;
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     process::{Command, ExitCode, Stdio},
     sync::{Mutex, PoisonError},
     thread,
@@ -318,6 +318,31 @@ impl LabTest<'_> {
     fn is_timed(&self) -> bool {
         self.name.split("::").any(|module| module == "timed")
     }
+
+    /// Its outermost module; empty for a test at the root.
+    fn module(&self) -> String {
+        let module = self.name.split_once("::");
+        module.map_or("", |(module, _)| module).to_owned()
+    }
+}
+
+/// Spreads the members of each group evenly: tests of one module often wait for each other.
+fn spread<T, G: Ord + Clone>(tests: Vec<T>, group: impl Fn(&T) -> G) -> VecDeque<T> {
+    let mut sizes = BTreeMap::<G, usize>::new();
+    let mut numbered = Vec::new();
+    for test in tests {
+        let group = group(&test);
+        let number = sizes.entry(group.clone()).or_default();
+        numbered.push((group, *number, test));
+        *number += 1;
+    }
+    // The middle of the part of the sequence that the member has, in twice the size of its group.
+    let middle = |group: &G, number: usize| (2 * number + 1, 2 * sizes[group]);
+    numbered.sort_by(|(a, i, _), (b, j, _)| {
+        let ((a, of_a), (b, of_b)) = (middle(a, *i), middle(b, *j));
+        (a * of_b).cmp(&(b * of_a))
+    });
+    numbered.into_iter().map(|(_, _, test)| test).collect()
 }
 
 /// Lab tests that run at once. They mostly wait; `LabLock` admits as many.
@@ -330,29 +355,26 @@ fn lab(programs: &[&Program], settings: &Settings, report: &Report) {
         let names = listed(program, settings, report);
         tests.extend(names.into_iter().map(|name| LabTest { program, name }));
     }
-    let (timed, functional): (VecDeque<_>, VecDeque<_>) =
-        tests.into_iter().partition(LabTest::is_timed);
+    let (timed, functional): (Vec<_>, Vec<_>) = tests.into_iter().partition(LabTest::is_timed);
     let at = Instant::now();
+    let functional = spread(functional, |test| {
+        (test.program.target.label(), test.module())
+    });
     lanes(FUNCTIONAL_LANES, functional, settings, report);
     report.stage("lab tests, four at once", at);
     let at = Instant::now();
-    lanes(1, timed, settings, report);
+    lanes(1, timed.into(), settings, report);
     report.stage("lab tests that assert times, one at a time", at);
 }
 
 fn lanes(count: usize, tests: VecDeque<LabTest<'_>>, settings: &Settings, report: &Report) {
     let tests = Mutex::new(tests);
-    let next = |lane: usize| {
+    let next = || {
         let mut tests = tests.lock().unwrap_or_else(PoisonError::into_inner);
-        // From both ends, so that tests of one program that take turns seldom meet.
-        if lane == 0 {
-            tests.pop_front()
-        } else {
-            tests.pop_back()
-        }
+        tests.pop_front()
     };
-    let run = |lane: usize| {
-        while let Some(test) = next(lane) {
+    let run = || {
+        while let Some(test) = next() {
             run_tests(
                 test.program,
                 &[test.name],
@@ -365,8 +387,8 @@ fn lanes(count: usize, tests: VecDeque<LabTest<'_>>, settings: &Settings, report
     thread::scope(|scope| {
         let run = &run;
         // The scope waits for all, and panics if one did.
-        for lane in 0..count {
-            scope.spawn(move || run(lane));
+        for _ in 0..count {
+            scope.spawn(run);
         }
     });
 }
@@ -426,6 +448,13 @@ fn take_down_abandoned_labs() -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tests_of_one_module_are_spread() {
+        let tests = vec!["a1", "a2", "a3", "a4", "b1", "b2", "c1"];
+        let spread = spread(tests, |test| test.as_bytes()[0]);
+        assert_eq!(spread, ["a1", "b1", "a2", "c1", "a3", "b2", "a4"]);
+    }
 
     #[test]
     fn timed_lab_tests_are_those_in_a_module_of_that_name() {
