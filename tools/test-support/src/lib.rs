@@ -1,8 +1,8 @@
 //! Shared by the tests of many crates.
 //!
 //! For: tests that cannot run on a machine, threads that must end when a test fails, and tests that
-//! read the files of the repository. Never: a dependency that every test crate would build; clap
-//! comes with the feature `commands` only.
+//! read the files of the repository; `xtask` follows `mod` lines by it, too. Never: a dependency
+//! that every test crate would build; clap comes with the feature `commands` only.
 //!
 //! ```text
 //!   test ─▶ skip("needs root") ─▶ SKIPPED: <test>: needs root ─▶ cargo xtask test counts it
@@ -11,6 +11,7 @@
 
 #[cfg(feature = "commands")]
 pub mod commands;
+pub mod modules;
 pub mod repository;
 
 use std::{

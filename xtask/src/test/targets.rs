@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use serde_json::Value;
+use test_support::modules;
 
 use super::Tier;
 use crate::{run::cargo, step::show};
@@ -187,74 +188,12 @@ fn files_of(root: &Path) -> Vec<PathBuf> {
         let Ok(text) = std::fs::read_to_string(&file) else {
             continue;
         };
-        if files.contains(&file) {
-            continue;
+        if !files.contains(&file) {
+            left.extend(modules::named(&file, &text, is_root));
+            files.push(file);
         }
-        let folder = file.parent().unwrap_or(Path::new(""));
-        // Where the modules of this file are.
-        let below = match file.file_stem().filter(|stem| *stem != "mod") {
-            Some(stem) if !is_root => folder.join(stem),
-            _ => folder.to_owned(),
-        };
-        let (mut path, mut inner) = (None, Vec::new());
-        for line in text.lines() {
-            let code = line.trim();
-            if let Some(named) = code.strip_prefix("#[path = \"") {
-                path = named.split('"').next();
-                continue;
-            }
-            if code.starts_with("#[") || code.starts_with("//") {
-                continue;
-            }
-            let indent = line.len() - line.trim_start().len();
-            inner.retain(|(_, depth)| *depth < indent || code != "}");
-            let Some(module) = module(code) else {
-                path = None;
-                continue;
-            };
-            let parents = inner.iter().map(|(name, _)| *name);
-            let base = below.join(parents.collect::<PathBuf>());
-            match (module, path.take()) {
-                (Module::Inline(name), _) => inner.push((name, indent)),
-                (Module::File(_), Some(named)) if inner.is_empty() => {
-                    left.push((folder.join(named), true));
-                }
-                (Module::File(_), Some(named)) => left.push((base.join(named), true)),
-                (Module::File(name), None) => {
-                    left.push((base.join(name).with_extension("rs"), false));
-                    left.push((base.join(name).join("mod.rs"), false));
-                }
-            }
-        }
-        files.push(file);
     }
     files
-}
-
-/// A declaration of a module.
-enum Module<'a> {
-    /// `mod name;`
-    File(&'a str),
-    /// `mod name {`
-    Inline(&'a str),
-}
-
-fn module(code: &str) -> Option<Module<'_>> {
-    let code = match code.strip_prefix("pub") {
-        Some(rest) => match rest.strip_prefix('(') {
-            Some(rest) => rest.split_once(')')?.1,
-            None => rest,
-        },
-        None => code,
-    };
-    let declared = code.trim_start().strip_prefix("mod ")?;
-    let (name, kind) = declared.split_at(declared.find([';', '{'])?);
-    let name = name.trim().trim_start_matches("r#");
-    Some(match kind.starts_with(';') {
-        true => Module::File(name),
-        false if kind.ends_with('}') => return None,
-        false => Module::Inline(name),
-    })
 }
 
 /// Whether a file has tests or a module of tests: `#[test]`, `#[tokio::test(…)]`, `#[cfg(test)]`,

@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use test_support::repository::{files, read, root, shown};
+use test_support::{
+    modules::named,
+    repository::{files, read, root, shown},
+};
 
 /// Whether cargo finds a target in the file by its place in the package (the Cargo Book, "Target
 /// auto-discovery").
@@ -20,46 +23,6 @@ fn is_root(below: &Path) -> bool {
             | ["tests" | "examples" | "benches", _]
             | ["tests" | "examples" | "benches", _, "main.rs"]
     )
-}
-
-/// The files that the `mod` lines of `source`, the text of `path`, name.
-fn named(path: &Path, source: &str, is_root: bool) -> Vec<PathBuf> {
-    let folder = path.parent().expect("a file of the repository");
-    let stem = path.file_stem().unwrap_or_default();
-    let below = if is_root || stem == "mod" {
-        folder.to_owned()
-    } else {
-        folder.join(stem)
-    };
-    let (mut found, mut given) = (Vec::new(), None);
-    for line in source.lines().map(str::trim) {
-        if let Some(rest) = line.strip_prefix("#[path = \"") {
-            given = rest.split('"').next();
-            continue;
-        }
-        let words: Vec<_> = line.split_whitespace().collect();
-        let name = match words[..] {
-            ["mod", name] => name,
-            [visibility, "mod", name] if visibility.starts_with("pub") => name,
-            _ => {
-                if !line.starts_with('#') && !line.starts_with("//") {
-                    given = None;
-                }
-                continue;
-            }
-        };
-        let Some(name) = name.strip_suffix(';') else {
-            continue;
-        };
-        match given.take() {
-            Some(given) => found.push(folder.join(given)),
-            None => {
-                found.push(below.join(name).with_extension("rs"));
-                found.push(below.join(name).join("mod.rs"));
-            }
-        }
-    }
-    found
 }
 
 /// Without `.` and `..`.
@@ -103,8 +66,7 @@ fn every_source_file_belongs_to_a_target() {
     while let Some((path, is_root)) = open.pop() {
         let path = plain(&path);
         if all.contains(&path) && reached.insert(path.clone()) {
-            let named = named(&path, &read(&path), is_root);
-            open.extend(named.into_iter().map(|path| (path, false)));
+            open.extend(named(&path, &read(&path), is_root));
         }
     }
     let orphans: Vec<_> = all.difference(&reached).map(|path| shown(path)).collect();
@@ -119,7 +81,10 @@ fn every_source_file_belongs_to_a_target() {
 #[test]
 fn module_lines_are_followed() {
     let source = "mod a;\npub(crate) mod b;\n#[path = \"../c.rs\"]\n// why\nmod d;\nmod e {\n";
-    let of = |path: &str, is_root| named(Path::new(path), source, is_root);
+    let of = |path: &str, is_root| -> Vec<_> {
+        let found = named(Path::new(path), source, is_root);
+        found.into_iter().map(|(path, _)| path).collect()
+    };
     let expected = [
         "/p/src/a.rs",
         "/p/src/a/mod.rs",
