@@ -152,8 +152,10 @@ async fn call(
     };
     let query = Query::parse(parts.uri.query().unwrap_or_default(), &operation.query)?;
     let body = read_body(operation, &parts.headers, body).await?;
-    if let Some(schema) = &operation.body {
-        request::refuse_lists_as_objects(schema, &body)?;
+    let json = control::json::parse(&body);
+    // The handler refuses a body that is not JSON.
+    if let (Some(schema), Ok(json)) = (&operation.body, &json) {
+        request::refuse_lists_as_objects(schema, json)?;
     }
     let call = Call {
         director: Arc::clone(director),
@@ -167,6 +169,7 @@ async fn call(
         method: parts.method,
         path: parts.uri.path().to_owned(),
         body,
+        json,
     };
     (operation.handler)(call).await
 }

@@ -37,6 +37,8 @@ pub struct Call {
     pub(super) method: Method,
     pub(super) path: String,
     pub(super) body: Vec<u8>,
+    /// The body, read once.
+    pub(super) json: serde_json::Result<Value>,
 }
 
 impl Call {
@@ -46,7 +48,7 @@ impl Call {
 
     /// The body.
     pub(super) fn read<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        read(&self.body)
+        read(&self.json)
     }
 
     /// A header that the client may send, as text on one line.
@@ -121,13 +123,9 @@ impl Call {
 
 /// Refuses a body with a list where its schema has an object. serde would read the list as the
 /// object's fields in their order, and an empty one as an object of defaults.
-pub(super) fn refuse_lists_as_objects(schema: &Schema, body: &[u8]) -> Result<(), Problem> {
-    let Ok(value) = serde_json::from_slice::<Value>(body) else {
-        // The handler says what is wrong.
-        return Ok(());
-    };
+pub(super) fn refuse_lists_as_objects(schema: &Schema, body: &Value) -> Result<(), Problem> {
     let place = schema.all.iter().find(|(name, _)| *name == schema.name);
-    let found = place.and_then(|(_, top)| list_as_object(&schema.all, top, &value));
+    let found = place.and_then(|(_, top)| list_as_object(&schema.all, top, body));
     found.map_or(Ok(()), |path| {
         let field = if path.is_empty() {
             "the body"
@@ -287,9 +285,10 @@ fn check(values: Values, value: &str) -> Result<(), String> {
     }
 }
 
-/// A JSON body, without repeated keys.
-fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
-    let value = control::json::parse(body)
+/// The value of a body.
+fn read<T: DeserializeOwned>(json: &serde_json::Result<Value>) -> Result<T, Problem> {
+    let value = json
+        .as_ref()
         .map_err(|error| Problem::bad_request(format!("the body is not JSON: {error}")))?;
     serde_path_to_error::deserialize(value).map_err(|error| {
         let (path, inner) = (error.path().to_string(), error.inner());
@@ -326,10 +325,15 @@ mod tests {
     #[test]
     fn a_key_that_is_written_twice_is_refused() {
         let body = br#"{ "name": "a", "role": "tenant-operator", "role": "provider-admin" }"#;
-        let refused = read::<Value>(body).expect_err("a repeated key");
+        let refused = read::<Value>(&control::json::parse(body)).expect_err("a repeated key");
         let text = format!("{refused:?}");
         assert!(text.contains("is written twice: write it once"), "{text}");
-        assert!(read::<Value>(br#"{ "name": "a", "spec": { "name": "a" } }"#).is_ok());
+        assert!(
+            read::<Value>(&control::json::parse(
+                br#"{ "name": "a", "spec": { "name": "a" } }"#
+            ))
+            .is_ok()
+        );
     }
 
     #[test]
