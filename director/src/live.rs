@@ -15,6 +15,14 @@ use crate::{
 
 /// Prefix of the keys of stored answers.
 pub(crate) const STORED_ANSWER_PREFIX: &str = "idempotency/";
+/// Prefixes of the director's own keys that are read at the start: all but entries of the audit.
+const LOADED: [&str; 5] = [
+    USERS,
+    TOKENS,
+    STORED_ANSWER_PREFIX,
+    audit::HEAD,
+    audit::CHECKPOINTS,
+];
 /// Time that an answer is kept for requests with the same `Idempotency-Key`.
 pub(crate) const ANSWER_LIFETIME: SignedDuration = SignedDuration::from_hours(24);
 
@@ -81,16 +89,7 @@ impl Live {
             return Err(LoadError::Unfinished);
         }
         let mut prefixes = State::prefixes();
-        prefixes.extend(
-            [
-                USERS,
-                TOKENS,
-                STORED_ANSWER_PREFIX,
-                audit::HEAD,
-                audit::CHECKPOINTS,
-            ]
-            .map(ToOwned::to_owned),
-        );
+        prefixes.extend(LOADED.map(ToOwned::to_owned));
         'again: for _ in 0..10 {
             let mut live = Self::default();
             let mut revision = None;
@@ -112,7 +111,7 @@ impl Live {
 
     /// Reads the objects of a transaction, while it is committed.
     pub fn read(transaction: &Transaction) -> Result<Vec<Step>, Corrupt> {
-        let all = changed_keys(transaction).filter(|(key, _)| !is_own(key));
+        let all = transaction.changes().filter(|(key, _)| !is_own(key));
         all.map(|(key, value)| State::read(key, value)).collect()
     }
 
@@ -123,7 +122,7 @@ impl Live {
         objects: Vec<Step>,
         revision: Revision,
     ) -> Result<(), Corrupt> {
-        for (key, value) in changed_keys(transaction).filter(|(key, _)| is_own(key)) {
+        for (key, value) in transaction.changes().filter(|(key, _)| is_own(key)) {
             self.set(key, value, revision)?;
         }
         for object in objects {
@@ -201,21 +200,10 @@ impl Live {
     }
 }
 
-/// Keys that a transaction writes or deletes, with their values.
-fn changed_keys(transaction: &Transaction) -> impl Iterator<Item = (&str, Option<&str>)> {
-    let deleted = transaction.delete.iter().map(|key| (key.as_str(), None));
-    let put = transaction.put.iter();
-    deleted.chain(put.map(|(key, value)| (key.as_str(), Some(value.as_str()))))
-}
-
 /// Whether a key is the director's own, and none of the objects' state.
 fn is_own(key: &str) -> bool {
-    let prefixes = [USERS, TOKENS, STORED_ANSWER_PREFIX, audit::HEAD];
-    let others = [audit::CHECKPOINTS, audit::PREFIX];
-    prefixes
-        .iter()
-        .chain(&others)
-        .any(|prefix| key.starts_with(prefix))
+    let mut prefixes = LOADED.iter().chain([&audit::PREFIX]);
+    prefixes.any(|prefix| key.starts_with(prefix))
 }
 
 fn put<T: DeserializeOwned>(

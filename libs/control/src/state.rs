@@ -257,11 +257,8 @@ impl State {
     /// # Errors
     /// [`Corrupt`]; the state is then to be loaded again.
     pub fn apply(&mut self, transaction: &Transaction, revision: Revision) -> Result<(), Corrupt> {
-        for key in &transaction.delete {
-            self.set(key, None, revision)?;
-        }
-        for (key, value) in &transaction.put {
-            self.set(key, Some(value), revision)?;
+        for (key, value) in transaction.changes() {
+            self.set(key, value, revision)?;
         }
         self.revision = revision;
         Ok(())

@@ -33,6 +33,13 @@ impl Transaction {
         self.put.is_empty() && self.delete.is_empty()
     }
 
+    /// Keys that it deletes, then those that it writes, with their values.
+    pub fn changes(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
+        let deleted = self.delete.iter().map(|key| (key.as_str(), None));
+        let put = self.put.iter();
+        deleted.chain(put.map(|(key, value)| (key.as_str(), Some(value.as_str()))))
+    }
+
     /// Writes a key which must not exist.
     pub fn create(&mut self, key: String, value: String) {
         self.preconditions.insert(key.clone(), Precondition::Absent);
