@@ -69,10 +69,16 @@ impl Condition {
         }
     }
 
-    /// Whether an agent would have to observe it, and there is none yet.
-    #[must_use]
-    pub fn lacks_agent(&self) -> bool {
-        self.reason == NO_AGENT
+    /// A condition with the reason and the message that it has if it holds, or if it does not.
+    pub(crate) fn either<K: Kind>(
+        object: &Object<K>,
+        kind: &'static str,
+        holds: bool,
+        if_true: (&'static str, &str),
+        if_false: (&'static str, &str),
+    ) -> Self {
+        let (reason, message) = if holds { if_true } else { if_false };
+        Self::new(object, kind, holds, reason, message)
     }
 }
 

@@ -8,8 +8,8 @@ use utoipa::ToSchema;
 
 use crate::{
     Address, AddressPool, Appliance, Gateway, GatewayPool, HardwarePlan, Holds, Host, Kind,
-    Mapping, Network, Object, Observed, Plan, Policy, Revision, Rule, Scope, State, Subscription,
-    Tenant, VlanPool, state::for_all_kinds,
+    Mapping, NO_AGENT, Network, Object, Observed, Plan, Policy, Revision, Rule, Scope, State,
+    Subscription, Tenant, VlanPool, state::for_all_kinds,
 };
 
 /// Time before the end of a lease from which it is told.
@@ -68,11 +68,10 @@ type Groups = BTreeMap<(&'static str, &'static str, Holds, &'static str), (u64, 
 pub fn summary(state: &State, now: Timestamp, tenant: Option<&str>) -> Summary {
     let mut observed = Observed::new(state, now);
     let (mut counts, mut groups) = (BTreeMap::new(), Groups::new());
-    let mut is_well = true;
     macro_rules! kinds {
         ($($kind:ty),*) => {
             {
-                $(count::<$kind>(&mut observed, tenant, &mut counts, &mut groups, &mut is_well);)*
+                $(count::<$kind>(&mut observed, tenant, &mut counts, &mut groups);)*
             }
         };
     }
@@ -90,6 +89,7 @@ pub fn summary(state: &State, now: Timestamp, tenant: Option<&str>) -> Summary {
         })
         .collect();
     leases.sort_by_key(|lease| lease.ends);
+    let is_well = groups.keys().all(|(.., reason)| *reason == NO_AGENT);
     let conditions =
         groups
             .into_iter()
@@ -117,7 +117,6 @@ fn count<K: Kind>(
     tenant: Option<&str>,
     counts: &mut BTreeMap<String, u64>,
     groups: &mut Groups,
-    is_well: &mut bool,
 ) {
     let state = observed.state;
     let all: Box<dyn Iterator<Item = &Object<K>>> = match (tenant, K::SCOPE) {
@@ -136,7 +135,6 @@ fn count<K: Kind>(
             if condition.is_well {
                 continue;
             }
-            *is_well &= condition.lacks_agent();
             let key = (K::KIND, condition.kind, condition.status, condition.reason);
             let (count, named) = groups.entry(key).or_default();
             *count += 1;

@@ -157,11 +157,13 @@ impl Rules for Gateway {
     }
 
     fn conditions(object: &Object<Self>, _: &mut Observed<'_>) -> Vec<Condition> {
-        let enabled = match object.spec.enabled {
-            true => ("Enabled", "tenants may use the gateway"),
-            false => ("Disabled", "no tenant may use the gateway"),
-        };
-        let enabled = Condition::new(object, "Enabled", object.spec.enabled, enabled.0, enabled.1);
+        let enabled = Condition::either(
+            object,
+            "Enabled",
+            object.spec.enabled,
+            ("Enabled", "tenants may use the gateway"),
+            ("Disabled", "no tenant may use the gateway"),
+        );
         let mut drained = Condition::new(
             object,
             "Drained",

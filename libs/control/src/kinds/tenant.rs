@@ -280,13 +280,16 @@ impl Rules for Tenant {
 
     fn conditions(object: &Object<Self>, observed: &mut Observed<'_>) -> Vec<Condition> {
         let spec = &object.spec;
-        let enabled = match spec.enabled {
-            true => ("Enabled", "the tenant may get new things"),
-            false => (
+        let enabled = Condition::either(
+            object,
+            "Enabled",
+            spec.enabled,
+            ("Enabled", "the tenant may get new things"),
+            (
                 "Disabled",
                 "the tenant keeps what it has and gets nothing new",
             ),
-        };
+        );
         let (lease, text) = match spec.lease_ends {
             None => ("NoLease", "the tenant has no lease, and no end".to_owned()),
             Some(end) if observed.now < end => ("Leased", format!("the lease ends at {end}")),
@@ -294,28 +297,20 @@ impl Rules for Tenant {
         };
         let mut lease = Condition::new(object, "LeaseValid", lease != "LeaseEnded", lease, text);
         lease.since = spec.lease_ends.filter(|_| !lease.is_well);
-        let has_gateway = observed.gateways.has_any(spec);
-        let gateway = match has_gateway {
-            true => (
+        let gateway = Condition::either(
+            object,
+            "GatewayAvailable",
+            observed.gateways.has_any(spec),
+            (
                 "Available",
                 "a gateway is enabled and not drained for the tenant",
             ),
-            false => (
+            (
                 "NoGateway",
                 "no gateway is enabled for the tenant: the provider enables one",
             ),
-        };
-        vec![
-            Condition::new(object, "Enabled", spec.enabled, enabled.0, enabled.1),
-            lease,
-            Condition::new(
-                object,
-                "GatewayAvailable",
-                has_gateway,
-                gateway.0,
-                gateway.1,
-            ),
-        ]
+        );
+        vec![enabled, lease, gateway]
     }
 }
 
