@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 /// The files that the `mod` lines of `source`, the text of `path`, may name, each with whether its
 /// own modules are in its folder, as those of a root are (The Rust Reference, "Module source
-/// filenames"). Of `a.rs` and `a/mod.rs` one exists.
+/// filenames"). Each module has two candidates, the file of its name and `mod.rs` in the folder of
+/// its name; one of them exists.
 #[must_use]
 pub fn named(path: &Path, source: &str, is_root: bool) -> Vec<(PathBuf, bool)> {
     let folder = path.parent().unwrap_or(Path::new(""));
