@@ -21,4 +21,5 @@ pub mod reset;
 pub mod slow_path;
 pub mod trace;
 pub mod tunnel;
+pub mod words;
 pub mod worker;

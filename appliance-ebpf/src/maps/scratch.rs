@@ -44,6 +44,8 @@ pub struct Scratch {
     pub host: MachineKey,
     /// Its NAT address.
     pub pair: Pair,
+    /// How many of the tenant's NAT addresses are usable.
+    pub usable: u32,
     /// 1: it was paired for this packet.
     pub new_pair: u32,
     /// 1: a mapping was created for this packet.

@@ -17,7 +17,7 @@ use super::{
     tables::{EEXIST, is_internet, tenant},
 };
 use crate::{
-    helper::{count::count, lookup::network},
+    helper::{count::count, lookup::network, words::copy},
     maps::{FLOWS, FRAGMENTS, OPENING, RULES, Scratch, Side},
 };
 
@@ -104,10 +104,9 @@ pub fn find(nat: &Nat, s: &mut Scratch) -> Result<bool, Counter> {
     if let Some(entry) = FLOWS.get_ptr_mut(&s.key) {
         // SAFETY: the map returned a value. Another CPU may write it meanwhile; at worst a count is
         // lost. If the entry was recycled for another flow, its tag differs.
-        unsafe { s.flow = *entry };
+        unsafe { copy(&mut s.flow, entry) };
         if s.flow.tag == tag {
-            let flow = s.flow;
-            if still_valid(&flow, &s.side) && !has_expired(nat, s) {
+            if still_valid(&s.flow, &s.side) && !has_expired(nat, s) {
                 // SAFETY: as above.
                 let changed = unsafe { update(&mut *entry, s) };
                 if changed {
@@ -128,12 +127,11 @@ pub fn find(nat: &Nat, s: &mut Scratch) -> Result<bool, Counter> {
         return Ok(false);
     };
     // SAFETY: as above.
-    unsafe { s.flow = *entry };
+    unsafe { copy(&mut s.flow, entry) };
     if s.flow.tag != tag {
         return Ok(false);
     }
-    let flow = s.flow;
-    if !still_valid(&flow, &s.side) || has_expired(nat, s) {
+    if !still_valid(&s.flow, &s.side) || has_expired(nat, s) {
         return Ok(false);
     }
     if !acknowledges_reply(s) {
@@ -380,12 +378,11 @@ pub fn find_for_error(nat: &Nat, s: &mut Scratch) -> bool {
         return false;
     };
     // SAFETY: the map returned a value; if it was recycled for another flow, its tag differs.
-    unsafe { s.flow = *entry };
+    unsafe { copy(&mut s.flow, entry) };
     if s.flow.tag != tag {
         return false;
     }
-    let flow = s.flow;
-    still_valid(&flow, &s.side) && !has_expired(nat, s)
+    still_valid(&s.flow, &s.side) && !has_expired(nat, s)
 }
 
 /// Finds the translation of the datagram's first fragment in `s.flow`.
@@ -396,10 +393,9 @@ pub fn find_for_fragment(s: &mut Scratch) -> bool {
     };
     let tag = s.key.tag();
     // SAFETY: as above.
-    unsafe { s.flow = *entry };
+    unsafe { copy(&mut s.flow, entry) };
     let age = s.side.now.wrapping_sub(s.flow.last_seen) as i32;
-    let flow = s.flow;
-    flow.tag == tag && age <= FRAGMENT_TICKS as i32 && still_valid(&flow, &s.side)
+    s.flow.tag == tag && age <= FRAGMENT_TICKS as i32 && still_valid(&s.flow, &s.side)
 }
 
 /// Stores the translation of a first fragment for those that follow.
@@ -408,7 +404,8 @@ pub fn store_fragment(s: &mut Scratch) {
     s.back_key = s.key;
     s.back_key.source_port = s.packet.identification as u16;
     s.back_key.destination_port = (s.packet.identification >> 16) as u16;
-    s.back = s.flow;
+    // SAFETY: a value of `SCRATCH`, which only this CPU reads and writes.
+    unsafe { copy(&mut s.back, &raw const s.flow) };
     s.back.last_seen = s.side.now;
     s.back.tag = s.back_key.tag();
     let _ = FRAGMENTS.insert(&s.back_key, &s.back, 0);

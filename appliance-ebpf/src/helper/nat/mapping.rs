@@ -10,7 +10,7 @@ use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_coarse_n
 
 use super::{pair, quota, tables::EEXIST};
 use crate::{
-    helper::count::count,
+    helper::{count::count, words::copy},
     maps::{MAPPINGS, NAT_ADDRESSES, NAT_EVENTS, Scratch},
 };
 
@@ -22,7 +22,8 @@ pub fn of_source(s: &mut Scratch, nat: &Nat, slot: u32) -> Option<Counter> {
     let Some(address) = NAT_ADDRESSES.get(slot) else {
         return Some(Counter::DropNoRoute);
     };
-    s.flow.source = address.address;
+    // SAFETY: a value of an array, which is never unmapped.
+    unsafe { copy(&mut s.flow.source, &raw const address.address) };
     s.new_mapping = 0;
     match port_of(s, nat, address) {
         Ok(port) => {

@@ -3,10 +3,13 @@
 
 use appliance_common::{
     limits::MAX_NAT_ADDRESSES,
-    nat::{MachineKey, Nat, Pair, nat_address_slot},
+    nat::{MachineKey, Nat, nat_address_slot},
 };
 
-use crate::maps::{NAT_ADDRESSES, NAT_FULL, PAIRS, Scratch};
+use crate::{
+    helper::words::{copy, unknown},
+    maps::{NAT_ADDRESSES, NAT_FULL, PAIRS, Scratch},
+};
 
 /// In place of a slot of `NAT_ADDRESSES`: the tenant has no address of the family.
 pub const NONE: u32 = u32::MAX;
@@ -45,30 +48,34 @@ pub fn of_source(nat: &Nat, s: &mut Scratch) -> u32 {
     {
         return pair.slot;
     }
-    let mut count = 2;
-    while count < MAX_NAT_ADDRESSES && is_usable(base + count) {
-        count += 1;
+    let mut usable = 2;
+    while usable < MAX_NAT_ADDRESSES && is_usable(base + usable) {
+        usable += 1;
     }
-    let mut at = first(nat, s, count);
-    let mut slot = base + at;
-    for _ in 0..MAX_NAT_ADDRESSES {
+    let count = unknown(&mut s.usable, usable);
+    let start = first(nat, s, count);
+    let mut slot = base + start;
+    for i in 0..MAX_NAT_ADDRESSES {
+        if i >= count {
+            break;
+        }
+        // Each time from `start`, so that nothing else lives from one round to the next.
+        let mut at = start + i;
+        if at >= count {
+            at -= count;
+        }
         if NAT_FULL.get(base + at).is_some_and(|full| *full == 0) {
             slot = base + at;
             break;
-        }
-        at += 1;
-        if at >= count {
-            at = 0;
         }
     }
     let Some(address) = NAT_ADDRESSES.get(slot) else {
         return NONE;
     };
-    s.pair = Pair {
-        address: address.address,
-        slot,
-        epoch: s.side.epoch,
-    };
+    // SAFETY: a value of an array, which is never unmapped.
+    unsafe { copy(&mut s.pair.address, &raw const address.address) };
+    s.pair.slot = slot;
+    s.pair.epoch = s.side.epoch;
     s.new_pair = 1;
     let _ = PAIRS.insert(&s.host, &s.pair, 0);
     slot

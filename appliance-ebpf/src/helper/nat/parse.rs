@@ -22,6 +22,7 @@ use crate::{
         addr::{Words, v4_is_host, v4_is_link_local, v4_mapped, v6_is_host},
         bytes,
         packet::{Window, frame_len},
+        words::unknown,
     },
     maps::{Kind, Packet},
 };
@@ -67,7 +68,7 @@ pub fn parse(
             + u64::from(w.get::<u32, 12>())
             + u64::from(w.get::<u32, 16>());
         if header > IPV4_LEN as u32 {
-            sum += match options(ctx, l3 + IPV4_LEN as u32, l3 + header) {
+            sum += match options(ctx, &mut p.l4, l3 + IPV4_LEN as u32, l3 + header) {
                 Options::Sum(sum) => u64::from(sum),
                 Options::Malformed => return MALFORMED,
                 Options::Route => return Some(Counter::DropNatProtocol),
@@ -165,10 +166,11 @@ enum Options {
     Route,
 }
 
-/// Reads the options of an IPv4 header between two offsets, whole 32-bit words.
+/// Reads the options of an IPv4 header between two offsets, whole 32-bit words. `place` is any field
+/// of a map.
 #[inline(always)]
-fn options(ctx: &XdpContext, at: u32, end: u32) -> Options {
-    match walk_options(ctx, at, end) {
+fn options(ctx: &XdpContext, place: &mut u32, at: u32, end: u32) -> Options {
+    match walk_options(ctx, place, at, end) {
         MALFORMED_OPTIONS => Options::Malformed,
         SOURCE_ROUTE => Options::Route,
         sum => Options::Sum(sum as u32),
@@ -182,7 +184,7 @@ const MAX_OPTIONS: u32 = 40;
 
 /// The sum, or one of the constants [`MALFORMED_OPTIONS`] and [`SOURCE_ROUTE`].
 #[inline(never)]
-fn walk_options(ctx: &XdpContext, at: u32, end: u32) -> u64 {
+fn walk_options(ctx: &XdpContext, place: &mut u32, at: u32, end: u32) -> u64 {
     let mut sum = 0u32;
     let mut next = at;
     for i in 0..MAX_OPTIONS {
@@ -214,6 +216,7 @@ fn walk_options(ctx: &XdpContext, at: u32, end: u32) -> u64 {
                 _ => return MALFORMED_OPTIONS,
             },
         };
+        next = unknown(place, next);
     }
     u64::from(sum)
 }
