@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::Context as _;
 
 use crate::{
-    bpf::{self, ToolchainChoice},
+    bpf::{self, Route, ToolchainChoice},
     build_ebpf::{self, objects},
     contenders, qemu, setup,
     step::{run, step},
@@ -46,19 +46,19 @@ pub fn with_paths(command: &mut Command) -> &mut Command {
         .env("CAUSEWAY_QEMU", qemu::folder())
 }
 
-/// Installs what is missing and builds the BPF programs.
+/// Builds the BPF programs, after installing what is missing but packages.
 ///
 /// # Errors
 /// If something cannot be installed or built.
-pub fn prepare_bpf(asked: ToolchainChoice) -> anyhow::Result<()> {
-    let route = setup::toolchain(asked)?;
+pub fn prepare_bpf(route: Route) -> anyhow::Result<()> {
+    setup::linker(route)?;
     setup::mount_bpffs()?;
     build_ebpf::build(route)
 }
 
 /// Builds everything that a run needs, after installing what is missing.
 pub fn prepare(asked: ToolchainChoice, packages: &[&str]) -> anyhow::Result<()> {
-    prepare_bpf(asked)?;
+    prepare_bpf(setup::packages(asked)?)?;
     step(&format!("programs: {}", packages.join(" ")), || {
         let mut command = cargo();
         command.args(["build", "--release", "--locked"]);

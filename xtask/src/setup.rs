@@ -136,6 +136,13 @@ pub fn setup(asked: ToolchainChoice) -> anyhow::Result<()> {
 
 /// Installs the BPF toolchain where it is missing; returns the one to use.
 pub fn toolchain(asked: ToolchainChoice) -> anyhow::Result<Route> {
+    let route = packages(asked)?;
+    linker(route)?;
+    Ok(route)
+}
+
+/// Installs the packages and compilers that are missing; returns the BPF toolchain to use.
+pub fn packages(asked: ToolchainChoice) -> anyhow::Result<Route> {
     let route = Route::choose(asked);
     let packages = missing(route);
     if !packages.is_empty() {
@@ -144,6 +151,11 @@ pub fn toolchain(asked: ToolchainChoice) -> anyhow::Result<Route> {
     if route == Route::Nightly {
         nightly()?;
     }
+    Ok(route)
+}
+
+/// Installs bpf-linker where it is missing.
+pub fn linker(route: Route) -> anyhow::Result<()> {
     if bpf::linker().is_none() {
         step("bpf-linker, about a minute", || {
             let mut command = Command::new("cargo");
@@ -168,7 +180,7 @@ pub fn toolchain(asked: ToolchainChoice) -> anyhow::Result<Route> {
         })
         .with_context(|| format!("install it by hand: {}", linker_command(route)))?;
     }
-    Ok(route)
+    Ok(())
 }
 
 /// Installs Debian packages, as root.

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   build ─▶ ┌ unit tests, fuzz targets, examples ┐ ─▶ lab tests, four at once ─▶ timed ones
-//!            └ packet tests, one at a time        ┘        ─▶ virtual machines, where asked for
+//!            └ packet tests, two at once          ┘        ─▶ virtual machines, where asked for
 //! ```
 
 mod build;
@@ -18,6 +18,7 @@ mod targets;
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    panic::resume_unwind,
     process::{Command, ExitCode, Stdio},
     sync::{Mutex, PoisonError},
     thread,
@@ -36,7 +37,7 @@ use self::{
     summary::{Counts, total},
 };
 use crate::{
-    bpf::ToolchainChoice,
+    bpf::{Route, ToolchainChoice},
     fuzz, qemu,
     run::{self, cargo},
     setup,
@@ -141,27 +142,21 @@ pub fn test(options: &Options) -> anyhow::Result<ExitCode> {
     let workspace = Workspace::read()?;
     let privileged = [Tier::Packets, Tier::Lab, Tier::Qemu];
     let privileged = privileged.into_iter().any(|tier| options.includes(tier));
-    if privileged {
-        run::prepare_bpf(options.bpf)?;
-    }
-    if options.includes(Tier::Lab)
-        && setup::is_root()
-        && let Err(error) = setup::install_boringtun()
-    {
-        errln!("xtask: {error:#}; the tests that need it are skipped");
-    }
-    if options.includes(Tier::Qemu)
-        && setup::is_root()
-        && let Err(error) = qemu::prepare()
-    {
-        errln!("xtask: {error:#}; the tests in virtual machines are skipped");
-    }
-    report.stage("tools and BPF programs", begun);
+    let route = privileged
+        .then(|| setup::packages(options.bpf))
+        .transpose()?;
+    report.stage("packages", begun);
     let built = Instant::now();
-    let programs = build(&workspace, Profile::Release, |target| {
-        options.includes(target.tier)
+    let programs = thread::scope(|scope| {
+        // Beside the build, because much of both runs on one processor.
+        let tools = scope.spawn(|| tools(options, route));
+        let programs = build(&workspace, Profile::Release, |target| {
+            options.includes(target.tier)
+        });
+        let tools = tools.join().unwrap_or_else(|panic| resume_unwind(panic));
+        programs.and_then(|programs| tools.map(|()| programs))
     })?;
-    report.stage("build", built);
+    report.stage("tools, BPF programs and build", built);
     if privileged {
         take_down_abandoned_labs()?;
     }
@@ -176,8 +171,11 @@ pub fn test(options: &Options) -> anyhow::Result<ExitCode> {
     thread::scope(|scope| {
         // The scope waits for it, and panics if it did.
         scope.spawn(|| {
-            let settings = options.settings(Tier::Packets);
-            run_each(&of(Tier::Packets), TestOrder::Serial, &settings, &report);
+            packets(
+                &of(Tier::Packets),
+                &options.settings(Tier::Packets),
+                &report,
+            )
         });
         let settings = options.settings(Tier::Unit);
         run_each(&of(Tier::Unit), TestOrder::Parallel, &settings, &report);
@@ -234,6 +232,26 @@ pub fn test(options: &Options) -> anyhow::Result<ExitCode> {
     })
 }
 
+/// Installs what tests need of tools, by the `route` to BPF programs, and builds these.
+fn tools(options: &Options, route: Option<Route>) -> anyhow::Result<()> {
+    if let Some(route) = route {
+        run::prepare_bpf(route)?;
+    }
+    if options.includes(Tier::Lab)
+        && setup::is_root()
+        && let Err(error) = setup::install_boringtun()
+    {
+        errln!("xtask: {error:#}; the tests that need it are skipped");
+    }
+    if options.includes(Tier::Qemu)
+        && setup::is_root()
+        && let Err(error) = qemu::prepare()
+    {
+        errln!("xtask: {error:#}; the tests in virtual machines are skipped");
+    }
+    Ok(())
+}
+
 /// Seconds that a run without `--long` may take on a machine with 2 cores: the rest of the 30
 /// minutes of a clean clone is for lints, and for what is still to come.
 const BUDGET: u64 = 1500;
@@ -260,6 +278,28 @@ fn listed(program: &Program, settings: &Settings, report: &Report) -> Vec<String
         fail(program, "list of its tests", &error, begun, report);
         Vec::new()
     })
+}
+
+/// Processes that run packet tests at once, each with programs of its own: about half of the tests
+/// wait for a sweeper or a clock.
+const PACKET_LANES: usize = 2;
+
+/// Runs packet tests, every second one in the same process.
+fn packets(programs: &[&Program], settings: &Settings, report: &Report) {
+    for program in programs {
+        let names = listed(program, settings, report);
+        thread::scope(|scope| {
+            for lane in 0..PACKET_LANES {
+                let names = names.iter().skip(lane).step_by(PACKET_LANES);
+                let names: Vec<_> = names.cloned().collect();
+                if !names.is_empty() {
+                    scope.spawn(move || {
+                        run_tests(program, &names, TestOrder::Serial, settings, report);
+                    });
+                }
+            }
+        });
+    }
 }
 
 /// Counts an error of a program as a failed test.
