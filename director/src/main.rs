@@ -59,8 +59,8 @@ enum Command {
         #[arg(long)]
         password_stdin: bool,
     },
-    /// Let an administrator in again, while the director is stopped: print a token for 24 hours of
-    /// a provider-admin, who is made if there is none of that name.
+    /// Print a token of a provider-admin, valid for 24 hours, while the director is stopped. A user
+    /// that does not exist is created.
     Recover {
         /// Configuration file.
         #[arg(long)]
@@ -74,12 +74,12 @@ enum Command {
         password_stdin: bool,
     },
     /// Replace the key that signs the audit, while the director is stopped, and print the public
-    /// part of the new one. The old key signs that it hands over.
+    /// part of the new one. The old key signs the new one.
     ReplaceAuditKey {
         /// Configuration file.
         #[arg(long)]
         config: PathBuf,
-        /// Do so without the old key. Those who check the audit must be told the new one.
+        /// The old key is lost: do not sign the new one. Tell everyone who checks the audit.
         #[arg(long)]
         lost: bool,
     },
@@ -118,7 +118,7 @@ enum Command {
         /// The file, as an absolute path.
         file: PathBuf,
     },
-    /// Make a store of such a text, where there is none, whole or not at all.
+    /// Create the store from an export. The store must not exist; a wrong text creates none.
     Import {
         /// Configuration file.
         #[arg(long)]

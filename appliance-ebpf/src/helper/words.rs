@@ -1,5 +1,5 @@
-//! Words of memory: copies that LLVM does not turn into loops, and values that the verifier does not
-//! track.
+//! Words of memory: copies that LLVM does not turn into loops, and values that the verifier does
+//! not track.
 
 /// Copies `from` to `to` in words of eight bytes, or of four if `T` is not aligned to eight.
 ///

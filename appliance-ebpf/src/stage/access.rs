@@ -88,7 +88,7 @@ fn by_type<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
         ETHERTYPE_IPV4 => ipv4::<L3>(ctx, frame),
         ETHERTYPE_IPV6 => ipv6::<L3>(ctx, frame),
         ETHERTYPE_ARP => arp::process::<L3>(ctx, frame),
-        // A stretched network in proxy mode carries IP only.
+        // A stretched network carries IP only.
         _ => pass_or_drop(frame.port, Counter::DropNotCarried),
     }
 }

@@ -10,7 +10,7 @@
 //! The gateway does not authenticate clients; backends do, and close connections of others at once.
 //! So a new connection does not count for the limit of its tenant: unknown clients that send one of
 //! its names use up only the budget of connections on trial, and one source cannot keep others out
-//! of that. Nor does a client that sends nothing keep others out of the gateway.
+//! of that. A client that sends nothing does not keep others out of the gateway either.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},

@@ -110,8 +110,7 @@ counters! {
     DropIdle = 35, "drop_idle";
     /// Dropped: this port may not send from the source address.
     DropSourceGuard = 36, "drop_source_guard";
-    /// Dropped: broadcast, multicast or not IP, which a stretched network in proxy mode doesn't
-    /// carry.
+    /// Dropped: broadcast, multicast or not IP, which a stretched network does not carry.
     DropNotCarried = 37, "drop_not_carried";
     /// Dropped: our own traffic came back.
     DropLoop = 38, "drop_loop";
@@ -185,8 +184,8 @@ counters! {
     DropNoProgram = 70, "drop_no_program";
     /// Dropped: to port 22 of a public address, which is reserved for managing the appliance.
     DropManagementPort = 71, "drop_management_port";
-    /// Dropped: to a public address without a matching rule, or from inside to another endpoint's
-    /// mapping before that endpoint has sent.
+    /// Dropped: to a public address without a matching rule, or from inside to another machine's
+    /// mapping before that machine has sent.
     DropNoRule = 72, "drop_no_rule";
     /// Dropped: the rule does not list the source.
     DropNotListed = 73, "drop_not_listed";
@@ -194,7 +193,8 @@ counters! {
     DropNoFlow = 74, "drop_no_flow";
     /// Dropped: the connection table is full.
     DropFlowsFull = 75, "drop_flows_full";
-    /// Dropped: the public address has no free port for another endpoint.
+    /// Dropped: the public address has no free port for another inside address and
+    /// port.
     DropNoPort = 76, "drop_no_port";
     /// Dropped: another connection uses the same addresses and ports on the other side.
     DropFlowTaken = 77, "drop_flow_taken";

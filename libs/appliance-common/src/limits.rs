@@ -68,8 +68,8 @@ pub const MAX_RULE_PORTS: u32 = 65_536;
 pub const MAX_RULE_SOURCES: u32 = 65_536;
 /// Default number of connections. Each has two entries in `FLOWS`.
 pub const DEFAULT_CONNECTIONS: u32 = 262_144;
-/// Default number of mappings: endpoints of tenants with a public port. Each has two entries in
-/// `MAPPINGS`.
+/// Default number of mappings: inside addresses and ports with a public port. Each has two entries
+/// in `MAPPINGS`.
 pub const DEFAULT_MAPPINGS: u32 = 262_144;
 /// NAT addresses of a tenant, of each family.
 pub const MAX_NAT_ADDRESSES: u32 = 8;

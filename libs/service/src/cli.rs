@@ -24,7 +24,7 @@ pub struct RunArgs {
 }
 
 /// Runs a command and turns its result into the exit code: an error is printed with its causes
-/// after the name of the program. So is a failed write to standard output.
+/// after the name of the program. A failed write to standard output is an error, too.
 pub fn main<E>(program: &str, command: impl FnOnce() -> Result<(), E>) -> ExitCode
 where
     E: Into<Box<dyn Error + Send + Sync>>,

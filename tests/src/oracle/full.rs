@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use appliance_common::addr::from_ip;
 use appliance_common::maps::{Attachment, Mode, Network, PolicyKey};
 
-use super::Kind;
 use super::icmp::{QUOTE, may_answer};
 use super::ip::Ip;
 use super::site::{in_prefixes, is_unroutable};
 use super::tunnel::check_delivered;
+use super::{Kind, prefix};
 
 use crate::harness::Action;
 use crate::packet::{self, L2, be32, mac_at, transport_checksum};
@@ -46,7 +46,7 @@ fn is_gateway(network: &Network, address: IpAddr) -> bool {
 pub(super) fn is_host(network: &Network, address: IpAddr) -> bool {
     let edge = network.prefixes[..usize::from(network.prefix_count)]
         .iter()
-        .any(|p| p.is_v4_network_or_broadcast(&from_ip(address)));
+        .any(|prefix| prefix::is_edge(prefix, address));
     !is_unroutable(address)
         && in_prefixes(network, address)
         && !is_gateway(network, address)
@@ -80,11 +80,7 @@ fn routed<'w>(world: &'w World, from: &Network, address: IpAddr) -> Option<&'w N
         .routes
         .iter()
         .filter(|(length, key, _)| {
-            key.tenant == from.tenant
-                && u8::try_from(*length)
-                    .ok()
-                    .and_then(|bits| appliance_common::addr::Prefix::new(&key.address, bits))
-                    .is_some_and(|prefix| prefix.contains(&from_ip(address)))
+            key.tenant == from.tenant && prefix::share(key.address, from_ip(address), *length)
         })
         .max_by_key(|(length, ..)| *length)?
         .2;
@@ -354,7 +350,7 @@ impl Routed<'_> {
                 let to = to.filter(|_| allowed && hops > 1);
                 let host = to.and_then(|to| world.neighbour_of(to.vni, &from_ip(i.dst)));
                 ensure!(
-                    host.is_some_and(appliance_common::maps::Neighbour::is_absent),
+                    host.is_some_and(|host| host.l2_len == 0),
                     "host unreachable about {}, which is there",
                     i.dst
                 );

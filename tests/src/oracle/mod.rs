@@ -32,6 +32,7 @@ mod full;
 mod icmp;
 mod ip;
 mod neighbour;
+mod prefix;
 mod record;
 mod site;
 mod tunnel;

@@ -7,7 +7,7 @@ use appliance_common::maps::{Attachment, Network, attachment_flags};
 
 use super::ip::Ip;
 use super::site::{in_partial, in_prefixes, is_provider};
-use super::{Kind, full};
+use super::{Kind, full, prefix};
 
 use crate::packet::{L2, transport_checksum};
 use crate::world::World;
@@ -63,7 +63,7 @@ pub(super) fn answers_for(
     ensure!(!probe || gateway, "answered a probe for {target}");
     let edge = network.prefixes[..usize::from(network.prefix_count)]
         .iter()
-        .any(|p| p.is_v4_network_or_broadcast(&from_ip(target)));
+        .any(|prefix| prefix::is_edge(prefix, target));
     ensure!(!edge, "answered for {target}, which no host has");
     Ok(())
 }

@@ -2,8 +2,9 @@
 
 use std::net::IpAddr;
 
-use appliance_common::addr::from_ip;
 use appliance_common::maps::{Attachment, Mode, Network, network_flags};
+
+use super::prefix;
 
 use crate::packet::L2;
 use crate::world::World;
@@ -45,10 +46,9 @@ pub(super) fn is_on_this_side(world: &World, network: &Network, address: IpAddr)
 }
 
 pub(super) fn in_prefixes(network: &Network, address: IpAddr) -> bool {
-    let address = from_ip(address);
     network.prefixes[..usize::from(network.prefix_count)]
         .iter()
-        .any(|p| p.contains(&address))
+        .any(|prefix| prefix::contains(prefix, address))
 }
 
 /// Addresses that no packet carried through a tunnel may have at either end.

@@ -310,8 +310,8 @@ impl Insn {
     }
 }
 
-/// The calls of functions that copy byte by byte: the third argument, if it is a constant, and where
-/// the call is.
+/// The calls of functions that copy byte by byte: the third argument, if it is a constant, and
+/// where the call is.
 fn byte_copies(code: &[Insn], functions: &BTreeMap<usize, Function>) -> Vec<(Option<i32>, usize)> {
     const LOAD_BYTE: u8 = 0x71;
     const STORE_BYTE: u8 = 0x73;

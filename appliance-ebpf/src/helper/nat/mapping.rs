@@ -1,5 +1,5 @@
-//! Mappings: the public port of a tenant's endpoint, the same for all destinations (RFC 4787 REQ-1,
-//! RFC 5382 REQ-1).
+//! Mappings: the public port of an inside address and port, the same for all destinations (RFC 4787
+//! REQ-1, RFC 5382 REQ-1).
 
 use appliance_common::{
     counters::Counter,
@@ -14,7 +14,7 @@ use crate::{
     maps::{MAPPINGS, NAT_ADDRESSES, NAT_EVENTS, Scratch},
 };
 
-/// Finds the public endpoint of the packet's source, that of its mapping or of a new one, and takes
+/// Finds the public address and port of the packet's source, by its mapping or a new one, and takes
 /// its address, the one in `slot` of `NAT_ADDRESSES`, and port into `s.flow`. Returns the drop
 /// reason, if no tried port is free, the quota is used up, or the table is full.
 #[inline(never)]
@@ -124,7 +124,7 @@ fn insert_inner(s: &mut Scratch) -> Result<u16, Counter> {
             if error != EEXIST {
                 return Err(Counter::DropFlowsFull);
             }
-            // Another CPU inserted a mapping of the endpoint at the same time.
+            // Another CPU inserted a mapping of the source at the same time.
             // SAFETY: as above.
             match unsafe { MAPPINGS.get(&s.endpoint) } {
                 Some(mapping) => Ok(mapping.port),

@@ -68,7 +68,7 @@ pub fn open(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
                 if has_ports(s.key.protocol) && s.key.destination_port == MANAGEMENT_PORT {
                     return Some(Counter::DropManagementPort);
                 }
-                // Tenants do not reach the appliance itself, but endpoints mapped to its address.
+                // Tenants do not reach the appliance itself, but machines mapped to its address.
                 if public.flags & public_flags::OWN == 0 {
                     rule = match_rule(s);
                 }
@@ -96,9 +96,9 @@ pub fn open(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
     refused
 }
 
-/// Takes the endpoint that is mapped to the packet's destination into `s.flow`: a hairpin without a
+/// Takes the machine that is mapped to the packet's destination into `s.flow`: a hairpin without a
 /// rule (RFC 4787 REQ-9, RFC 5382 REQ-8). Returns whether there is one. As from outside, packets
-/// are delivered only once that endpoint has sent to the sender's public endpoint: until then the
+/// are delivered only once that machine has sent to the sender's mapping: until then the
 /// flow is [`flow_flags::MUTUAL`].
 #[inline(never)]
 fn match_mapping(s: &mut Scratch) -> bool {

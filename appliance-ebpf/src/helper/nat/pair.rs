@@ -1,4 +1,4 @@
-//! Paired pooling (RFC 4787 REQ-2): all endpoints of a host get the same one of the tenant's NAT
+//! Paired pooling (RFC 4787 REQ-2): all ports of a host get the same one of the tenant's NAT
 //! addresses. A host that is new gets one with free ports.
 
 use appliance_common::{

@@ -166,8 +166,8 @@ enum Options {
     Route,
 }
 
-/// Reads the options of an IPv4 header between two offsets, whole 32-bit words. `place` is any field
-/// of a map.
+/// Reads the options of an IPv4 header between two offsets, whole 32-bit words. `place` is any
+/// field of a map.
 #[inline(always)]
 fn options(ctx: &XdpContext, place: &mut u32, at: u32, end: u32) -> Options {
     match walk_options(ctx, place, at, end) {

@@ -638,7 +638,8 @@ enum Act {
     Change(prop::sample::Index, prop::sample::Index, u8),
     /// Datagrams on circuits, of his and others and none.
     Inject(u64, u8),
-    /// Messages for any circuit, with the keys of his own, and with the cookies that he heard.
+    /// Messages for any circuit, with the attacker's own keys, and with the cookies that the
+    /// attacker has received.
     Forge(u64, bool, bool, prop::sample::Index, u64, u8),
     /// The table is swept.
     Sweep,

@@ -219,8 +219,8 @@ impl Flow {
         key.reserved = 0;
     }
 
-    /// Whether its packets may be delivered. Those to another endpoint's mapping may once that
-    /// endpoint has sent to this one's (RFC 4787 REQ-9, with the filtering of section 5).
+    /// Whether its packets may be delivered. Those to another machine's mapping may once that
+    /// machine has sent to this one's (RFC 4787 REQ-9, with the filtering of section 5).
     #[inline(always)]
     #[must_use]
     pub const fn may_deliver(&self) -> bool {

@@ -57,7 +57,7 @@ pub mod flow_flags {
     pub const INTERNET: u8 = 2;
     /// The host that opened it has a mapping.
     pub const MAPPED: u8 = 4;
-    /// Opened to another endpoint's mapping: nothing is delivered before that endpoint has sent,
+    /// Opened to another machine's mapping: nothing is delivered before that machine has sent,
     /// too.
     pub const MUTUAL: u8 = 8;
     /// UDP to a well-known port of queries: a shorter timeout ([`Timeouts`](super::Timeouts)).
@@ -89,7 +89,7 @@ pub const fn is_one_to_one_only(protocol: u8) -> bool {
     matches!(protocol, IPPROTO_GRE | IPPROTO_ESP | IPPROTO_SCTP)
 }
 
-/// Key of `MAPPINGS`: an inside or outside endpoint.
+/// Key of `MAPPINGS`: an inside or outside address and port.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MappingKey {
@@ -104,7 +104,7 @@ pub struct MappingKey {
     pub reserved: [u8; 3],
 }
 
-/// Value of `MAPPINGS`: the endpoint on the other side.
+/// Value of `MAPPINGS`: the address and port on the other side.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mapping {

@@ -171,7 +171,7 @@ impl TunnelManager {
     /// peers, sockets or ports yet. `port` is the tunnel's UDP port.
     ///
     /// # Errors
-    /// When a thread or descriptor cannot be had.
+    /// If the kernel gives no thread or descriptor.
     pub fn start(
         secret: SecretKey,
         port: u16,

@@ -37,7 +37,7 @@ impl WorkerPool {
     /// Starts so many workers, 1 to [`LANES`], pinned to `cpus` in turn if there are any.
     ///
     /// # Errors
-    /// When a thread or descriptor cannot be had.
+    /// If the kernel gives no thread or descriptor.
     pub fn start(
         workers: u32,
         cpus: &[usize],
