@@ -14,6 +14,7 @@ pub mod counters;
 pub mod fast;
 mod observe;
 pub mod socket;
+mod steering;
 mod sys;
 
 pub use gateway_core::{rate, table};

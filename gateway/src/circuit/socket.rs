@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use gateway_client::wire::{CircuitId, ID_BYTES, KEY_BYTES, Key, Load, MESSAGE_BYTES};
+use gateway_client::wire::{KEY_BYTES, Key, Load, MESSAGE_BYTES};
 use gateway_model::{Changes, Tenant as Limits};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -34,6 +34,7 @@ use super::{
     fast::{Fast, Publisher},
     observe::{Asked, PagePart, Reported, SummaryPart},
     rate::Bucket,
+    steering::{is_mixed, thread_of},
     sys::{BATCH, Batch, Outbox, Poll, Sent, Socket},
     table::{Action, Change, CircuitPlan, Path, Table, Tenant},
 };
@@ -208,7 +209,7 @@ impl Circuits {
             let publisher = circuits.fast.as_ref().map(Arc::clone).map(Publisher::new);
             let thread = std::thread::Builder::new()
                 .name(format!("circuits-{n}"))
-                .spawn(move || work(table, publisher, &received, &woken))
+                .spawn(move || work(table, threads as u32, publisher, &received, &woken))
                 .map_err(system("start a thread for circuits"))?;
             circuits.workers.push(Worker {
                 commands,
@@ -454,14 +455,11 @@ impl Drop for Circuits {
     }
 }
 
-/// The thread of a circuit, as the kernel steers datagrams (`Socket::steer`).
-const fn thread_of(id: CircuitId, threads: usize) -> usize {
-    (id.get() as u32 % threads as u32) as usize
-}
-
 /// The state of a thread.
 struct Carrier {
     table: Table,
+    /// The number of threads.
+    threads: u32,
     publisher: Option<Publisher>,
     sockets: Vec<Socket>,
     outboxes: Vec<Outbox>,
@@ -470,6 +468,7 @@ struct Carrier {
 
 fn work(
     table: Table,
+    threads: u32,
     publisher: Option<Publisher>,
     commands: &Receiver<Command>,
     waker: &Arc<EventFd>,
@@ -481,6 +480,7 @@ fn work(
     let woken: OwnedFd = woken;
     let mut state = Carrier {
         table,
+        threads,
         publisher,
         sockets: Vec::new(),
         outboxes: Vec::new(),
@@ -621,7 +621,7 @@ impl Carrier {
         let end = received.offset + received.length;
         let mut offset = received.offset;
         let mixed = received.segment < received.length
-            && is_mixed(&batch.bytes()[offset..end], received.segment);
+            && is_mixed(&batch.bytes()[offset..end], received.segment, self.threads);
         loop {
             let length = (end - offset).min(received.segment.max(1));
             self.totals.received += 1;
@@ -633,7 +633,8 @@ impl Carrier {
                     if mixed && self.sockets[place].separate() {
                         tracing::info!(
                             address = %self.sockets[place].address, source = %from.remote,
-                            "one source has several circuits; GRO is now off on this address"
+                            "one source has circuits of several threads; this thread has GRO \
+                             switched off on the address"
                         );
                     }
                     (to, length)
@@ -721,37 +722,12 @@ impl Carrier {
     }
 }
 
-/// Whether joined datagrams, all but the last of length `segment`, belong to several circuits.
-fn is_mixed(joined: &[u8], segment: usize) -> bool {
-    let first = joined.get(..ID_BYTES);
-    joined
-        .chunks(segment.max(1))
-        .any(|datagram| datagram.get(..ID_BYTES) != first)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn joined_datagrams_are_mixed_if_one_is_of_another_circuit() {
-        let datagram = |circuit: u8, length: usize| [&[circuit; 8][..], &vec![9; length]].concat();
-        let joined = |circuits: &[u8]| -> Vec<u8> {
-            circuits
-                .iter()
-                .flat_map(|circuit| datagram(*circuit, 20))
-                .collect()
-        };
-        assert!(!is_mixed(&joined(&[1]), 28));
-        assert!(!is_mixed(&joined(&[1, 1, 1]), 28));
-        assert!(is_mixed(&joined(&[1, 1, 2]), 28));
-        let last = |circuit| [joined(&[1, 1]), datagram(circuit, 3)].concat();
-        assert!(!is_mixed(&last(1), 28), "the last one may be shorter");
-        assert!(is_mixed(&last(2), 28));
-        assert!(
-            is_mixed(&[joined(&[1]), vec![1; 5]].concat(), 28),
-            "and no datagram at all"
-        );
+    fn gro_is_switched_off_once() {
         let mut socket =
             Socket::bind("127.0.0.1:0".parse().expect("an address"), false).expect("a socket");
         assert!(socket.separate());

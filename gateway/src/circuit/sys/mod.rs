@@ -119,8 +119,9 @@ impl Socket {
         })
     }
 
-    /// Switches GRO off, because a source has several circuits: the kernel gives a joined message
-    /// to the thread of its first datagram. Returns whether GRO was on.
+    /// Switches GRO off, because a source has circuits of several threads: the kernel gives a
+    /// joined message to the thread of its first datagram. It is an option of the socket, so for
+    /// all its sources. Returns whether GRO was on.
     pub fn separate(&mut self) -> bool {
         let did = std::mem::take(&mut self.gro);
         did && set(&self.fd, libc::SOL_UDP, libc::UDP_GRO, 0).is_ok()
