@@ -210,9 +210,11 @@ impl Controller {
                 return Err(Error::Desired(problems));
             }
         }
-        let circuits = self.circuits.prepare(&config.listen)?;
+        // The relay first: its addresses can be shared with no other process, those of circuits
+        // can, and would take its datagrams.
         let relay = config.relay_config(limits.connections, limits.pipes, self.desired.clone());
         let relay = self.relay.prepare(relay)?;
+        let circuits = self.circuits.prepare(&config.listen)?;
         self.attach_as(&config, has_circuits)?;
         // Nothing below can fail.
         self.relay.take(relay);
