@@ -19,10 +19,9 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use gateway_client::source::Source;
 use tokio::sync::Notify;
 
-/// The source of connections of a proxy that has not named its client yet.
-const UNNAMED: Source = Source::V4(0);
 /// Connections beyond the limit of the gateway, while others leave that were evicted.
 const EVICTION_ALLOWANCE: usize = 64;
 
@@ -38,31 +37,6 @@ pub enum Full {
     /// Of one tenant.
     #[error("the tenant has as many connections as its limit allows")]
     Tenant,
-}
-
-/// A source: an IPv4 address, or an IPv6 /64, which belongs to one site (RFC 6177).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Source {
-    V4(u32),
-    V6(u64),
-}
-
-impl Source {
-    fn of(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V4(v4) => Self::V4(v4.into()),
-            IpAddr::V6(v6) => Self::V6((u128::from(v6) >> 64) as u64),
-        }
-    }
-
-    /// The site of the source: an IPv4 address, or an IPv6 /48, within which a client may choose
-    /// its /64 freely.
-    const fn site(self) -> Self {
-        match self {
-            Self::V4(_) => self,
-            Self::V6(prefix) => Self::V6(prefix >> 16),
-        }
-    }
 }
 
 /// Groups by size, so that the largest is found at once.
@@ -288,7 +262,7 @@ impl Connections {
         source: Option<Source>,
         all: usize,
     ) -> Result<Counted, Full> {
-        let of = source.unwrap_or(UNNAMED);
+        let of = source.unwrap_or(Source::UNNAMED);
         if taken.all >= all {
             let victim = taken.trials.victim(of).ok_or(Full::Gateway)?;
             if taken.all >= all.saturating_add(EVICTION_ALLOWANCE) {
@@ -357,7 +331,9 @@ impl Counted {
         }
         let old = self.source.replace(source);
         // It is not there if it is evicted.
-        let evicted = taken.trials.remove(old.unwrap_or(UNNAMED), self.number);
+        let evicted = taken
+            .trials
+            .remove(old.unwrap_or(Source::UNNAMED), self.number);
         if let Some(evicted) = evicted {
             taken.trials.insert(source, self.number, evicted);
         }
@@ -377,7 +353,7 @@ impl Counted {
         let mut taken = connections.lock();
         let taken = &mut *taken;
         self.release_tenant(taken);
-        let source = self.source.unwrap_or(UNNAMED);
+        let source = self.source.unwrap_or(Source::UNNAMED);
         let entry = taken.tenants.entry(Arc::clone(tenant)).or_default();
         let mut admitted = entry.established < limit && limit > 0;
         if admitted && entry.trials.len >= limit as usize {
@@ -424,7 +400,7 @@ impl Counted {
     /// [`Full::Tenant`]: the tenant has `limit` others. The connection stays on trial.
     pub fn establish(&mut self, limit: u32) -> Result<(), Full> {
         let mut taken = self.connections.lock();
-        let source = self.source.unwrap_or(UNNAMED);
+        let source = self.source.unwrap_or(Source::UNNAMED);
         if let Some(name) = &self.tenant {
             let entry = taken.tenants.entry(Arc::clone(name)).or_default();
             if entry.established >= limit {
@@ -449,7 +425,7 @@ impl Counted {
             entry.established -= 1;
         } else {
             // It is no longer there if it was evicted.
-            let source = self.source.unwrap_or(UNNAMED);
+            let source = self.source.unwrap_or(Source::UNNAMED);
             entry.trials.remove(source, self.number);
         }
         if entry.is_empty() {
@@ -467,7 +443,7 @@ impl Drop for Counted {
             release(&mut taken.sources, source);
         }
         self.release_tenant(&mut taken);
-        let source = self.source.unwrap_or(UNNAMED);
+        let source = self.source.unwrap_or(Source::UNNAMED);
         taken.trials.remove(source, self.number);
         if taken.are_empty() {
             connections.empty.notify_waiters();

@@ -17,6 +17,7 @@
 //!   stream: the same datagrams in a TLS connection, where UDP does not pass
 //!   liveness: whether the peer of such a connection answers
 //!   proxy_header: the address of the client, from the gateway to a backend
+//!   source: the source of a connection, as limits count it
 //!   random: numbers from a seed that the caller passes
 //! ```
 
@@ -27,5 +28,6 @@ pub mod pool;
 pub mod proxy_header;
 pub mod random;
 pub mod selector;
+pub mod source;
 pub mod stream;
 pub mod wire;
