@@ -32,6 +32,7 @@ use prometheus_client::{
     registry::Registry,
 };
 use service::{http, run::ProcessMetrics};
+use tunnel_worker::tls::RefusalReason;
 
 use super::Daemon;
 use crate::{
@@ -596,6 +597,18 @@ impl Sample {
                     let bound = t.gateways.iter().filter(|g| g.bound).count();
                     (peer(p), bound as f64)
                 }),
+        )?;
+        let tls = self.status.tls.iter();
+        families.counter(
+            "tls_refused_connections",
+            "Connections to the listener for tunnels over TLS that were refused, by reason",
+            tls.flat_map(|tls| {
+                RefusalReason::ALL.map(|reason| {
+                    let reason = reason.name();
+                    let count = tls.refused.get(reason).copied().unwrap_or(0);
+                    (vec![("reason", reason)], count)
+                })
+            }),
         )
     }
 

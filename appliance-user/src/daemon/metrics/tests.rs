@@ -22,7 +22,10 @@ fn sample() -> Sample {
     let status = serde_json::json!({
         "name": "provider", "role": "provider", "version": "1.0", "ready": false,
         "not_ready": ["a reason"], "uptime_seconds": 5, "adopted": false, "pins": "",
-        "tunnel_port": 0, "secure_port": 6180, "public_key": null, "tls": null, "local": [],
+        "tunnel_port": 0, "secure_port": 6180, "public_key": null, "local": [],
+        "tls": {
+            "listen": [], "fingerprint": "", "connections": 1, "refused": {"greedy-source": 14},
+        },
         "interfaces": [{
             "name": "eth0", "ifindex": 2, "driver": "veth", "mac": "", "mtu": 1500, "up": true,
             "program": "uplink", "xdp_configured": "native", "xdp": "native", "adopted": false,
@@ -129,6 +132,11 @@ fn sample_is_encoded_as_series_with_labels() {
             2.0,
         ),
         ("tunnel_gateways_bound{peer=\"site\"}", 1.0),
+        (
+            "tls_refused_connections_total{reason=\"greedy-source\"}",
+            14.0,
+        ),
+        ("tls_refused_connections_total{reason=\"crowded\"}", 0.0),
         (
             "worker_packets_total{worker=\"0\",outcome=\"dropped\"}",
             4.0,

@@ -186,7 +186,12 @@ impl ConnectionThread<'_> {
             None => {}
             Some(StopReason::Replaced) => return Err(CloseReason::Replaced),
             Some(StopReason::Removed) => return Err(CloseReason::Removed),
-            Some(StopReason::Close | StopReason::Crowded | StopReason::GiveUp) => {
+            Some(
+                StopReason::Close
+                | StopReason::Crowded
+                | StopReason::GreedySource
+                | StopReason::GiveUp,
+            ) => {
                 return Err(CloseReason::Requested);
             }
         }

@@ -4,25 +4,27 @@
 //! ```text
 //!   accept ─▶ source allowed? ─▶ a thread: (PROXY header ─▶) TLS ─▶ hello ─▶ key, connection, timestamp? ─▶ answer
 //!               └──────── 5 s at most in all ────────────────────────┘        ─▶ Established, carry ─▶ Closed
-//!               more than `pending` of them: the next ones wait                │
+//!               too many of them, in all or of a source: see `pending`         │
 //!                                                                              └▶ the circuit's older connection
 //!                                                                                 is closed
 //! ```
 //!
 //! Any client that knows a gateway and the server name gets here. Connections that have not
-//! authenticated are bounded in number and time, get no answer but TLS, and are counted. When there
-//! are too many, the next ones wait in the kernel until one is done or the oldest has had half a
-//! second, and is closed: an end that has the key needs a few round trips only.
+//! authenticated are bounded in number, in all and by source, and in time, get no answer but TLS,
+//! and are counted. When there are too many, the oldest of the source with most gives way, at once
+//! to other sources, and to its own after half a second: an end that has the key needs a few round
+//! trips only. Until then a connection waits without a thread.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{HashMap, HashSet, VecDeque},
     fmt,
     io::{self, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     os::fd::AsFd as _,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
+        mpsc::{SyncSender, sync_channel},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -31,13 +33,11 @@ use std::{
 use failover::IpPrefix;
 use gateway_client::{
     proxy_header::NoHeader,
+    source::Source,
     stream::{ALPN, BadHello, answer, open_hello, read_hello},
     wire::{CircuitId, Key, Message},
 };
-use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{Backlog, listen},
-};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustls::{ServerConfig, ServerConnection};
 
 use super::{
@@ -46,18 +46,18 @@ use super::{
     connection::{self, Role},
     event::{ConnectionEvent, ConnectionId, EventSender},
     identity::Identity,
-    link::{HandshakeError, TlsLink, prepare, within},
+    link::{HandshakeError, TlsLink, prepare},
+    pending::{Admission, Eviction, Pending, greediest},
     proxy_header,
     ring::RingSetup,
+    sockets::Sockets,
     thread_control::{StopReason, ThreadControl},
 };
 
 /// Pause after `accept` failed: the reason, most often too many open files, lasts for a while.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Interval of checks whether another connection may authenticate.
-const ROOM_PAUSE: Duration = Duration::from_millis(5);
-/// How long a connection may authenticate before it can be closed in favour of others.
-const AUTHENTICATION_GRACE: Duration = Duration::from_millis(500);
+/// Interval of checks whether a connection that waits may authenticate, milliseconds.
+const ROOM_PAUSE: u16 = 5;
 
 /// Limits of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,18 +66,26 @@ pub struct Limits {
     pub connections: usize,
     /// Connections that have not authenticated yet.
     pub pending: usize,
+    /// Of those, of one source: an IPv4 address, or an IPv6 /64. A source is what the PROXY header
+    /// names, if there is one, else a gateway with all its tenants.
+    pub pending_per_source: usize,
+    /// Connections that wait until they may authenticate: each is a descriptor only.
+    pub waiting: usize,
     /// Time to authenticate, from when the connection was accepted.
     pub authenticate: Duration,
 }
 
 impl Default for Limits {
-    /// 1024, 256 and 5 s.
+    /// 1024, 256, 192, 512 and 5 s.
     fn default() -> Self {
         Self {
             connections: 1024,
             // As many tenants as may lose the same gateway at once; each is a thread for some round
             // trips.
             pending: 256,
+            // A gateway without a PROXY header is one source, of many tenants.
+            pending_per_source: 192,
+            waiting: 512,
             authenticate: Duration::from_secs(5),
         }
     }
@@ -125,9 +133,12 @@ pub enum ListenError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(usize)]
 pub enum RefusalReason {
-    /// Too many connections had not authenticated: this one was the oldest, or closing those made
-    /// no room for it.
+    /// Too many connections had not authenticated, of sources with one each, and this one was the
+    /// oldest.
     Crowded,
+    /// Its source had most of the connections that had not authenticated, and others needed the
+    /// room; or as many as one source may have; or most of those that waited.
+    GreedySource,
     /// It did not authenticate in time.
     Slow,
     /// The client closed it, or it was lost.
@@ -160,8 +171,9 @@ pub enum RefusalReason {
 
 impl RefusalReason {
     /// All reasons.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Crowded,
+        Self::GreedySource,
         Self::Slow,
         Self::Gone,
         Self::NoGateway,
@@ -183,6 +195,7 @@ impl RefusalReason {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Crowded => "crowded",
+            Self::GreedySource => "greedy-source",
             Self::Slow => "slow",
             Self::Gone => "gone",
             Self::NoGateway => "no-gateway",
@@ -247,11 +260,10 @@ struct CircuitEntry {
     current: Option<(ConnectionId, Arc<ThreadControl>)>,
 }
 
-#[derive(Default)]
 struct Table {
     circuits: HashMap<CircuitId, CircuitEntry>,
-    /// Connections that have not authenticated, oldest first.
-    pending: BTreeMap<ConnectionId, (Arc<ThreadControl>, Instant)>,
+    /// Connections that have not authenticated.
+    pending: Pending<Arc<ThreadControl>>,
     established: usize,
 }
 
@@ -270,12 +282,8 @@ struct Shared {
 }
 
 impl Shared {
-    /// Whether another connection may authenticate: there is room, or the oldest has had its grace.
-    fn has_room(&self) -> bool {
-        let pending = &self.table().pending;
-        let oldest = pending.first_key_value();
-        pending.len() < self.limits.pending
-            || oldest.is_none_or(|(_, (_, since))| since.elapsed() >= AUTHENTICATION_GRACE)
+    fn refuse(&self, reason: RefusalReason) {
+        self.counts.refused[reason as usize].fetch_add(1, Relaxed);
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -300,7 +308,7 @@ impl Shared {
 /// Listens until it is dropped. Established connections stay with their owner.
 pub struct Listener {
     shared: Arc<Shared>,
-    addresses: Vec<SocketAddr>,
+    sockets: Arc<Sockets>,
     control: Arc<ThreadControl>,
     thread: Option<JoinHandle<()>>,
 }
@@ -308,8 +316,28 @@ pub struct Listener {
 impl fmt::Debug for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Listener")
-            .field("addresses", &self.addresses)
+            .field("addresses", &self.sockets.addresses())
             .finish_non_exhaustive()
+    }
+}
+
+/// A listener whose addresses are bound, and that accepts nothing yet. Dropped, it changes nothing.
+#[derive(Debug)]
+#[must_use]
+pub struct PreparedListener {
+    /// Lets the thread accept. Dropped before the listener, which waits for the thread.
+    begin: SyncSender<()>,
+    listener: Listener,
+}
+
+impl PreparedListener {
+    /// Accepts connections from now on. It cannot fail.
+    #[must_use]
+    pub fn start(self) -> Listener {
+        let Self { begin, listener } = self;
+        // The thread waits for it.
+        let _ = begin.send(());
+        listener
     }
 }
 
@@ -320,54 +348,79 @@ impl Listener {
     /// # Errors
     /// [`ListenError`].
     pub fn start(
-        listen_config: ListenConfig,
+        config: ListenConfig,
         rings: RingSetup,
         events: EventSender,
     ) -> Result<Self, ListenError> {
+        Ok(Self::prepare(config, rings, events, None)?.start())
+    }
+
+    /// Does all of [`start`](Self::start) that can fail: binds the addresses. Those that `present`
+    /// has are shared with it, so that it may be dropped without losing a connection in their
+    /// queues.
+    ///
+    /// # Errors
+    /// [`ListenError`]; nothing has changed then.
+    pub fn prepare(
+        listen_config: ListenConfig,
+        rings: RingSetup,
+        events: EventSender,
+        present: Option<&Sockets>,
+    ) -> Result<PreparedListener, ListenError> {
         let config = config::server(&listen_config.identity).map_err(ListenError::Tls)?;
-        let (mut sockets, mut addresses) = (Vec::new(), Vec::new());
-        for address in listen_config.addresses {
-            let failed = |source| ListenError::Address { address, source };
-            let socket = TcpListener::bind(address).map_err(failed)?;
-            // As many tenants as may lose the same gateway at once; std asks for 128.
-            listen(&socket, Backlog::MAXCONN).map_err(|errno| failed(errno.into()))?;
-            socket.set_nonblocking(true).map_err(failed)?;
-            addresses.push(socket.local_addr().map_err(failed)?);
-            sockets.push(socket);
-        }
+        let sockets = Sockets::bind(&listen_config.addresses, present)
+            .map_err(|(address, source)| ListenError::Address { address, source })?;
+        let sockets = Arc::new(sockets);
         let control = ThreadControl::new().map_err(ListenError::Thread)?;
+        let limits = listen_config.limits;
         let shared = Arc::new(Shared {
-            table: Mutex::default(),
+            table: Mutex::new(Table {
+                circuits: HashMap::new(),
+                pending: Pending::new(limits.pending, limits.pending_per_source),
+                established: 0,
+            }),
             counts: Counts::default(),
             authenticating: AtomicUsize::new(0),
             config,
             from: listen_config.from,
             proxy: listen_config.proxy,
-            limits: listen_config.limits,
+            limits,
             rings,
             events,
         });
+        let (begin, begun) = sync_channel(1);
         let thread = std::thread::Builder::new()
             .name("tls-listen".to_owned())
             .spawn({
                 let (shared, control) = (Arc::clone(&shared), Arc::clone(&control));
-                move || accept(&shared, &sockets, &control)
+                let sockets = Arc::clone(&sockets);
+                move || {
+                    if begun.recv().is_ok() {
+                        accept(&shared, &sockets, &control);
+                    }
+                }
             })
             .map_err(ListenError::Thread)?;
         let listener = Self {
             shared,
-            addresses,
+            sockets,
             control,
             thread: Some(thread),
         };
         listener.set_circuits(listen_config.circuits);
-        Ok(listener)
+        Ok(PreparedListener { begin, listener })
+    }
+
+    /// Its sockets, for the listener that will take its place.
+    #[must_use]
+    pub fn sockets(&self) -> Arc<Sockets> {
+        Arc::clone(&self.sockets)
     }
 
     /// Addresses that it listens on, with the ports that the kernel chose.
     #[must_use]
-    pub fn addresses(&self) -> &[SocketAddr] {
-        &self.addresses
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.sockets.addresses()
     }
 
     /// Replaces the circuits. Connections of circuits that are removed or have another key are
@@ -423,13 +476,23 @@ impl Drop for Listener {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        for (control, _) in self.shared.table().pending.values() {
+        for control in self.shared.table().pending.controls() {
             control.stop(StopReason::Close);
         }
     }
 }
 
-fn accept(shared: &Arc<Shared>, sockets: &[TcpListener], control: &ThreadControl) {
+/// A connection that waits until it may authenticate.
+struct Waiting {
+    socket: TcpStream,
+    from: SocketAddr,
+    source: Source,
+    /// When it was accepted.
+    since: Instant,
+}
+
+fn accept(shared: &Arc<Shared>, sockets: &Sockets, control: &ThreadControl) {
+    let mut waiting: VecDeque<Waiting> = VecDeque::new();
     while control.stop_reason().is_none() {
         let mut fds = vec![PollFd::new(control.event.as_fd(), PollFlags::POLLIN)];
         fds.extend(
@@ -437,14 +500,15 @@ fn accept(shared: &Arc<Shared>, sockets: &[TcpListener], control: &ThreadControl
                 .iter()
                 .map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)),
         );
-        let _ = poll(&mut fds, PollTimeout::NONE);
-        for socket in sockets {
-            // The others wait in the kernel meanwhile.
-            while !shared.has_room() && control.stop_reason().is_none() {
-                std::thread::sleep(ROOM_PAUSE);
-            }
+        let timeout = if waiting.is_empty() {
+            PollTimeout::NONE
+        } else {
+            ROOM_PAUSE.into()
+        };
+        let _ = poll(&mut fds, timeout);
+        for socket in sockets.iter() {
             match socket.accept() {
-                Ok((socket, from)) => start_connection(shared, socket, from),
+                Ok((socket, from)) => accepted(shared, socket, from, &mut waiting),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => {
                     tracing::debug!(%error, "cannot accept a connection");
@@ -452,38 +516,108 @@ fn accept(shared: &Arc<Shared>, sockets: &[TcpListener], control: &ThreadControl
                 }
             }
         }
+        begin_waiting(shared, &mut waiting);
+    }
+    for _ in &waiting {
+        shared.refuse(RefusalReason::Stopped);
     }
 }
 
-/// Starts the thread of a connection.
-fn start_connection(shared: &Arc<Shared>, socket: TcpStream, from: SocketAddr) {
+/// Takes a connection from the kernel: it waits with the others, and begins if it may.
+fn accepted(
+    shared: &Arc<Shared>,
+    socket: TcpStream,
+    from: SocketAddr,
+    waiting: &mut VecDeque<Waiting>,
+) {
     shared.counts.accepted.fetch_add(1, Relaxed);
-    let refuse = |reason: RefusalReason| {
-        shared.counts.refused[reason as usize].fetch_add(1, Relaxed);
-    };
     let ip = from.ip().to_canonical();
     if !shared.from.is_empty() && !shared.from.iter().any(|net| net.contains(ip)) {
         tracing::debug!(%from, "connection refused: its source is not in tls.from");
-        return refuse(RefusalReason::NoGateway);
+        return shared.refuse(RefusalReason::NoGateway);
     }
-    // Bounds all threads, those included that were ordered to stop and still run.
-    if shared.authenticating.load(SeqCst) >= 2 * shared.limits.pending {
-        return refuse(RefusalReason::Crowded);
+    waiting.push_back(Waiting {
+        socket,
+        from,
+        source: Source::of(ip),
+        since: Instant::now(),
+    });
+    begin_waiting(shared, waiting);
+    if waiting.len() > shared.limits.waiting
+        && let Some(n) = greediest(waiting.iter().map(|waiting| waiting.source))
+        && waiting.remove(n).is_some()
+    {
+        shared.refuse(RefusalReason::GreedySource);
     }
+}
+
+/// Starts the threads of those that may authenticate now, the oldest first, and closes those that
+/// have waited too long.
+fn begin_waiting(shared: &Arc<Shared>, waiting: &mut VecDeque<Waiting>) {
+    let now = Instant::now();
+    let limits = shared.limits;
+    // Sources whose connections have to wait: no later one of theirs may begin before.
+    let mut held: HashSet<Source> = HashSet::new();
+    let mut n = 0;
+    while let Some(next) = waiting.get(n) {
+        let source = next.source;
+        if now.saturating_duration_since(next.since) >= limits.authenticate {
+            waiting.remove(n);
+            shared.refuse(RefusalReason::Slow);
+            continue;
+        }
+        // Bounds all threads, those included that were told to stop and still run.
+        if shared.authenticating.load(SeqCst) >= 2 * limits.pending {
+            return;
+        }
+        if held.contains(&source) {
+            n += 1;
+            continue;
+        }
+        let table = shared.table();
+        let (admission, own) = (
+            table.pending.admission(source, now),
+            table.pending.of(source),
+        );
+        drop(table);
+        match admission {
+            Admission::Begin(evicted) => {
+                if let Some(begun) = waiting.remove(n) {
+                    start_connection(shared, begun, evicted);
+                }
+            }
+            // There is no room for a source without a connection, so for none.
+            Admission::Wait if own == 0 => return,
+            Admission::Wait => {
+                held.insert(source);
+                n += 1;
+            }
+        }
+    }
+}
+
+/// Starts the thread of a connection, in the place of another one.
+fn start_connection(
+    shared: &Arc<Shared>,
+    begun: Waiting,
+    evicted: Option<(ConnectionId, Eviction)>,
+) {
     let Ok(control) = ThreadControl::new() else {
-        return refuse(RefusalReason::NoRoom);
+        return shared.refuse(RefusalReason::NoRoom);
     };
     let id = ConnectionId::next();
     {
-        let table = &mut *shared.table();
-        if table.pending.len() >= shared.limits.pending
-            && let Some((_, (oldest, _))) = table.pending.pop_first()
+        let pending = &mut shared.table().pending;
+        if let Some((old, why)) = evicted
+            && let Some(old) = pending.remove(old)
         {
-            oldest.stop(StopReason::Crowded);
+            old.stop(match why {
+                Eviction::Source => StopReason::GreedySource,
+                Eviction::All => StopReason::Crowded,
+            });
         }
-        table
-            .pending
-            .insert(id, (Arc::clone(&control), Instant::now()));
+        // Its time counts from now: those that waited get the whole grace.
+        pending.insert(id, begun.source, Instant::now(), Arc::clone(&control));
     }
     shared.authenticating.fetch_add(1, SeqCst);
     let thread = Thread {
@@ -493,11 +627,11 @@ fn start_connection(shared: &Arc<Shared>, socket: TcpStream, from: SocketAddr) {
     };
     let spawned = std::thread::Builder::new()
         .name("tls".to_owned())
-        .spawn(move || thread.run(socket, from));
+        .spawn(move || thread.run(begun));
     if spawned.is_err() {
         shared.authenticating.fetch_sub(1, SeqCst);
-        shared.table().pending.remove(&id);
-        refuse(RefusalReason::NoRoom);
+        shared.table().pending.remove(id);
+        shared.refuse(RefusalReason::NoRoom);
     }
 }
 
@@ -509,18 +643,18 @@ struct Thread {
 }
 
 impl Thread {
-    fn run(self, socket: TcpStream, from: SocketAddr) {
+    fn run(self, begun: Waiting) {
         let shared = &*self.shared;
-        let authenticated = self.authenticate(socket, from);
+        let from = begun.from;
+        let authenticated = self.authenticate(begun);
         // It may have been told to stop.
-        shared.table().pending.remove(&self.id);
+        shared.table().pending.remove(self.id);
         shared.authenticating.fetch_sub(1, SeqCst);
         let (link, circuit, peer) = match authenticated {
             Ok(authenticated) => authenticated,
             Err(reason) => {
                 tracing::debug!(%from, reason = reason.name(), "connection refused");
-                shared.counts.refused[reason as usize].fetch_add(1, Relaxed);
-                return;
+                return shared.refuse(reason);
             }
         };
         shared.counts.established.fetch_add(1, Relaxed);
@@ -544,18 +678,27 @@ impl Thread {
     /// Authenticates the connection, up to the answer to its hello.
     fn authenticate(
         &self,
-        socket: TcpStream,
-        from: SocketAddr,
+        begun: Waiting,
     ) -> Result<(TlsLink, CircuitId, SocketAddr), RefusalReason> {
         let shared = &*self.shared;
-        let deadline = within(shared.limits.authenticate);
+        let Waiting {
+            socket,
+            from,
+            since,
+            ..
+        } = begun;
+        let deadline = since + shared.limits.authenticate;
         prepare(&socket).map_err(|_| RefusalReason::Gone)?;
         let mut peer = from;
         if shared.proxy {
             match proxy_header::read(&socket, &self.control, deadline)
                 .map_err(|e| self.refusal(&e))?
             {
-                Ok(source) => peer = source.unwrap_or(from),
+                Ok(Some(source)) => {
+                    peer = source;
+                    self.name_source(source);
+                }
+                Ok(None) => {}
                 Err(NoHeader) => return Err(RefusalReason::NoProxy),
             }
         }
@@ -610,17 +753,26 @@ impl Thread {
             shared.counts.replaced.fetch_add(1, Relaxed);
         }
         // From now on it is not closed for a lack of room.
-        table.pending.remove(&self.id);
+        table.pending.remove(self.id);
         Ok(answer(&message, &entry.key))
+    }
+
+    /// Counts the connection for the source that its gateway has named.
+    fn name_source(&self, source: SocketAddr) {
+        let pending = &mut self.shared.table().pending;
+        if let Some(other) = pending.name_source(self.id, Source::of(source.ip())) {
+            other.stop(StopReason::GreedySource);
+        }
     }
 
     fn refusal(&self, error: &HandshakeError) -> RefusalReason {
         match error {
             HandshakeError::Slow => RefusalReason::Slow,
-            HandshakeError::Stopped if self.control.stop_reason() == Some(StopReason::Crowded) => {
-                RefusalReason::Crowded
-            }
-            HandshakeError::Stopped => RefusalReason::Stopped,
+            HandshakeError::Stopped => match self.control.stop_reason() {
+                Some(StopReason::Crowded) => RefusalReason::Crowded,
+                Some(StopReason::GreedySource) => RefusalReason::GreedySource,
+                Some(_) | None => RefusalReason::Stopped,
+            },
             HandshakeError::Ended(CloseReason::Tls(rustls::Error::NoApplicationProtocol)) => {
                 RefusalReason::Protocol
             }

@@ -23,9 +23,10 @@
 //!    └ drop(handle), or handle.close(): close_notify is sent if there is room, the thread ends, Closed comes
 //! ```
 //!
-//! Modules, each depending only on those before it: `close_reason`, `stats`, `thread_control`;
-//! `ring`, `identity`, `handle`, `dial_error`; `event`, `link`, `config`, `proxy_header`;
-//! `connection`; `attempt`, `listener`.
+//! Modules, each depending only on those before it: `close_reason`, `sockets`, `stats`,
+//! `thread_control`;
+//! `ring`, `identity`, `handle`, `dial_error`; `event`, `link`, `config`, `pending`,
+//! `proxy_header`; `connection`; `attempt`, `listener`.
 //!
 //! How to use it:
 //!
@@ -62,8 +63,10 @@ mod handle;
 mod identity;
 mod link;
 mod listener;
+mod pending;
 mod proxy_header;
 mod ring;
+mod sockets;
 mod stats;
 mod thread_control;
 
@@ -73,11 +76,14 @@ pub use dial_error::{AddressError, DialError, DialStartError, DialStepError};
 pub use event::{ConnectionEvent, ConnectionId, Established, EventSender};
 pub use handle::ConnectionHandle;
 pub use identity::{BadFingerprint, Error as IdentityError, Fingerprint, Identity};
-pub use listener::{Limits, ListenConfig, ListenError, Listener, ListenerStats, RefusalReason};
+pub use listener::{
+    Limits, ListenConfig, ListenError, Listener, ListenerStats, PreparedListener, RefusalReason,
+};
 pub use ring::{
     DATAGRAM_BYTES, RingPair, RingReceiver, RingSender, RingSetup, Steer, ThreadWaker,
     steer_by_lane,
 };
+pub use sockets::Sockets;
 pub use stats::ConnectionStats;
 
 #[cfg(test)]

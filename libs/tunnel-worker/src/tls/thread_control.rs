@@ -28,6 +28,8 @@ pub(super) enum StopReason {
     Removed,
     /// Too many connections have not authenticated yet.
     Crowded,
+    /// Its source has most of the connections that have not authenticated yet.
+    GreedySource,
     /// The owner gives up an attempt; it goes on if its hello was sent.
     GiveUp,
 }
@@ -64,7 +66,8 @@ impl ThreadControl {
             2 => Some(StopReason::Replaced),
             3 => Some(StopReason::Removed),
             4 => Some(StopReason::Crowded),
-            5 => Some(StopReason::GiveUp),
+            5 => Some(StopReason::GreedySource),
+            6 => Some(StopReason::GiveUp),
             _ => Some(StopReason::Close),
         }
     }
@@ -116,6 +119,7 @@ mod tests {
             StopReason::Replaced,
             StopReason::Removed,
             StopReason::Crowded,
+            StopReason::GreedySource,
             StopReason::GiveUp,
         ] {
             let control = ThreadControl::new().expect("an eventfd");

@@ -1,5 +1,7 @@
 //! Connections that the listener or the dialer refuses.
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket};
+
 use super::*;
 
 #[test]
@@ -275,6 +277,8 @@ fn strangers_do_not_keep_out_an_end_with_a_key() {
     let limits = Limits {
         connections: 2,
         pending: 4,
+        pending_per_source: 4,
+        waiting: 32,
         authenticate: TIMEOUT,
     };
     let (listener, fingerprint) = provider.listen(limits, false);
@@ -288,7 +292,7 @@ fn strangers_do_not_keep_out_an_end_with_a_key() {
     let _one = tenant.dial(dialing(at, fingerprint, 1));
     let (_a, _b) = (tenant.established(), provider.established());
     let refused = |reason| listener.stats().refused(reason);
-    until("counted", || refused(RefusalReason::Crowded) >= 9);
+    until("counted", || refused(RefusalReason::GreedySource) >= 9);
     for stranger in &mut strangers[..8] {
         patient(stranger);
         assert!(is_closed(stranger), "the oldest are closed");
@@ -302,4 +306,55 @@ fn strangers_do_not_keep_out_an_end_with_a_key() {
     let _again = tenant.dial(dialing(at, fingerprint, 2));
     until("replaced", || listener.stats().replaced == 1);
     drop(listener);
+}
+
+/// A connection to `at` from 127.0.0.`n`.
+fn connect_from(n: u8, at: SocketAddr) -> TcpStream {
+    let (family, kind) = (AddressFamily::Inet, SockType::Stream);
+    let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
+    let source = SocketAddr::from(([127, 0, 0, n], 0));
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(source)).expect("a source");
+    connect(socket.as_raw_fd(), &SockaddrStorage::from(at)).expect("connected");
+    TcpStream::from(socket)
+}
+
+/// Silent connections of one source, many more than may authenticate, and more all the time, do not
+/// delay the end of another source.
+#[test]
+fn a_flood_of_one_source_does_not_delay_others() {
+    const FLOOD: u64 = 400;
+    let (tenant, provider) = (Owner::new(), Owner::new());
+    let limits = Limits {
+        pending: 8,
+        pending_per_source: 8,
+        waiting: 32,
+        ..Limits::default()
+    };
+    let (listener, fingerprint) = provider.listen(limits, false);
+    let at = listener.addresses()[0];
+    let mut flood: Vec<TcpStream> = (0..FLOOD).map(|_| connect_from(2, at)).collect();
+    let stopped = Arc::new(AtomicBool::new(false));
+    let flooding = spawn({
+        let stopped = Arc::clone(&stopped);
+        move || {
+            while !stopped.load(SeqCst) {
+                drop(connect_from(2, at));
+            }
+        }
+    });
+    let _dialer = tenant.dial(dialing(at, fingerprint, 1));
+    let (_a, _b) = (tenant.established(), provider.established());
+    stopped.store(true, SeqCst);
+    flooding.join().expect("no panic");
+    // Those of the flood were not waited for.
+    let stats = listener.stats();
+    assert_eq!(stats.refused(RefusalReason::Slow), 0, "{stats:?}");
+    assert!(stats.refused(RefusalReason::GreedySource) > 0, "{stats:?}");
+    assert_eq!(stats.refused(RefusalReason::Crowded), 0, "{stats:?}");
+    assert!(
+        listener.connections().1 <= 16,
+        "{:?}",
+        listener.connections()
+    );
+    flood.clear();
 }

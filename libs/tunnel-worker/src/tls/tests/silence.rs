@@ -380,5 +380,7 @@ fn simultaneous_connections_wait_for_a_free_thread() {
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(listener.stats().refused(RefusalReason::Crowded), 0);
+    for reason in [RefusalReason::Crowded, RefusalReason::GreedySource] {
+        assert_eq!(listener.stats().refused(reason), 0, "{reason:?}");
+    }
 }
