@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::Notifier;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
     Starting,
@@ -13,6 +15,24 @@ pub(super) enum State {
     /// A part of the daemon does not do its work.
     Faulty(&'static str),
     Stopping,
+}
+
+/// Shows that the loop of a daemon works while a request waits, for the disk say: the runtime,
+/// which waits for the request, cannot.
+#[derive(Clone, Debug)]
+pub struct Pulse {
+    pub(super) notifier: Arc<Notifier>,
+    pub(super) health: Health,
+}
+
+impl Pulse {
+    /// To be called from a step of the loop, about each second while a request waits.
+    pub fn beat(&self) {
+        if self.notifier.watchdog_timeout().is_some() {
+            self.notifier.keep_alive();
+        }
+        self.health.touch();
+    }
 }
 
 /// Whether the daemon takes work, and when its loop last ran.
@@ -33,6 +53,11 @@ impl Health {
 
     pub(super) fn set(&self, state: State) {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = (state, Instant::now());
+    }
+
+    /// The loop runs, in the state that it had.
+    fn touch(&self) {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).1 = Instant::now();
     }
 
     /// The state in a word, or the fault.

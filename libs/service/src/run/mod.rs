@@ -17,7 +17,7 @@
 mod health;
 mod metrics;
 
-use std::{io, ops::ControlFlow, time::Duration};
+use std::{io, ops::ControlFlow, sync::Arc, time::Duration};
 
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
@@ -26,8 +26,8 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-pub use health::Health;
 use health::State;
+pub use health::{Health, Pulse};
 pub use metrics::ProcessMetrics;
 
 use crate::{
@@ -63,6 +63,12 @@ pub trait Daemon: Sized {
     /// # Errors
     /// The daemon ends with the error.
     fn step(&mut self) -> impl Future<Output = Result<ControlFlow<()>, Self::Error>>;
+
+    /// Finishes what a step has begun and must not be dropped half way. The runtime calls it after
+    /// each step and each request, and waits for it.
+    fn settle(&mut self) -> impl Future<Output = ()> {
+        std::future::ready(())
+    }
 
     /// Answers a request other than a reload, now or later through the `responder`.
     fn handle(
@@ -121,6 +127,8 @@ pub struct Context {
     pub health: Health,
     /// For the registry of the same server.
     pub metrics: ProcessMetrics,
+    /// For requests that wait while the loop works.
+    pub pulse: Pulse,
 }
 
 /// The runtime could not be set up.
@@ -167,8 +175,14 @@ where
     let mut signals = Signals::new()?;
     let timeout = notifier.watchdog_timeout();
     let heartbeat = timeout.map_or(HEARTBEAT, |timeout| timeout / 2);
+    let notifier = Arc::new(notifier);
+    let health = Health::new(heartbeat);
     let context = Context {
-        health: Health::new(heartbeat),
+        pulse: Pulse {
+            notifier: Arc::clone(&notifier),
+            health: health.clone(),
+        },
+        health,
         metrics: ProcessMetrics::default(),
     };
     let (daemon, control) = tokio::select! {
@@ -240,7 +254,7 @@ enum SignalRequest {
 
 struct Service<D> {
     daemon: D,
-    notifier: Notifier,
+    notifier: Arc<Notifier>,
     health: Health,
     metrics: ProcessMetrics,
     /// Whether the unit has a watchdog.
@@ -290,6 +304,7 @@ impl<D: Daemon> Service<D> {
                     }
                 },
             }
+            self.daemon.settle().await;
             // Whatever was done may have begun or ended a drain or a fault.
             self.report_health();
         };

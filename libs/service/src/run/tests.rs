@@ -33,6 +33,7 @@ enum Request {
     Hang,
     Drain,
     Fail,
+    Begin,
     End,
 }
 
@@ -46,6 +47,10 @@ struct TestDaemon {
     /// The next step finds a fault.
     fails: bool,
     fault: Option<&'static str>,
+    /// The next step begins something.
+    begins: bool,
+    /// Something has begun, and is to be settled.
+    begun: bool,
 }
 
 impl Daemon for TestDaemon {
@@ -61,7 +66,20 @@ impl Daemon for TestDaemon {
             self.fault = Some("a part has failed");
             return Ok(ControlFlow::Continue(()));
         }
+        if std::mem::take(&mut self.begins) {
+            self.begun = true;
+            return Ok(ControlFlow::Continue(()));
+        }
         std::future::pending().await
+    }
+
+    async fn settle(&mut self) {
+        if self.begun {
+            // Requests and the timer are due meanwhile.
+            sleep(WATCHDOG).await;
+            self.begun = false;
+            self.reloads += 100;
+        }
     }
 
     async fn handle(&mut self, request: Request, responder: Responder<u32>) {
@@ -69,6 +87,7 @@ impl Daemon for TestDaemon {
             Request::Hang => sleep(WATCHDOG * 10).await,
             Request::Drain => self.drains = true,
             Request::Fail => self.fails = true,
+            Request::Begin => self.begins = true,
             Request::End => self.ended = true,
             Request::Status | Request::Reload => {}
         }
@@ -206,6 +225,20 @@ async fn the_manager_hears_of_start_reload_status_and_stop() {
 }
 
 #[tokio::test]
+async fn what_a_step_has_begun_is_settled_before_the_next_request() {
+    let _alone = ALONE.lock().await;
+    let manager = Manager::new();
+    let path = manager.control();
+    let client = async {
+        sleep(WATCHDOG).await;
+        assert_eq!(request(&path, Request::Begin).await, Ok(0));
+        assert_eq!(request(&path, Request::Status).await, Ok(100));
+        assert_eq!(request(&path, Request::End).await, Ok(100));
+    };
+    tokio::join!(manager.run(TestDaemon::default()), client);
+}
+
+#[tokio::test]
 async fn a_loop_that_hangs_sends_no_watchdog() {
     let _alone = ALONE.lock().await;
     let manager = Manager::new();
@@ -225,6 +258,32 @@ async fn a_loop_that_hangs_sends_no_watchdog() {
         assert_eq!(request(&path, Request::End).await, Ok(0));
     };
     tokio::join!(manager.run(TestDaemon::default()), client);
+}
+
+#[tokio::test]
+async fn a_request_that_waits_while_the_loop_works_is_no_hang() {
+    let _alone = ALONE.lock().await;
+    let manager = Manager::new();
+    let health = Health::new(WATCHDOG / 2);
+    health.set(health::State::Ready);
+    let pulse = Pulse {
+        notifier: Arc::new(manager.notifier()),
+        health: health.clone(),
+    };
+    while health.check() != Err("hanging") {
+        sleep(WATCHDOG / 20).await;
+    }
+    pulse.beat();
+    assert_eq!(health.check(), Ok("ready"));
+    assert_eq!(manager.messages(), ["WATCHDOG=1"]);
+    // Without a watchdog the manager hears nothing.
+    let notifier = Notifier::at(&manager.dir.path().join("notify"), None);
+    let pulse = Pulse {
+        notifier: Arc::new(notifier),
+        ..pulse
+    };
+    pulse.beat();
+    assert_eq!(manager.messages(), Vec::<String>::new());
 }
 
 #[tokio::test]
