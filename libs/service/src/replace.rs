@@ -5,14 +5,42 @@
 //!   create ─▶ new file in the same folder ─ write, fsync ─▶ rename ─▶ fsync of the folder
 //!                └─ dropped: removed; the old file stays
 //! ```
+//!
+//! Each fsync waits for the disk, which may take seconds. A thread with deadlines leaves that to
+//! another one; [`forbid_on_this_thread`] finds those that do not.
 
 use std::{
+    cell::Cell,
     ffi::OsString,
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
+
+thread_local! {
+    /// Whether this thread must not wait for the disk.
+    static IS_FORBIDDEN: Cell<bool> = const { Cell::new(false) };
+    /// How often it did.
+    static VIOLATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Declares that this thread has deadlines: from now on, each wait for the disk here is logged as
+/// an error, which the tests of daemons do not accept.
+pub fn forbid_on_this_thread() {
+    IS_FORBIDDEN.set(true);
+}
+
+/// To be called before each fsync.
+fn wait_begins(path: &Path) {
+    if IS_FORBIDDEN.get() {
+        VIOLATIONS.set(VIOLATIONS.get() + 1);
+        tracing::error!(
+            path = %path.display(),
+            "a thread with deadlines waits for the disk: please report this defect"
+        );
+    }
+}
 
 /// Replaces a file, and returns once it is on the disk. It has this mode, less the umask.
 ///
@@ -38,6 +66,7 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
 /// # Errors
 /// That of the kernel.
 pub fn sync_folder_of(path: &Path) -> io::Result<()> {
+    wait_begins(path);
     let folder = path.parent().filter(|folder| *folder != Path::new(""));
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
@@ -115,6 +144,7 @@ impl NewFile {
     /// # Errors
     /// That of the kernel.
     pub fn sync(&self) -> io::Result<()> {
+        wait_begins(&self.path);
         self.file.sync_all()
     }
 
@@ -172,6 +202,28 @@ mod tests {
         let mode = fs::metadata(&path).expect("a file").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(names(dir.path()), ["a.json"]);
+    }
+
+    #[test]
+    fn a_thread_with_deadlines_that_waits_for_the_disk_is_found() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("a");
+        let waits = |forbid: bool| {
+            let path = path.clone();
+            let thread = std::thread::spawn(move || {
+                if forbid {
+                    forbid_on_this_thread();
+                }
+                let new = NewFile::create(&path, 0o600).expect("a file");
+                new.rename().expect("renamed");
+                let before = VIOLATIONS.get();
+                replace(&path, 0o600, b"new").expect("replaced");
+                (before, VIOLATIONS.get())
+            });
+            thread.join().expect("no panic")
+        };
+        assert_eq!(waits(true), (0, 2), "the file and its folder");
+        assert_eq!(waits(false), (0, 0));
     }
 
     #[test]
