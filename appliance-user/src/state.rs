@@ -250,6 +250,24 @@ pub struct Store {
     path: PathBuf,
 }
 
+/// A state that has replaced the one before it, as long as the power does not fail.
+#[derive(Debug)]
+#[must_use]
+pub struct CommittedState {
+    path: PathBuf,
+}
+
+impl CommittedState {
+    /// Returns once the state is in place also after a loss of power. It waits for the disk; a
+    /// failure is logged.
+    pub fn sync(self) {
+        if let Err(error) = sync_folder_of(&self.path) {
+            let path = self.path.display();
+            tracing::warn!(%error, %path, "cannot synchronize the folder of the state");
+        }
+    }
+}
+
 /// A state that is on the disk beside that in force. Dropped, it changes nothing.
 #[derive(Debug)]
 #[must_use]
@@ -259,23 +277,18 @@ pub struct PreparedState {
 }
 
 impl PreparedState {
-    /// Replaces the state in force.
+    /// Replaces the state in force, by a rename, which does not wait for the disk.
     ///
     /// # Errors
     /// When that failed; the old state is still in place.
-    pub fn commit(self) -> Result<(), Error> {
+    pub fn commit(self) -> Result<CommittedState, Error> {
         let error = |source| Error::Io {
             operation: "replace",
             path: self.path.clone(),
             source,
         };
         self.new.rename().map_err(error)?;
-        // The new state is in place; only a loss of power could bring the old one back.
-        if let Err(error) = sync_folder_of(&self.path) {
-            let path = self.path.display();
-            tracing::warn!(%error, %path, "cannot synchronize the folder of the state");
-        }
-        Ok(())
+        Ok(CommittedState { path: self.path })
     }
 }
 
@@ -318,7 +331,8 @@ impl Store {
     /// # Errors
     /// When it could not be written; the old file is then still in place.
     pub fn save(&self, state: &State) -> Result<(), Error> {
-        self.prepare(state)?.commit()
+        self.prepare(state)?.commit()?.sync();
+        Ok(())
     }
 
     /// Writes the state beside the file, and returns once it is on the disk. The old state stays
@@ -409,20 +423,23 @@ fn replaced(path: &Path, contents: &[u8]) -> Result<(), Error> {
 }
 
 /// Gives each of `names` a slot below `limit`: the one it has, or the lowest free one. Names that
-/// are gone lose theirs.
+/// are gone lose theirs. A slot that becomes free here is given out last: until all tables follow,
+/// some lead to it for the name that is gone.
 pub fn assign(slots: &mut BTreeMap<String, u32>, names: &[&str], limit: u32) {
     let wanted: BTreeSet<&str> = names.iter().copied().collect();
+    let before: BTreeSet<u32> = slots.values().copied().collect();
     slots.retain(|name, slot| wanted.contains(name.as_str()) && *slot < limit);
-    let mut used: BTreeSet<u32> = slots.values().copied().collect();
-    let mut free = 0..limit;
+    let kept: BTreeSet<u32> = slots.values().copied().collect();
+    let never = (0..limit).filter(|slot| !before.contains(slot));
+    let gone = before.iter().copied().filter(|slot| *slot < limit);
+    let mut free = never.chain(gone.filter(|slot| !kept.contains(slot)));
     for name in names {
         if slots.contains_key(*name) {
             continue;
         }
-        let Some(slot) = free.find(|s| !used.contains(s)) else {
+        let Some(slot) = free.next() else {
             return;
         };
-        used.insert(slot);
         slots.insert((*name).to_owned(), slot);
     }
 }
@@ -471,7 +488,8 @@ mod tests {
             .prepare(&state)
             .expect("written")
             .commit()
-            .expect("in place");
+            .expect("in place")
+            .sync();
         assert!(store.load().expect("read").maintenance);
         // The temporary file is gone: the old state stays.
         state.maintenance = false;
@@ -583,7 +601,13 @@ mod tests {
         assign(&mut slots, &["a", "b", "c"], 4);
         assert_eq!(slots["c"], 2);
         assign(&mut slots, &["c", "d"], 4);
-        assert_eq!((slots["c"], slots["d"]), (2, 0));
+        assert_eq!((slots["c"], slots["d"]), (2, 3), "no slot of `a` or `b`");
         assert_eq!(slots.len(), 2);
+        assign(&mut slots, &["c", "d", "e"], 4);
+        assert_eq!(slots["e"], 0, "free since an earlier change");
+        assign(&mut slots, &["d", "f", "g", "h"], 4);
+        assert_eq!((slots["f"], slots["g"], slots["h"]), (1, 0, 2), "no other");
+        assign(&mut slots, &["d", "f", "g", "h", "i"], 4);
+        assert_eq!(slots.get("i"), None, "there are four");
     }
 }

@@ -130,7 +130,13 @@ impl service::Daemon for Daemon {
     }
 
     async fn handle(&mut self, request: Request, responder: Responder<Answer>) {
-        self.handle_request(request, responder);
+        self.handle_request(request, responder).await;
+    }
+
+    async fn settle(&mut self) {
+        if let Some((request, responder)) = self.checked.take() {
+            self.carry_out(request, responder).await;
+        }
     }
 
     fn is_reload(request: &Request) -> bool {
@@ -260,6 +266,9 @@ impl Daemon {
 
     fn each_second(&mut self) {
         let now = Instant::now();
+        if self.waits_for_disk {
+            self.pulse.beat();
+        }
         if !self.gateway_names.is_empty() && self.tunnels.gateways_troubled() {
             self.gateway_names.expedite();
         }

@@ -15,6 +15,7 @@
 //! | module | contents |
 //! |---|---|
 //! | `event_loop` | the loop |
+//! | `disk` | work that waits for the disk, beside the loop |
 //! | `engines` | pure: neighbours, announcements, advertisements, slow path, fragments |
 //! | `controller` | the configuration and state in force, and their changes |
 //! | `requests` | the operator's requests, checked; refusals |
@@ -32,6 +33,7 @@
 mod claims;
 mod conflicts;
 mod controller;
+mod disk;
 mod engines;
 mod event_loop;
 mod forwarding;
@@ -62,7 +64,7 @@ use service::{
     cli::RunArgs,
     desired::{Source, UpdateRefusal},
     http,
-    socket::Control,
+    socket::{Control, Responder},
 };
 use tokio::sync::watch;
 
@@ -86,7 +88,7 @@ use self::{
 };
 use crate::{
     config::{Config, Role},
-    control,
+    control::{self, Answer, Request},
     datapath::Datapath,
     datapath::nat::{
         ConnectionSweeper,
@@ -118,9 +120,15 @@ struct Daemon {
     packet_trace: PacketTrace,
     /// A request that waits for the check of the addresses that it takes over.
     takeover: Option<Takeover>,
+    /// A request whose addresses were checked, to be carried out after the step.
+    checked: Option<(Request, Responder<Answer>)>,
     metrics: Metrics,
     /// Serves the metrics, where they are configured.
     http: Option<http::Server>,
+    /// Shows that the loop works while a request waits for the disk.
+    pulse: service::run::Pulse,
+    /// Whether one does.
+    waits_for_disk: bool,
     /// The state of the loop, for the HTTP server.
     loop_health: service::Health,
     /// The data path could not be brought in line: it is tried again each second.
@@ -224,8 +232,11 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
         kernel_drops: KernelDrops::open(Instant::now()),
         packet_trace: PacketTrace::default(),
         takeover: None,
+        checked: None,
         metrics,
         http,
+        pulse: context.pulse.clone(),
+        waits_for_disk: false,
         loop_health: context.health.clone(),
         incomplete: false,
         adopted_neighbours: false,
@@ -236,9 +247,12 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
     daemon.name_tenants_in_log();
     daemon.tunnels.write_all(daemon.forwarding.tables());
     daemon.set_peers();
+    daemon.tunnels.listen_or_retry(&daemon.in_force.config);
     daemon.check_sending();
     daemon.apply_snapshot()?;
     daemon.sample_metrics();
+    // From now on the loop has deadlines.
+    service::replace::forbid_on_this_thread();
     Ok((daemon, control))
 }
 

@@ -58,7 +58,7 @@ impl Daemon {
         if targets.is_empty() {
             return Some((request, responder));
         }
-        if self.takeover.is_some() {
+        if self.takeover.is_some() || self.checked.is_some() {
             let message = "another failover is about to begin; try again in a second";
             responder.send(Err(RequestRefusal::new("conflict", message)));
             return None;
@@ -109,7 +109,7 @@ impl Daemon {
         }
     }
 
-    /// Carries the request out, or refuses it because addresses have owners.
+    /// Has the request carried out after this step, or refuses it because addresses have owners.
     pub(super) fn takeover_checked(&mut self, owners: &[Owner]) {
         let Some(takeover) = self.takeover.take() else {
             return;
@@ -118,7 +118,7 @@ impl Daemon {
             request, responder, ..
         } = takeover;
         if owners.is_empty() {
-            self.carry_out(request, responder);
+            self.checked = Some((request, responder));
             return;
         }
         self.update_groups(Instant::now());

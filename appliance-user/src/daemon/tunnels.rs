@@ -15,8 +15,8 @@ use appliance_common::{
 use gateway_client::{dial::Target, selector::GatewayState, wire::Side};
 use tunnel::{InitiationPolicy, PeerPath, Tai64n};
 use tunnel_worker::{
-    CircuitSpec, HostActivity, ListenSpec, PeerProtocol, PeerSpec, PortSpec, TlsSpec,
-    TunnelManager, certificate_file,
+    CircuitSpec, HostActivity, ListenSpec, ListenerSetup, NewListener, PeerProtocol, PeerSpec,
+    PortSpec, TlsSpec, TunnelManager, certificate_file,
     clock::{self, ClockReservation},
     host::{MapWrite, NextHop, NextHops, ProgramMaps, TableWrite},
     max_udp_payload,
@@ -198,7 +198,7 @@ impl Tunnels {
         }
     }
 
-    /// Puts the configured peers in force.
+    /// Puts the configured peers in force. It cannot fail.
     pub fn set_peers(
         &mut self,
         in_force: &InForce,
@@ -210,19 +210,38 @@ impl Tunnels {
             return;
         };
         let config = &in_force.config;
-        let listen = config.tls.as_ref().map(|tls| ListenSpec {
-            addresses: tls.listen.clone(),
-            from: tls.from.clone(),
-            proxy: tls.proxy,
-            file: certificate_file(&config.state_dir),
-            name: config.name.clone(),
-        });
         manager.set_peers(
             specs(in_force, names, &self.timestamps.handshakes),
             max_payload(config, snapshot),
-            listen.as_ref(),
             &mut Programs(datapath),
         );
+    }
+
+    /// Accepts tunnels over TLS as configured, at a start: a failure is a problem, and is tried
+    /// again.
+    pub fn listen_or_retry(&mut self, config: &Config) {
+        if let (Some(manager), Some(spec)) = (&mut self.manager, listen_spec(config)) {
+            manager.listen_or_retry(&spec);
+        }
+    }
+
+    /// The setup of a listener for tunnels over TLS as another configuration has it, for another
+    /// thread; `None`: nothing is to be prepared.
+    pub fn listener_setup(&self, config: &Config) -> Option<ListenerSetup> {
+        self.manager.as_ref()?.listener_setup(&listen_spec(config)?)
+    }
+
+    /// Accepts tunnels over TLS by a listener that was prepared for this configuration. It cannot
+    /// fail.
+    pub fn listen(&mut self, config: &Config, new: Option<NewListener>) {
+        let Some(manager) = &mut self.manager else {
+            return;
+        };
+        match new {
+            Some(new) => manager.listen(new),
+            None if config.tls.is_none() => manager.stop_listening(),
+            None => {}
+        }
     }
 
     /// Gives workers a socket on every queue of every interface that has a program.
@@ -491,6 +510,18 @@ fn start_manager(config: &Config, keys: &Keys) -> anyhow::Result<Option<TunnelMa
         "encrypted tunnels started"
     );
     Ok(Some(manager))
+}
+
+/// Where tunnels over TLS are accepted.
+fn listen_spec(config: &Config) -> Option<ListenSpec> {
+    let tls = config.tls.as_ref()?;
+    Some(ListenSpec {
+        addresses: tls.listen.clone(),
+        from: tls.from.clone(),
+        proxy: tls.proxy,
+        file: certificate_file(&config.state_dir),
+        name: config.name.clone(),
+    })
 }
 
 /// The longest UDP payload that the uplink takes, bytes.

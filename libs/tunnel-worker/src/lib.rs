@@ -38,7 +38,8 @@ pub mod tls;
 mod worker;
 
 pub use manager::{
-    CircuitSpec, Error, HostActivity, ListenSpec, PeerProtocol, PeerSpec, PeerStatus, PortSpec,
-    TlsSpec, TunnelManager, WorkerStatus, certificate_file, max_udp_payload,
+    CircuitSpec, Error, HostActivity, ListenSpec, ListenerError, ListenerSetup, NewListener,
+    PeerProtocol, PeerSpec, PeerStatus, PortSpec, TlsSpec, TunnelManager, WorkerStatus,
+    certificate_file, max_udp_payload,
 };
 pub use worker::{UnresolvedPacket, WaitMode};

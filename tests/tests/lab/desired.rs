@@ -1,4 +1,7 @@
 //! A desired state without a file: taken over from the file, changed by deltas, kept by a restart.
+//! Changes that fail half way leave all as it was.
+
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
 use causeway_tests::site::{Conversation, ENCRYPTED, SHORT_TIMEOUT, Site, text};
 use serde_json::{Value, json};
@@ -202,4 +205,128 @@ fn a_key_that_an_update_brings_is_shown_nowhere() {
         error.contains("other contents") || error.contains("desired --keys"),
         "{error}"
     );
+}
+
+/// The tunnel of the only peer.
+fn tunnel(site: &Site) -> Value {
+    site.status(APPLIANCE)["peers"][0]["tunnel"].clone()
+}
+
+#[test]
+fn an_update_that_cannot_be_stored_leaves_peers_with_their_sessions() {
+    let Some(site) = Site::raise(lab::sites::partial_by_gateways, ENCRYPTED) else {
+        return;
+    };
+    site.over("prod-a");
+    site.reach("prod-b", A);
+    let handle = site.appliance(APPLIANCE).unwrap_or_else(|e| panic!("{e}"));
+    let objects = desired(&site)["snapshot"]["objects"].clone();
+    let file = local(&text(&handle.config_path()));
+    std::fs::write(handle.config_path(), &file).expect("the lab's own file");
+    handle.must(&["reload"]).unwrap_or_else(|e| panic!("{e}"));
+    let snapshot = json!({"snapshot": {"revision": 1, "objects": objects}});
+    apply(&site, &snapshot).unwrap_or_else(|e| panic!("{e}"));
+    site.reach("prod-b", A);
+    let before = tunnel(&site);
+
+    // Another identity of the peer, which ends the session: but the state cannot be replaced.
+    let state = handle.state_dir().join("state.json");
+    let aside = handle.state_dir().join("aside.json");
+    std::fs::rename(&state, &aside).expect("the lab's own file");
+    std::fs::create_dir(&state).expect("a folder in its place");
+    let (name, peer) = objects["peers"]
+        .as_object()
+        .and_then(|peers| peers.iter().next())
+        .expect("the provider");
+    let mut other = peer.clone();
+    other["public_key"] = json!("AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=");
+    let put = json!({"delta": {"base": 1, "revision": 2, "put": {"peers": {name: other}}}});
+    let refused = apply(&site, &put).expect_err("it cannot be stored");
+    assert!(
+        refused.contains("the change could not be applied and was undone"),
+        "{refused}"
+    );
+    let after = tunnel(&site);
+    for counter in ["tx_packets", "rx_packets", "handshakes"] {
+        let count = |of: &Value| of[counter].as_u64();
+        assert!(count(&after) >= count(&before), "{before} {after}");
+        assert!(count(&before) > Some(0), "{before}");
+    }
+    assert_eq!(after["public_key"], before["public_key"]);
+    assert_eq!(site.status(APPLIANCE)["desired"]["revision"], 1);
+    site.reach("prod-b", A);
+
+    // A new process has the state of before, and the same update is accepted then.
+    std::fs::remove_dir(&state).expect("the folder is empty");
+    std::fs::rename(&aside, &state).expect("the lab's own file");
+    handle.kill().unwrap_or_else(|e| panic!("{e}"));
+    handle.start().unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(desired(&site)["snapshot"]["revision"], 1);
+    site.reach("prod-b", A);
+    apply(&site, &put).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(tunnel(&site)["up"], false, "another identity");
+}
+
+#[test]
+fn a_reload_to_an_address_in_use_leaves_the_listener_and_all_else() {
+    const PROVIDER: &str = "provider-appliance";
+    let Some(site) = Site::raise(lab::sites::partial_by_gateways, ENCRYPTED) else {
+        return;
+    };
+    site.over("prod-a");
+    site.reach("prod-b", A);
+    let handle = site.appliance(PROVIDER).unwrap_or_else(|e| panic!("{e}"));
+    let good = text(&handle.config_path());
+    let listens_at = |port: u16| {
+        site.inside(PROVIDER, || TcpStream::connect((Ipv4Addr::LOCALHOST, port)))
+            .is_ok()
+    };
+    let bind = |port: u16| {
+        let bound = site.inside(PROVIDER, || {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))
+        });
+        bound.unwrap_or_else(|e| panic!("{port}: {e}"))
+    };
+    let reload = || handle.cli(&["reload"]).unwrap_or_else(|e| panic!("{e}"));
+    let changed = good.replace("0.0.0.0:6443", "0.0.0.0:7443").replacen(
+        "[appliance]\n",
+        "[appliance]\nmetrics = \"127.0.0.1:7444\"\n",
+        1,
+    );
+    assert!(
+        changed.contains("7443") && changed.contains("7444"),
+        "{good}"
+    );
+    std::fs::write(handle.config_path(), &changed).expect("the lab's own file");
+    for (taken, says) in [
+        (7443, "tls.listen: "),
+        (7444, "write another appliance.metrics"),
+    ] {
+        let other = bind(taken);
+        let refused = reload();
+        assert!(!refused.ok(), "{}", refused.stdout);
+        assert!(
+            refused.stderr.contains(says) && refused.stderr.contains(&taken.to_string()),
+            "{}",
+            refused.stderr
+        );
+        drop(other);
+        // Neither half is in force, and the addresses are free.
+        assert!(listens_at(6443), "{taken}");
+        drop((bind(7443), bind(7444)));
+        let status = site.status(PROVIDER);
+        assert_eq!(status["tls"]["listen"][0], "0.0.0.0:6443");
+        assert_eq!(status["not_ready"], json!([]));
+        site.reach("prod-b", A);
+    }
+    let accepted = reload();
+    assert!(accepted.ok(), "{}", accepted.stderr);
+    assert!(listens_at(7443) && listens_at(7444) && !listens_at(6443));
+    // A wildcard gives way to one of its addresses.
+    let narrow = changed.replace("0.0.0.0:7443", "127.0.0.1:7443");
+    std::fs::write(handle.config_path(), &narrow).expect("the lab's own file");
+    let accepted = reload();
+    assert!(accepted.ok(), "{}", accepted.stderr);
+    assert!(listens_at(7443));
+    assert_eq!(site.status(PROVIDER)["tls"]["listen"][0], "127.0.0.1:7443");
 }

@@ -3,12 +3,14 @@
 //! ```text
 //!   request ─▶ checks (requests/) ─▶ Proposal
 //!                                      │ refused: nothing was touched
-//!   change: tables ─▶ write state.json.new ─▶ apply to NICs, maps, workers ─▶ rename ─▶ announce
-//!               │                 │                    └───── fails ─────────────┤
-//!               └─ refused        └─ refused            refused, all are put back┘
+//!   change: tables ─▶ bind, write state.json.new ─▶ NICs, maps ─▶ rename ─▶ peers, announce
+//!               │       │ on another thread              └─ fails ───┤
+//!               └───────┴─ refused        refused, all are put back ─┘
 //! ```
 //!
 //! A refused request changes nothing: neither files nor maps, and nothing is announced to hosts.
+//! What cannot be put back comes after all that can fail: a peer that is removed loses its session,
+//! a listener its address.
 
 pub(super) mod switch;
 
@@ -24,6 +26,7 @@ use appliance_common::{
     limits::{MAX_NETWORKS, MAX_PEERS, MAX_TENANTS},
     maps::{HostKey, Mode},
 };
+use tunnel_worker::ListenerSetup;
 
 use super::{Daemon, claims, groups, interfaces, keys::Keys};
 use crate::{
@@ -49,6 +52,11 @@ pub(super) struct Proposal {
 }
 
 impl Proposal {
+    /// The configuration that it puts in force, if `present` is in force now.
+    fn config<'a>(&'a self, present: &'a Config) -> &'a Config {
+        self.file.as_ref().map_or(present, |file| &file.0)
+    }
+
     /// Another state with the same configuration.
     pub const fn state(state: State) -> Self {
         Self { file: None, state }
@@ -166,28 +174,37 @@ impl Daemon {
     ///
     /// # Errors
     /// The refusal. Everything is then as it was before.
-    pub(super) fn change(&mut self, mut proposal: Proposal) -> Result<(), RequestRefusal> {
+    pub(super) async fn change(&mut self, mut proposal: Proposal) -> Result<(), RequestRefusal> {
         // Prepare. Nothing of this touches a file, a map or the wire.
         let config = match &proposal.file {
             Some(file) => &file.0,
             None => &self.in_force.config,
         };
         assign_slots(config, &mut proposal.state);
-        let wanted = self.wanted(config, &proposal.state);
-        wanted
-            .check_capacity()
-            .map_err(|message| RequestRefusal::new("conflict", message))?;
+        self.checked_tables(&proposal)?;
         let internal = |error: anyhow::Error| RequestRefusal::new("internal", format!("{error:#}"));
 
-        // Write the state beside the old one: a change that fails needs no disk to be undone.
-        let prepared = self
-            .files
-            .store
-            .prepare(&proposal.state)
-            .context("the state could not be saved; nothing was changed")
-            .map_err(internal)?;
+        // Bind the addresses, and write the state beside the old one: a change that fails needs no
+        // disk to be undone.
+        let config = proposal.file.as_ref().map(|file| &file.0);
+        let setup = config.and_then(|config| self.tunnels.listener_setup(config));
+        let (store, state) = (self.files.store.clone(), proposal.state.clone());
+        let prepared = self.on_disk(move || {
+            let listener = setup.map(ListenerSetup::prepare).transpose();
+            let listener = listener.map_err(|error| {
+                let message = format!("tls.listen: {error}; nothing was changed");
+                RequestRefusal::new("invalid", message)
+            })?;
+            let state = store
+                .prepare(&state)
+                .context("the state could not be saved; nothing was changed")
+                .map_err(internal)?;
+            Ok::<_, RequestRefusal>((listener, state))
+        });
+        let (listener, state) = prepared.await.map_err(internal)??;
 
-        // Apply.
+        // Apply. Links and routes may have changed since the check.
+        let wanted = self.checked_tables(&proposal)?;
         let before = Announced::of(&self.in_force);
         let reload = proposal.file.is_some();
         let undo = self.in_force.swap(proposal);
@@ -198,13 +215,24 @@ impl Daemon {
             self.write_tables(wanted).map_err(Into::into)
         };
         // A change in force must survive the process.
-        let applied = applied.and_then(|()| prepared.commit().map_err(Into::into));
-        if let Err(error) = applied {
-            self.in_force.swap(undo);
-            self.roll_back(now, reload);
-            return Err(internal(
-                error.context("the change could not be applied and was undone"),
-            ));
+        let committed = applied.and_then(|()| state.commit().map_err(Into::into));
+        let committed = match committed {
+            Ok(committed) => committed,
+            Err(error) => {
+                self.in_force.swap(undo);
+                self.roll_back(now, reload);
+                return Err(internal(
+                    error.context("the change could not be applied and was undone"),
+                ));
+            }
+        };
+
+        // Nothing below can fail. Peers come after the tables: those that are removed lose their
+        // sessions.
+        if reload {
+            self.set_peers();
+            self.tunnels.listen(&self.in_force.config, listener);
+            self.underlay_changed();
         }
 
         // Tell the wire.
@@ -215,10 +243,27 @@ impl Daemon {
         }
         self.update_claims(now);
         self.report_problems();
+
+        // The request is answered when the new name of the file is on the disk, too.
+        if let Err(error) = self.on_disk(move || committed.sync()).await {
+            tracing::warn!(error = format!("{error:#}"), "cannot synchronize the state");
+        }
         Ok(())
     }
 
-    /// Restores maps and workers after a failed change. A failure is tried again each second.
+    /// The tables that a proposal wants.
+    ///
+    /// # Errors
+    /// When a map has no room for them.
+    fn checked_tables(&self, proposal: &Proposal) -> Result<MapContents, RequestRefusal> {
+        let wanted = self.wanted(proposal.config(&self.in_force.config), &proposal.state);
+        wanted
+            .check_capacity()
+            .map_err(|message| RequestRefusal::new("conflict", message))?;
+        Ok(wanted)
+    }
+
+    /// Restores programs and maps after a failed change. A failure is tried again each second.
     fn roll_back(&mut self, now: Instant, reload: bool) {
         let applied = if reload {
             self.apply_configuration(now)
@@ -234,13 +279,10 @@ impl Daemon {
         }
     }
 
-    /// Applies the configuration in force to peers, programs, ports, maps and workers.
+    /// Applies the configuration in force to programs, ports and maps.
     fn apply_configuration(&mut self, now: Instant) -> anyhow::Result<()> {
-        self.set_peers();
-        self.watch_paths();
         self.apply_links(now)?;
         self.reconcile()?;
-        self.underlay_changed();
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use crate::{
 
 impl Daemon {
     /// Puts a snapshot or delta in force. It is stored when this returns.
-    pub(super) fn apply(&mut self, update: &Update) -> Outcome {
+    pub(super) async fn apply(&mut self, update: &Update) -> Outcome {
         let config = &self.in_force.config;
         if config.source == Source::File {
             return Err(RequestRefusal::new(
@@ -42,7 +42,7 @@ impl Daemon {
                 .map_err(|problems| refused(&UpdateRefusal::Invalid(problems)))?;
             self.proposal(config, Some(Box::new(new)))?
         };
-        self.change(proposal)?;
+        self.change(proposal).await?;
         self.metrics.applied();
         self.name_tenants_in_log();
         tracing::info!(

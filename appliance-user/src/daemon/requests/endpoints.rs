@@ -14,12 +14,12 @@ use crate::{
 };
 
 impl Daemon {
-    pub(super) fn endpoint_add(&mut self, name: &str, addresses: &[IpAddr]) -> Outcome {
+    pub(super) async fn endpoint_add(&mut self, name: &str, addresses: &[IpAddr]) -> Outcome {
         let network = self.network(name)?;
         self.must_forward(network)?;
         let state = &self.in_force.state;
         let new = with_endpoints(state, network, &self.own_addresses(), addresses)?;
-        self.change(Proposal::state(new))?;
+        self.change(Proposal::state(new)).await?;
         tracing::info!(
             network = name,
             count = addresses.len(),
@@ -31,13 +31,13 @@ impl Daemon {
         }))
     }
 
-    pub(super) fn endpoint_remove(&mut self, name: &str, addresses: &[IpAddr]) -> Outcome {
+    pub(super) async fn endpoint_remove(&mut self, name: &str, addresses: &[IpAddr]) -> Outcome {
         // Those of a network that is no longer configured can be removed as well.
         if !self.in_force.state.endpoints.contains_key(name) {
             self.network(name)?;
         }
         let new = without_endpoints(&self.in_force.state, name, addresses)?;
-        self.change(Proposal::state(new))?;
+        self.change(Proposal::state(new)).await?;
         tracing::info!(
             network = name,
             count = addresses.len(),

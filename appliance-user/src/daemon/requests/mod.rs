@@ -25,19 +25,19 @@ type Outcome = Result<Answer, RequestRefusal>;
 
 impl Daemon {
     /// Answers a request.
-    pub(super) fn handle_request(&mut self, request: Request, responder: Responder<Answer>) {
+    pub(super) async fn handle_request(&mut self, request: Request, responder: Responder<Answer>) {
         if let Request::Flows { .. } = request {
             self.flows(request, responder);
             return;
         }
         if let Some((request, responder)) = self.check_takeover(request, responder) {
-            self.carry_out(request, responder);
+            self.carry_out(request, responder).await;
         }
     }
 
     /// Carries a request out that is checked, and answers it.
-    pub(super) fn carry_out(&mut self, request: Request, responder: Responder<Answer>) {
-        let answer = self.answer(request);
+    pub(super) async fn carry_out(&mut self, request: Request, responder: Responder<Answer>) {
+        let answer = self.answer(request).await;
         if let Err(refusal) = &answer {
             tracing::info!(
                 code = refusal.code,
@@ -48,7 +48,7 @@ impl Daemon {
         responder.send(answer);
     }
 
-    fn answer(&mut self, request: Request) -> Outcome {
+    async fn answer(&mut self, request: Request) -> Outcome {
         match request {
             Request::Status => self.status().map(|status| Answer::Status(Box::new(status))),
             Request::Neighbours { after } => self
@@ -69,20 +69,25 @@ impl Daemon {
                     promote,
                 };
                 self.mode(tenant.as_deref(), mode.as_deref(), &options)
+                    .await
             }
-            Request::Maintenance { on } => self.maintenance(on),
-            Request::RuleAdd { tenant, rules, .. } => self.rule_add(tenant.as_deref(), rules),
-            Request::RuleRemove { tenant, names } => self.rule_remove(tenant.as_deref(), names),
+            Request::Maintenance { on } => self.maintenance(on).await,
+            Request::RuleAdd { tenant, rules, .. } => self.rule_add(tenant.as_deref(), rules).await,
+            Request::RuleRemove { tenant, names } => {
+                self.rule_remove(tenant.as_deref(), names).await
+            }
             Request::RuleList { tenant, after } => {
                 self.rule_list(tenant.as_deref(), after.as_deref())
             }
             Request::RuleCheck { tenant, rules } => self.rule_check(tenant.as_deref(), rules),
-            Request::EndpointAdd { network, addresses } => self.endpoint_add(&network, &addresses),
+            Request::EndpointAdd { network, addresses } => {
+                self.endpoint_add(&network, &addresses).await
+            }
             Request::EndpointRemove { network, addresses } => {
-                self.endpoint_remove(&network, &addresses)
+                self.endpoint_remove(&network, &addresses).await
             }
             Request::EndpointList { network } => self.endpoint_list(network.as_deref()),
-            Request::Apply { update } => self.apply(&update),
+            Request::Apply { update } => self.apply(&update).await,
             Request::Desired { keys } => {
                 let mut desired = self.desired();
                 if !keys {

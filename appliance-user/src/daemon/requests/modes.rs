@@ -33,7 +33,7 @@ pub(in crate::daemon) struct SwitchOptions {
 
 impl Daemon {
     /// Shows the modes of tenants, or switches one.
-    pub(super) fn mode(
+    pub(super) async fn mode(
         &mut self,
         tenant: Option<&str>,
         mode: Option<&str>,
@@ -50,7 +50,7 @@ impl Daemon {
         };
         let mut changes = None;
         if let (Some(mode), [tenant]) = (mode, tenants.as_slice()) {
-            let (kind, lines) = self.switch(tenant, mode, options)?;
+            let (kind, lines) = self.switch(tenant, mode, options).await?;
             changes = (kind == Kind::Update).then_some(lines);
         } else if options.plan.is_some() || options.force || options.promote {
             return Err(RequestRefusal::new(
@@ -70,7 +70,7 @@ impl Daemon {
     }
 
     /// Switches a tenant's mode. Returns the kind of switch, and the changes of a plan in force.
-    fn switch(
+    async fn switch(
         &mut self,
         tenant: &str,
         mode: &str,
@@ -81,7 +81,7 @@ impl Daemon {
         if switch.is_empty() {
             return Ok((kind, changes));
         }
-        self.change(Proposal::state(switch.state))?;
+        self.change(Proposal::state(switch.state)).await?;
         tracing::info!(
             tenant,
             mode = mode_of(&self.in_force.state, tenant).name(),
@@ -270,11 +270,11 @@ impl Daemon {
     }
 
     /// Shows or switches maintenance.
-    pub(super) fn maintenance(&mut self, on: Option<bool>) -> Outcome {
+    pub(super) async fn maintenance(&mut self, on: Option<bool>) -> Outcome {
         if let Some(on) = on.filter(|on| *on != self.in_force.state.maintenance) {
             let mut new = self.in_force.state.clone();
             new.maintenance = on;
-            self.change(Proposal::state(new))?;
+            self.change(Proposal::state(new)).await?;
             tracing::info!("maintenance {}", if on { "on" } else { "off" });
         }
         Ok(Answer::Maintenance(MaintenanceStatus {

@@ -42,7 +42,7 @@ impl Daemon {
                 .await
                 .map_err(|error| RequestRefusal::new("invalid", error.to_string()))?
         };
-        self.change(proposal)?;
+        self.change(proposal).await?;
         self.nat_log.set_output(log);
         self.name_tenants_in_log();
         if !same {

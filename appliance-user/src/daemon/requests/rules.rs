@@ -14,21 +14,25 @@ use crate::{
 };
 
 impl Daemon {
-    pub(super) fn rule_add(&mut self, tenant: Option<&str>, rules: Vec<Rule>) -> Outcome {
+    pub(super) async fn rule_add(&mut self, tenant: Option<&str>, rules: Vec<Rule>) -> Outcome {
         let names: Vec<String> = rules.iter().map(|r| r.name().to_owned()).collect();
         let changes = rules.into_iter().map(RuleChange::Add).collect();
-        self.change_rules(tenant, changes)?;
+        self.change_rules(tenant, changes).await?;
         Ok(Answer::RulesAdded(RulesAdded { added: names }))
     }
 
-    pub(super) fn rule_remove(&mut self, tenant: Option<&str>, names: Vec<String>) -> Outcome {
+    pub(super) async fn rule_remove(
+        &mut self,
+        tenant: Option<&str>,
+        names: Vec<String>,
+    ) -> Outcome {
         let changes = names.iter().cloned().map(RuleChange::Remove).collect();
-        self.change_rules(tenant, changes)?;
+        self.change_rules(tenant, changes).await?;
         Ok(Answer::RulesRemoved(RulesRemoved { removed: names }))
     }
 
     /// Changes the rules of the plan in force, all or none.
-    fn change_rules(
+    async fn change_rules(
         &mut self,
         tenant: Option<&str>,
         changes: Vec<RuleChange>,
@@ -36,7 +40,7 @@ impl Daemon {
         let tenant = self.one_tenant(tenant)?;
         let count = changes.len();
         let proposal = self.with_rules(&tenant, changes)?;
-        self.change(proposal)?;
+        self.change(proposal).await?;
         tracing::info!(tenant, count, "public IP rules changed");
         Ok(())
     }

@@ -11,6 +11,7 @@
 //!        peer_table   the state of each peer                pure
 //!        paths        next hops, circuits that are due      pure
 //!        circuit      gateways of a peer                    around `gateway_client::selector`
+//!        tls_listening  the listener for tunnels over TLS, prepared on another thread
 //!        transport    UDP or TLS                            pure
 //!        ports        AF_XDP sockets of interfaces
 //!        status       status for operators
@@ -32,6 +33,7 @@ mod retry;
 mod spec;
 mod status;
 mod tls_connections;
+mod tls_listening;
 mod transport;
 mod workers;
 
@@ -52,7 +54,10 @@ use tunnel::{
 pub use circuit::CircuitSpec;
 pub use spec::{PeerProtocol, PeerSpec, PortSpec, max_udp_payload};
 pub use status::{HostActivity, PeerStatus, WorkerStatus};
-pub use tls_connections::{ListenSpec, TlsSpec, certificate_file};
+pub use tls_connections::TlsSpec;
+pub use tls_listening::{
+    Error as ListenerError, ListenSpec, ListenerSetup, NewListener, certificate_file,
+};
 
 use crate::{
     clock,
@@ -215,12 +220,11 @@ impl TunnelManager {
 
     /// Puts the peers in force. New ones are added and others removed; those of which only the
     /// addresses changed keep their sessions. `max_payload` is the longest UDP payload that the
-    /// uplink takes, bytes; `listen` is where tunnels over TLS are accepted.
+    /// uplink takes, bytes. It cannot fail.
     pub fn set_peers(
         &mut self,
         specs: Vec<PeerSpec>,
         max_payload: usize,
-        listen: Option<&ListenSpec>,
         maps: &mut dyn ProgramMaps,
     ) {
         let now = clock::mono();
@@ -249,8 +253,32 @@ impl TunnelManager {
             Some((id, key))
         });
         let keys = keys.collect();
-        self.tls.listen(listen, keys);
+        self.tls.listening.set_circuits(keys);
         self.drive(maps);
+    }
+
+    /// The setup of a listener for tunnels over TLS as specified, for another thread; `None`:
+    /// nothing is to be done, because they are accepted already, or that is being retried.
+    #[must_use]
+    pub fn listener_setup(&self, spec: &ListenSpec) -> Option<ListenerSetup> {
+        self.tls.listening.prepare(spec)
+    }
+
+    /// Accepts tunnels over TLS by a prepared listener, in the place of the present one. It cannot
+    /// fail; established connections stay.
+    pub fn listen(&mut self, new: NewListener) {
+        self.tls.listening.listen(new);
+    }
+
+    /// Accepts tunnels over TLS as specified. A failure is one of the
+    /// [`problems`](Self::problems), and is tried again. It waits for the disk: for a start.
+    pub fn listen_or_retry(&mut self, spec: &ListenSpec) {
+        self.tls.listening.listen_or_retry(spec);
+    }
+
+    /// Accepts no more tunnels over TLS; established connections stay.
+    pub fn stop_listening(&mut self) {
+        self.tls.listening.stop_listening();
     }
 
     fn add_peer(&mut self, now: Instant, spec: PeerSpec) {
@@ -524,7 +552,7 @@ impl TunnelManager {
                 transport.underlay_changed(now);
             }
         }
-        self.tls.listen_again();
+        self.tls.listening.listen_again();
         for slot in self.peers.slots() {
             self.update_outer(slot);
         }
@@ -538,7 +566,7 @@ impl TunnelManager {
     pub fn retry(&mut self) {
         let now = clock::mono();
         self.sockets.bind_again(now);
-        self.tls.listen_if_due(now);
+        self.tls.listening.listen_if_due(now);
     }
 
     /// Whether some interface has no sockets that should have.
@@ -624,7 +652,7 @@ impl TunnelManager {
         self.sockets
             .problems()
             .chain(self.ports.problems())
-            .chain(self.tls.problem())
+            .chain(self.tls.listening.problem())
             .cloned()
             .chain(self.workers.problems())
             .collect()
@@ -654,7 +682,7 @@ impl TunnelManager {
     /// connections, and how many are established.
     #[must_use]
     pub fn tls_listener(&self) -> Option<(Fingerprint, ListenerStats, usize)> {
-        self.tls.listener()
+        self.tls.listening.status()
     }
 
     /// Counters of handshakes.

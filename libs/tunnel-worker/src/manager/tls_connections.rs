@@ -1,56 +1,38 @@
 //! The TLS connections of circuits: those that are open, those being dialed, and the listener.
 //!
 //! ```text
-//!   dial ──▶ TlsAttempt ───┐                          ┌─▶ Change ─▶ manager, which gives workers the rings
-//!   listen ▶ Listener ─┴─ ConnectionEvent ─▶ poll ┤
-//!                                                 └─▶ open: our own ring pair, for handshakes
+//!   dial ──▶ TlsAttempt ─┐                        ┌─▶ Change ─▶ manager, which gives workers the rings
+//!   Listening ───────────┴ ConnectionEvent ─▶ poll ┤
+//!                                                  └─▶ open: our own ring pair, for handshakes
 //! ```
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     net::SocketAddr,
     num::NonZeroU64,
-    path::{Path, PathBuf},
     sync::{Arc, mpsc},
 };
 
-use failover::IpPrefix;
 use gateway_client::{
     dial::Race,
     pool::{Failure, Report},
     wire::{CircuitId, Key},
 };
 use nix::sys::eventfd::EventFd;
-use tunnel::{Instant, PublicKey, SecretKey};
+use tunnel::{PublicKey, SecretKey};
 
-use super::retry::Retry;
+use super::tls_listening::Listening;
 use crate::{
     clock,
     tls::{
         ConnectionEvent, ConnectionHandle, ConnectionId, ConnectionStats, DialConfig, DialError,
-        EventSender, Fingerprint, HANDSHAKE_TIMEOUT, Identity, IdentityError, Limits, ListenConfig,
-        ListenError, Listener, ListenerStats, RingPair, RingSetup, ThreadWaker, TlsAttempt,
+        EventSender, Fingerprint, HANDSHAKE_TIMEOUT, RingPair, RingSetup, ThreadWaker, TlsAttempt,
         steer_by_lane,
     },
 };
 
 /// Datagrams that fit a ring.
 const RING_CAPACITY: usize = 512;
-
-/// Where tunnels over TLS are accepted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ListenSpec {
-    /// Addresses to listen on.
-    pub addresses: Vec<SocketAddr>,
-    /// Sources that may connect; empty: any.
-    pub from: Vec<IpPrefix>,
-    /// Whether connections begin with a PROXY protocol header that names the client.
-    pub proxy: bool,
-    /// The file with certificate and key; made when it is missing.
-    pub file: PathBuf,
-    /// The name in a certificate that is made.
-    pub name: String,
-}
 
 /// Where a tunnel over TLS is dialed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,17 +41,6 @@ pub struct TlsSpec {
     pub name: String,
     /// Fingerprints of the certificates that the other end may have.
     pub fingerprints: Vec<Fingerprint>,
-}
-
-/// Why tunnels over TLS cannot be accepted.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// There is no certificate.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    /// There is no socket.
-    #[error(transparent)]
-    Listen(#[from] ListenError),
 }
 
 /// An open connection of a circuit.
@@ -115,11 +86,8 @@ pub(super) struct TlsConnections {
     events: mpsc::Receiver<ConnectionEvent>,
     event_sender: EventSender,
     rings: RingSetup,
-    listener: Option<(ListenSpec, Fingerprint, Listener)>,
-    listen_error: Option<String>,
-    listen_retry: Retry,
-    /// The listener's configuration while binding fails.
-    wanted: Option<(ListenSpec, HashMap<CircuitId, Key>)>,
+    /// Where tunnels are accepted.
+    pub listening: Listening,
     open: BTreeMap<CircuitId, Open>,
     dialers: BTreeMap<CircuitId, TlsAttempt>,
     /// Why the last attempt failed.
@@ -134,95 +102,25 @@ impl TlsConnections {
         let (sender, events) = mpsc::channel();
         let steer = steer_by_lane(u32::try_from(workers.len()).unwrap_or(1));
         let own = ThreadWaker::new(Arc::clone(event));
+        let event_sender = EventSender {
+            events: sender,
+            wake: Arc::clone(event),
+        };
+        let rings = RingSetup {
+            consumers: std::iter::once(own).chain(workers).collect(),
+            steer,
+            capacity: RING_CAPACITY,
+        };
         Self {
             events,
-            event_sender: EventSender {
-                events: sender,
-                wake: Arc::clone(event),
-            },
-            rings: RingSetup {
-                consumers: std::iter::once(own).chain(workers).collect(),
-                steer,
-                capacity: RING_CAPACITY,
-            },
-            listener: None,
-            listen_error: None,
-            wanted: None,
-            listen_retry: Retry::default(),
+            listening: Listening::new(rings.clone(), event_sender.clone()),
+            event_sender,
+            rings,
             open: BTreeMap::new(),
             dialers: BTreeMap::new(),
             dial_errors: BTreeMap::new(),
             reports: BTreeMap::new(),
         }
-    }
-
-    /// Listens as specified, for these circuits. [`TlsConnections::listen_again`] retries a
-    /// failure.
-    pub fn listen(&mut self, spec: Option<&ListenSpec>, circuits: HashMap<CircuitId, Key>) {
-        self.wanted = None;
-        let Some(spec) = spec else {
-            (self.listener, self.listen_error) = (None, None);
-            self.listen_retry = Retry::default();
-            return;
-        };
-        if let Some((current, _, listener)) = &self.listener
-            && current == spec
-        {
-            listener.set_circuits(circuits);
-            return;
-        }
-        self.listener = None;
-        let started = self.start_listener(spec, circuits.clone());
-        self.listen_retry.attempted(clock::mono(), started.is_ok());
-        match started {
-            Ok((fingerprint, listener)) => {
-                tracing::info!(addresses = ?listener.addresses(), %fingerprint, "listening for \
-                    tunnels over TLS");
-                self.listener = Some((spec.clone(), fingerprint, listener));
-                self.listen_error = None;
-            }
-            Err(error) => {
-                let text = format!("tunnels over TLS: {error}");
-                if self.listen_error.as_ref() != Some(&text) {
-                    tracing::warn!(reason = text, "cannot listen for tunnels over TLS");
-                }
-                self.listen_error = Some(text);
-                self.wanted = Some((spec.clone(), circuits));
-            }
-        }
-    }
-
-    /// As [`TlsConnections::listen_again`], if it is time for that.
-    pub fn listen_if_due(&mut self, now: Instant) {
-        if self.listen_retry.is_due(now) {
-            self.listen_again();
-        }
-    }
-
-    /// Listens if that failed before: the addresses may exist now.
-    pub fn listen_again(&mut self) {
-        if let Some((spec, circuits)) = self.wanted.take() {
-            self.listen(Some(&spec), circuits);
-        }
-    }
-
-    fn start_listener(
-        &self,
-        spec: &ListenSpec,
-        circuits: HashMap<CircuitId, Key>,
-    ) -> Result<(Fingerprint, Listener), Error> {
-        let identity = Identity::load_or_generate(&spec.file, &spec.name)?;
-        let fingerprint = identity.fingerprint();
-        let config = ListenConfig {
-            addresses: spec.addresses.clone(),
-            identity,
-            circuits,
-            from: spec.from.clone(),
-            proxy: spec.proxy,
-            limits: Limits::default(),
-        };
-        let listener = Listener::start(config, self.rings.clone(), self.event_sender.clone())?;
-        Ok((fingerprint, listener))
     }
 
     /// Takes the results of a circuit's connections, in order: of attempts, and of a connection
@@ -233,7 +131,7 @@ impl TlsConnections {
 
     fn report(&mut self, circuit: CircuitId, address: SocketAddr, report: Report) {
         // The end that listens chooses no gateway.
-        if self.listener.is_none() {
+        if !self.listening.is_there() {
             let reports = self.reports.entry(circuit).or_default();
             reports.push((address, report));
         }
@@ -329,8 +227,9 @@ impl TlsConnections {
         was_open
     }
 
-    /// Takes the events of connections.
+    /// Takes the events of connections, and a listener that was prepared.
     pub fn poll(&mut self) -> Vec<Change> {
+        self.listening.take_attempt();
         let mut changes = Vec::new();
         while let Ok(event) = self.events.try_recv() {
             changes.extend(self.take_event(event));
@@ -347,7 +246,7 @@ impl TlsConnections {
                     return None;
                 }
                 // The attempt was dropped in the moment in which it succeeded.
-                if self.listener.is_none() && self.dialers.remove(&circuit).is_none() {
+                if !self.listening.is_there() && self.dialers.remove(&circuit).is_none() {
                     return None;
                 }
                 let mut rings = new.rings.into_iter();
@@ -458,18 +357,6 @@ impl TlsConnections {
     pub fn stats(&self, circuit: CircuitId) -> Option<ConnectionStats> {
         Some(self.open.get(&circuit)?.handle.stats())
     }
-
-    /// The listener: the fingerprint that tenants pin, counters, and how many connections are
-    /// established.
-    pub fn listener(&self) -> Option<(Fingerprint, ListenerStats, usize)> {
-        let (_, fingerprint, listener) = self.listener.as_ref()?;
-        Some((*fingerprint, listener.stats(), listener.connections().0))
-    }
-
-    /// Why there is no listener that should be there, for the operator.
-    pub fn problem(&self) -> Option<&String> {
-        self.listen_error.as_ref()
-    }
 }
 
 /// The key by which the two ends of a circuit recognize each other in a TLS connection before the
@@ -481,91 +368,9 @@ pub(super) fn key(secret: &SecretKey, peer: &PublicKey, circuit: CircuitId) -> O
     Some(Key::new(*secret.shared(peer, &label)?))
 }
 
-/// The file of an appliance's certificate and key.
-#[must_use]
-pub fn certificate_file(state_dir: &Path) -> PathBuf {
-    state_dir.join("tls.pem")
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{
-        io::Write as _,
-        net::{Ipv4Addr, TcpListener, TcpStream},
-        time::Duration,
-    };
-
-    use nix::sys::eventfd::EfdFlags;
-
     use super::*;
-    use crate::tls::RefusalReason;
-
-    /// Why a connection that begins with these bytes is refused.
-    fn refused(connections: &TlsConnections, to: SocketAddr, first: &[u8]) -> RefusalReason {
-        let counts = || {
-            let (_, stats, _) = connections.listener().expect("a listener");
-            RefusalReason::ALL.map(|why| (why, stats.refused(why)))
-        };
-        let before = counts();
-        let mut client = TcpStream::connect(to).expect("connect");
-        // The listener may close the connection before all is written.
-        let _ = client.write_all(first);
-        let begun = std::time::Instant::now();
-        loop {
-            let after = counts();
-            if let Some((why, _)) = after.into_iter().find(|count| !before.contains(count)) {
-                return why;
-            }
-            assert!(begun.elapsed().as_secs() < 20, "never refused");
-            std::thread::sleep(Duration::from_millis(2));
-        }
-    }
-
-    #[test]
-    fn a_proxy_header_is_required_as_configured() {
-        let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).expect("an eventfd");
-        let event = Arc::new(event);
-        let mut connections =
-            TlsConnections::new(vec![ThreadWaker::new(Arc::clone(&event))], &event);
-        let directory = tempfile::tempdir().expect("a directory");
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-        let at = free.local_addr().expect("an address");
-        drop(free);
-        let spec = |from: &[&str], proxy| ListenSpec {
-            addresses: vec![at],
-            from: from
-                .iter()
-                .map(|net| net.parse().expect("a prefix"))
-                .collect(),
-            proxy,
-            file: certificate_file(directory.path()),
-            name: "provider".to_owned(),
-        };
-        const NO_HEADER: &[u8] = b"\x16\x03\x01\x00\x10 neither a header nor TLS";
-        const HEADER: &[u8] =
-            b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x01\xc6\x33\x64\x07\xc3\x50\x18\x24";
-        let with_header = [HEADER, NO_HEADER].concat();
-        for (spec, without, with) in [
-            (spec(&[], false), RefusalReason::Tls, RefusalReason::Tls),
-            (spec(&[], true), RefusalReason::NoProxy, RefusalReason::Tls),
-            (
-                spec(&["127.0.0.1"], true),
-                RefusalReason::NoProxy,
-                RefusalReason::Tls,
-            ),
-            (
-                spec(&["192.0.2.1"], true),
-                RefusalReason::NoGateway,
-                RefusalReason::NoGateway,
-            ),
-            (spec(&[], false), RefusalReason::Tls, RefusalReason::Tls),
-        ] {
-            connections.listen(Some(&spec), HashMap::new());
-            assert_eq!(connections.problem(), None);
-            assert_eq!(refused(&connections, at, NO_HEADER), without, "{spec:?}");
-            assert_eq!(refused(&connections, at, &with_header), with, "{spec:?}");
-        }
-    }
 
     #[test]
     fn two_ends_derive_the_same_key_and_others_do_not() {
