@@ -43,8 +43,8 @@ pub struct State {
     /// Secret of this appliance from which the first port of each search for a free one follows.
     #[serde(default)]
     pub nat_seed: Option<u32>,
-    /// The objects that were put in force without the file; `None`: none, or the file has them.
-    /// They came with version 3.
+    /// The objects in force, by updates or from the file, with their revision; `None`: none were
+    /// put in force. They came with version 3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub desired: Option<Box<Desired>>,
 }

@@ -80,12 +80,12 @@ pub struct Applied {
     pub removed: Counts,
 }
 
-/// The state that was put in force last without the file: as it is stored.
+/// The state that was put in force last: as it is stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Desired {
     pub source: Source,
-    /// 0: from a file that no longer has the objects.
+    /// 0: from a file.
     pub revision: u64,
     pub objects: Objects,
 }
@@ -325,6 +325,18 @@ impl Local {
         file.peer.clear();
         file.network.clear();
         Self(Arc::new(file))
+    }
+}
+
+impl Desired {
+    /// The objects of a configuration file.
+    #[must_use]
+    pub fn of_file(config: &Config) -> Self {
+        Self {
+            source: Source::File,
+            revision: 0,
+            objects: (*config.objects).clone(),
+        }
     }
 }
 

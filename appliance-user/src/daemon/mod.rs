@@ -87,7 +87,7 @@ use self::{
     tunnels::Tunnels,
 };
 use crate::{
-    config::{Config, Role},
+    config::{Config, Role, desired::Desired},
     control::{self, Answer, Request},
     datapath::Datapath,
     datapath::nat::{
@@ -156,7 +156,9 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
     let config = Config::load(config_path)?;
     let files = Files::new(config_path, &config.state_dir);
     let mut state = files.store.load()?;
+    let stored = state.desired.clone();
     let config = with_stored_objects(config, &mut state)?;
+    let has_other_objects = state.desired != stored;
     let keys = Keys::load(&config)?;
     config.check_ports()?;
     // Early: a second daemon is refused before it touches anything.
@@ -179,7 +181,7 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
         getrandom::fill(&mut seed).context("a seed for the ports of NAT")?;
         state.nat_seed = Some(u32::from_ne_bytes(seed));
     }
-    if controller::assign_slots(&config, &mut state) || !seeded {
+    if controller::assign_slots(&config, &mut state) || !seeded || has_other_objects {
         files.store.save(&state)?;
     }
     let object = object_path(&config);
@@ -256,10 +258,12 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
     Ok((daemon, control))
 }
 
-/// The configuration with the objects that were applied last, where the file has none.
+/// The configuration with the objects that were in force last, where the file has none. The state
+/// gets those of a file, with their revision: a later file without objects keeps them, and older
+/// ones that were applied before do not come back.
 fn with_stored_objects(config: Config, state: &mut State) -> anyhow::Result<Config> {
     if config.source == Source::File {
-        state.desired = None;
+        state.desired = Some(Box::new(Desired::of_file(&config)));
         return Ok(config);
     }
     let Some(desired) = &state.desired else {
@@ -325,4 +329,95 @@ fn clock_seed() -> u64 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(1, |d| d.as_nanos() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Store;
+
+    const LOCAL: &str = "[appliance]\nname = \"edge\"\nrole = \"tenant\"\n\
+        [uplink]\ninterface = \"eth0\"\n";
+
+    fn with_tenant(name: &str) -> String {
+        format!("{LOCAL}[[tenant]]\nname = \"{name}\"\n")
+    }
+
+    /// Starts with a file, as far as the objects are concerned; returns the names of its tenants,
+    /// and source and revision of the state that is on the disk then.
+    fn started(store: &Store, file: &str) -> (Vec<String>, Option<(Source, u64)>) {
+        let config = Config::parse(file, Path::new("t.toml")).expect("good");
+        let mut state = store.load().expect("readable");
+        let config = with_stored_objects(config, &mut state).expect("good");
+        store.save(&state).expect("stored");
+        let tenants = config.tenants.iter().map(|tenant| tenant.name.clone());
+        let stored = store.load().expect("readable").desired;
+        let position = stored.map(|desired| (desired.source, desired.revision));
+        (tenants.collect(), position)
+    }
+
+    #[test]
+    fn the_objects_that_were_in_force_last_stay_with_their_revision() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::new(dir.path());
+        assert_eq!(started(&store, LOCAL), (vec![], None));
+        let of_file = Some((Source::File, 0));
+        let acme = (vec!["acme".to_owned()], of_file);
+        assert_eq!(started(&store, &with_tenant("acme")), acme);
+        // The file loses its objects while the daemon is not there.
+        assert_eq!(started(&store, LOCAL), acme);
+        // Others are applied, and the file gets objects again: the applied ones do not come back.
+        let applied = |revision| {
+            let globex = Config::parse(&with_tenant("globex"), Path::new("t.toml")).expect("good");
+            let mut state = store.load().expect("readable");
+            state.desired = Some(Box::new(Desired {
+                source: Source::Applied,
+                revision,
+                objects: (*globex.objects).clone(),
+            }));
+            state
+        };
+        store.save(&applied(7)).expect("stored");
+        let globex = (vec!["globex".to_owned()], Some((Source::Applied, 7)));
+        assert_eq!(started(&store, LOCAL), globex);
+        assert_eq!(started(&store, &with_tenant("acme")), acme);
+        assert_eq!(started(&store, LOCAL), acme);
+    }
+
+    /// Revision and objects are one file, which is replaced as a whole: a crash at any step of
+    /// that leaves both of before or both of after.
+    #[test]
+    fn a_crash_at_any_step_leaves_a_revision_with_its_objects() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::new(dir.path());
+        let state = |revision: u64, tenant: &str| {
+            let config = Config::parse(&with_tenant(tenant), Path::new("t.toml")).expect("good");
+            State {
+                desired: Some(Box::new(Desired {
+                    source: Source::Applied,
+                    revision,
+                    objects: (*config.objects).clone(),
+                })),
+                ..State::default()
+            }
+        };
+        let (before, after) = (state(1, "acme"), state(2, "globex"));
+        store.save(&before).expect("stored");
+        let prepared = store.prepare(&after).expect("written");
+        let new = dir.path().join("state.json.new");
+        let text = std::fs::read(&new).expect("the new state");
+        for length in (0..text.len()).step_by(7).chain([text.len()]) {
+            std::fs::write(&new, &text[..length]).expect("cut off");
+            assert_eq!(store.load().expect("readable"), before, "{length}");
+        }
+        let committed = prepared.commit().expect("in place");
+        assert_eq!(store.load().expect("readable"), after);
+        committed.sync();
+        // A file that a crash left behind does not disturb the next change.
+        std::fs::write(&new, &text[..9]).expect("cut off");
+        assert_eq!(store.load().expect("readable"), after);
+        store.save(&state(3, "initech")).expect("stored");
+        assert_eq!(store.load().expect("readable"), state(3, "initech"));
+        assert!(!new.exists());
+    }
 }

@@ -40,7 +40,7 @@ impl Daemon {
             let config = config
                 .with_objects(&new.objects)
                 .map_err(|problems| refused(&UpdateRefusal::Invalid(problems)))?;
-            self.proposal(config, Some(Box::new(new)))?
+            self.proposal(config, Box::new(new))?
         };
         self.change(proposal).await?;
         self.metrics.applied();

@@ -57,7 +57,8 @@ impl Daemon {
         let invalid = |message: String| RequestRefusal::new("invalid", message);
         let config = Config::load(&self.files.config).map_err(|e| invalid(e.to_string()))?;
         if config.source == Source::File {
-            return self.proposal(config, None);
+            let desired = Box::new(Desired::of_file(&config));
+            return self.proposal(config, desired);
         }
         let desired = self.desired();
         let config = config.with_objects(&desired.objects).map_err(|problems| {
@@ -66,32 +67,27 @@ impl Daemon {
                 "the objects in force do not fit the new file: {problems}"
             ))
         })?;
-        self.proposal(config, Some(Box::new(desired)))
+        self.proposal(config, Box::new(desired))
     }
 
     /// The objects in force, with their revision.
     pub(super) fn desired(&self) -> Desired {
         let InForce { config, state, .. } = &self.in_force;
         match (config.source, &state.desired) {
-            (Source::File, _) => Desired {
-                source: Source::File,
-                revision: 0,
-                objects: (*config.objects).clone(),
-            },
+            (Source::File, _) => Desired::of_file(config),
             (_, Some(desired)) => (**desired).clone(),
             (_, None) => Desired::default(),
         }
     }
 
-    /// A checked change to another configuration. `desired` is the origin of its objects, if that
-    /// is not the file.
+    /// A checked change to another configuration. `desired` is the origin of its objects.
     ///
     /// # Errors
     /// The refusal.
     pub(super) fn proposal(
         &self,
         config: Config,
-        desired: Option<Box<Desired>>,
+        desired: Box<Desired>,
     ) -> Result<Proposal, RequestRefusal> {
         let invalid = |message: String| RequestRefusal::new("invalid", message);
         let keys = Keys::load(&config).map_err(|e| invalid(e.to_string()))?;
@@ -132,7 +128,7 @@ impl Daemon {
         state.modes.retain(|tenant, mode| {
             mode.failover != FailoverState::Idle || config.tenant(tenant).is_some()
         });
-        state.desired = desired;
+        state.desired = Some(desired);
         Ok(Proposal {
             file: Some(Box::new((config, keys))),
             state,
