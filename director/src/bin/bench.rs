@@ -344,7 +344,7 @@ fn disk(folder: &Path, runs: usize, pages: usize, report: &mut Report) -> anyhow
 }
 
 fn fill(server: &mut Server, tenants: usize) -> anyhow::Result<()> {
-    let ranges = json!({ "ranges": ["198.18.0.0/16"] });
+    let ranges = json!({ "ranges": ["198.18.0.0-198.18.255.255"] });
     server.create("/v1/address-pools", "public", ranges)?;
     for host in 0..HOSTS {
         let spec = json!({ "platform": "kvm", "switches": [{ "name": "br0" }] });

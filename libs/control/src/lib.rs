@@ -24,6 +24,7 @@
 
 #![warn(missing_docs)]
 
+mod addressing;
 pub mod audit;
 mod catalogue;
 mod change;

@@ -6,7 +6,9 @@ use std::{collections::BTreeMap, net::IpAddr};
 use failover::{IpPrefix, NetworkContext, RuleSet, TenantContext};
 use serde_json::{Value, json};
 
-use crate::{Conflict, Network, Object, Plan, Policy, Refusal, Rule, State};
+use crate::{
+    Conflict, Network, Object, Plan, Policy, Refusal, Rule, State, addressing::machine_problem,
+};
 
 /// A tenant's objects after a change.
 pub(crate) struct TenantView {
@@ -251,12 +253,8 @@ impl TenantView {
                         vm.name
                     ));
                 }
-                if !prefixes.iter().any(|prefix| prefix.contains(*address)) {
-                    return Err(format!(
-                        "machine {:?} has {address}, which is in no network of the plan: write an \
-                         address of their prefixes, or add its network",
-                        vm.name
-                    ));
+                if let Some(problem) = machine_problem(*address, &prefixes) {
+                    return Err(format!("machine {:?} has {problem}", vm.name));
                 }
             }
         }

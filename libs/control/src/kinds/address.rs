@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{AddressPool, Rule, Tenant, kind};
+use super::{AddressPool, Network, Rule, Tenant, kind, network::with_gateway};
 use crate::{
     Claim, Conflict, Object, Reason, Refusal,
+    addressing::host_problem,
     draft::{Draft, shown},
     name::{NAME_RULE, is_name},
     object::Rules,
@@ -51,6 +52,11 @@ kind!(
 impl Rules for Address {
     fn check(&self, problems: &mut Problems) {
         problems.require(is_name(&self.pool), "pool", &self.pool, NAME_RULE);
+        if let Some(address) = self.address
+            && let Some(problem) = host_problem(address, None)
+        {
+            problems.add("address", address, problem);
+        }
     }
 
     fn put(
@@ -87,8 +93,8 @@ impl Rules for Address {
             ));
         };
         let address = match new.spec.address {
-            Some(address) => requested(draft, pool, address)?,
-            None => next_free(draft, pool)?,
+            Some(address) => requested(draft, pool, &tenant, address)?,
+            None => next_free(draft, pool, &tenant)?,
         };
         let claim = Claim {
             pool: pool.name().to_owned(),
@@ -156,6 +162,7 @@ fn within_limit(draft: &Draft<'_>, tenant: &str) -> Result<(), Refusal> {
 fn requested(
     draft: &Draft<'_>,
     pool: &Object<AddressPool>,
+    tenant: &str,
     address: IpAddr,
 ) -> Result<IpAddr, Refusal> {
     let key = address_claim(address);
@@ -185,13 +192,39 @@ fn requested(
             )],
         ));
     }
+    if let Some(problem) = host_problem(address, pool.spec.prefix.as_ref()) {
+        let conflict = Conflict::new::<AddressPool>(pool.name(), "ranges", ranges(pool));
+        return Err(Refusal::conflict(problem, vec![conflict]));
+    }
+    if let Some(network) = with_gateway(draft.state, tenant, address) {
+        let conflict = Conflict::new::<Network>(network.name(), "gateways", address);
+        return Err(Refusal::conflict(
+            format!(
+                "{address} is the default gateway of network {:?} of tenant {tenant:?}: assign \
+                 another address, or omit it to take the next free one",
+                network.name()
+            ),
+            vec![conflict.of(tenant)],
+        ));
+    }
     Ok(address)
 }
 
-/// The pool's first address that has no claim. It looks at one address more than there are claims.
-fn next_free(draft: &Draft<'_>, pool: &Object<AddressPool>) -> Result<IpAddr, Refusal> {
+/// The pool's first address that has no claim and that the tenant may have. It looks at some
+/// addresses more than there are claims: those of the tenant's default gateways, and the network and
+/// broadcast address of the pool's prefix.
+fn next_free(
+    draft: &Draft<'_>,
+    pool: &Object<AddressPool>,
+    tenant: &str,
+) -> Result<IpAddr, Refusal> {
     let mut addresses = pool.spec.ranges.iter().flat_map(|range| range.iter());
-    let free = addresses.find(|address| draft.is_free(&address_claim(*address)));
+    let prefix = pool.spec.prefix.as_ref();
+    let free = addresses.find(|address| {
+        draft.is_free(&address_claim(*address))
+            && host_problem(*address, prefix).is_none()
+            && with_gateway(draft.state, tenant, *address).is_none()
+    });
     free.ok_or_else(|| {
         Refusal::new(
             Reason::Exhausted,

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use super::{Address, Appliance, Gateway, kind};
 use crate::{
     AddressRange, Conflict, Nothing, Object, Refusal, State,
+    addressing::{host_problem, network_and_broadcast, range_problem},
     draft::Draft,
     name::{DESCRIPTION_RULE, is_description},
     object::Rules,
@@ -69,6 +70,11 @@ impl Rules for AddressPool {
             }
             self.check_range(*range, problems);
         }
+        if let Some(router) = self.router
+            && let Some(problem) = host_problem(router, self.prefix.as_ref())
+        {
+            problems.add("router", router, problem);
+        }
         if let (Some(prefix), Some(router)) = (self.prefix, self.router) {
             problems.require(
                 prefix.contains(router),
@@ -118,37 +124,14 @@ impl AddressPool {
     }
 
     fn check_range(&self, range: AddressRange, problems: &mut Problems) {
-        if let Some(part) = range.without_hosts() {
-            problems.add(
-                "ranges",
-                part,
-                format_args!("{part} are not host addresses: write public addresses"),
-            );
+        if let Some((part, problem)) = range_problem(range, self.prefix.as_ref()) {
+            problems.add("ranges", part, problem);
         }
         if let Some(router) = self.router.filter(|router| range.contains(*router)) {
             problems.add(
                 "ranges",
                 router,
                 format_args!("{range} has the router {router}: leave its address out"),
-            );
-        }
-        let Some(prefix) = self.prefix else {
-            return;
-        };
-        for address in [range.first(), range.last()] {
-            problems.require(
-                prefix.contains(address),
-                "ranges",
-                range,
-                format_args!("{address} is not in {prefix}: write addresses of the prefix"),
-            );
-            problems.require(
-                !prefix.is_network_or_broadcast(address),
-                "ranges",
-                address,
-                format_args!(
-                    "{address} is the network or broadcast address of {prefix}: leave it out"
-                ),
             );
         }
     }
@@ -203,6 +186,14 @@ fn refuse_overlap(state: &State, new: &Object<AddressPool>) -> Result<(), Refusa
         if let Some(router) = router {
             conflicts.push(Conflict::new::<AddressPool>(other.name(), "router", router));
         }
+        // Of one link: neither pool gives out the other's network or broadcast address.
+        let pairs = [(&new.spec, &other.spec), (&other.spec, &new.spec)];
+        for (prefix, pool) in pairs.map(|(a, b)| (a.prefix, b)) {
+            let ends = prefix.map_or_else(Vec::new, |prefix| network_and_broadcast(&prefix));
+            for end in ends.into_iter().filter(|end| pool.contains(*end)) {
+                conflicts.push(Conflict::new::<AddressPool>(other.name(), "prefix", end));
+            }
+        }
     }
     Refusal::of_conflicts(conflicts, |first| {
         format!(
@@ -216,7 +207,8 @@ fn refuse_overlap(state: &State, new: &Object<AddressPool>) -> Result<(), Refusa
     })
 }
 
-/// Refuses addresses that gateways and appliances have themselves.
+/// Refuses addresses that gateways and appliances have themselves, and those of appliances' routers
+/// and networks.
 fn refuse_own_addresses(state: &State, new: &Object<AddressPool>) -> Result<(), Refusal> {
     let mut conflicts = Vec::new();
     for gateway in state.gateways.iter() {
@@ -233,12 +225,26 @@ fn refuse_own_addresses(state: &State, new: &Object<AddressPool>) -> Result<(), 
             let conflict = Conflict::new::<Appliance>(appliance.name(), "uplink.address", address);
             conflicts.push(conflict.of(appliance.tenant()));
         }
+        let prefix = appliance.spec.prefix();
+        let ends = prefix.map_or_else(Vec::new, |prefix| network_and_broadcast(&prefix));
+        let fields = ends.into_iter().map(|end| ("uplink.prefix_length", end));
+        let router = appliance.spec.router();
+        let fields = fields.chain(router.map(|router| ("uplink.router", router)));
+        for (field, address) in fields.filter(|(_, address)| new.spec.contains(*address)) {
+            let conflict = Conflict::new::<Appliance>(appliance.name(), field, address);
+            conflicts.push(conflict.of(appliance.tenant()));
+        }
     }
     Refusal::of_conflicts(conflicts, |first| {
         format!(
-            "address pool {:?}: {} is the address of {} {:?}: leave it out",
+            "address pool {:?}: {} is {} of {} {:?}: leave it out",
             new.name(),
             first.value,
+            match first.field.as_str() {
+                "uplink.router" => "the router",
+                "uplink.prefix_length" => "the network or broadcast address",
+                _ => "the address",
+            },
             first.kind,
             first.name
         )

@@ -2,16 +2,17 @@
 
 use std::net::IpAddr;
 
+use failover::IpPrefix;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{AddressPool, Gateway, gateway::enrolled, kind};
 use crate::{
     Condition, Conflict, Object, Observed, Refusal, State,
+    addressing::{host_problem, network_and_broadcast},
     draft::Draft,
     name::{DESCRIPTION_RULE, is_description},
     object::Rules,
-    range::is_host,
     refusal::Problems,
     schema::{AddressText, Line},
 };
@@ -74,6 +75,26 @@ impl Appliance {
             Uplink::Static { address, .. } => Some(address),
         }
     }
+
+    /// The static next hop, if there is one.
+    pub(super) const fn router(&self) -> Option<IpAddr> {
+        match self.uplink {
+            Uplink::Dhcp => None,
+            Uplink::Static { router, .. } => Some(router),
+        }
+    }
+
+    /// The prefix of the static address, if there is one and its length fits.
+    pub(super) fn prefix(&self) -> Option<IpPrefix> {
+        match self.uplink {
+            Uplink::Dhcp => None,
+            Uplink::Static {
+                address,
+                prefix_length,
+                ..
+            } => IpPrefix::new_truncated(address, prefix_length),
+        }
+    }
 }
 
 impl Rules for Appliance {
@@ -84,11 +105,12 @@ impl Rules for Appliance {
             router,
         } = self.uplink
         {
+            let prefix = self.prefix();
             for (field, address) in [("uplink.address", address), ("uplink.router", router)] {
-                let text = format_args!("{address} is not a host address: write another one");
-                problems.require(is_host(address), field, address, text);
+                if let Some(problem) = host_problem(address, prefix.as_ref()) {
+                    problems.add(field, address, problem);
+                }
             }
-            let prefix = failover::IpPrefix::new_truncated(address, prefix_length);
             match prefix {
                 None => problems.add(
                     "uplink.prefix_length",
@@ -96,12 +118,6 @@ impl Rules for Appliance {
                     "write at most 32 for IPv4 and 128 for IPv6",
                 ),
                 Some(prefix) => {
-                    problems.require(
-                        !prefix.is_network_or_broadcast(address),
-                        "uplink.address",
-                        address,
-                        format_args!("{address} is the network or broadcast address of {prefix}"),
-                    );
                     problems.require(
                         prefix.contains(router) && router != address,
                         "uplink.router",
@@ -127,7 +143,9 @@ impl Rules for Appliance {
         let Some(address) = new.spec.address() else {
             return Ok(());
         };
-        refuse_taken(draft.state, address, Some((new.tenant(), new.name())), None)
+        let own = Some((new.tenant(), new.name()));
+        refuse_taken(draft.state, address, own, None)?;
+        refuse_router(draft.state, new)
     }
 
     fn delete(old: &Object<Self>, _: &mut Draft<'_>) -> Result<(), Refusal> {
@@ -150,8 +168,8 @@ fn by_subscription(appliance: &Object<Appliance>) -> Refusal {
     )
 }
 
-/// Refuses an address on the provider's production network that an appliance, a gateway or a pool
-/// has, other than the named appliance (tenant, name) or gateway.
+/// Refuses an address on the provider's production network that an appliance, its router, a gateway
+/// or a pool has, other than the named appliance (tenant, name) or gateway.
 pub(super) fn refuse_taken(
     state: &State,
     address: IpAddr,
@@ -160,11 +178,17 @@ pub(super) fn refuse_taken(
 ) -> Result<(), Refusal> {
     let mut conflicts = Vec::new();
     for other in state.appliances.iter() {
-        if other.spec.address() == Some(address)
-            && appliance != Some((other.tenant(), other.name()))
-        {
-            let conflict = Conflict::new::<Appliance>(other.name(), "uplink.address", address);
-            conflicts.push(conflict.of(other.tenant()));
+        if appliance == Some((other.tenant(), other.name())) {
+            continue;
+        }
+        for (field, theirs) in [
+            ("uplink.address", other.spec.address()),
+            ("uplink.router", other.spec.router()),
+        ] {
+            if theirs == Some(address) {
+                let conflict = Conflict::new::<Appliance>(other.name(), field, address);
+                conflicts.push(conflict.of(other.tenant()));
+            }
         }
     }
     for other in state.gateways.iter() {
@@ -188,6 +212,48 @@ pub(super) fn refuse_taken(
         format!(
             "{address} is taken by {} {:?} ({}): use another address",
             first.kind, first.name, first.field
+        )
+    })
+}
+
+/// Refuses an uplink whose router has the address of another object, or whose prefix has its network
+/// or broadcast address in a pool. Several appliances and pools may have the same router.
+fn refuse_router(state: &State, new: &Object<Appliance>) -> Result<(), Refusal> {
+    let Some(router) = new.spec.router() else {
+        return Ok(());
+    };
+    let mut conflicts = Vec::new();
+    for other in state.appliances.iter() {
+        if other.spec.address() == Some(router) {
+            let conflict = Conflict::new::<Appliance>(other.name(), "uplink.address", router);
+            conflicts.push(conflict.of(other.tenant()));
+        }
+    }
+    for other in state.gateways.iter() {
+        if other.spec.addresses.contains(&router) {
+            conflicts.push(Conflict::new::<Gateway>(other.name(), "addresses", router));
+        }
+    }
+    let mut none = new
+        .spec
+        .prefix()
+        .map_or_else(Vec::new, |p| network_and_broadcast(&p));
+    none.push(router);
+    for pool in state.address_pools.iter() {
+        let ranges = pool.spec.ranges.iter();
+        for range in ranges.filter(|range| none.iter().any(|address| range.contains(*address))) {
+            conflicts.push(Conflict::new::<AddressPool>(pool.name(), "ranges", range));
+        }
+    }
+    Refusal::of_conflicts(conflicts, |first| {
+        format!(
+            "appliance {:?}: {} {:?} has the address of the router {router}, or the network or \
+             broadcast address of the uplink, in {}: write the uplink's own router and prefix \
+             length, or remove the address there first",
+            new.name(),
+            first.kind,
+            first.name,
+            first.field
         )
     })
 }

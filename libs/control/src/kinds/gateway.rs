@@ -11,10 +11,10 @@ use utoipa::ToSchema;
 use super::{GatewayPool, Tenant, appliance::refuse_taken, kind, yes};
 use crate::{
     Condition, Conflict, Holds, Kind, NO_AGENT, Nothing, Object, Observed, Refusal, State,
+    addressing::host_problem,
     draft::{Draft, shown},
     name::{DESCRIPTION_RULE, is_description},
     object::Rules,
-    range::is_host,
     refusal::Problems,
     schema::{AddressText, DnsName, Line},
 };
@@ -83,12 +83,9 @@ impl Rules for Gateway {
                 address,
                 format_args!("{address} is listed twice: write each address once"),
             );
-            problems.require(
-                is_host(*address),
-                "addresses",
-                address,
-                format_args!("{address} is not a host address: write a unicast address"),
-            );
+            if let Some(problem) = host_problem(*address, None) {
+                problems.add("addresses", address, problem);
+            }
         }
         problems.require(self.port != 0, "port", self.port, "write 1 to 65535");
         if let Some(name) = &self.dns_name {

@@ -6,9 +6,10 @@ use failover::IpPrefix;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Mapping, Plan, Policy, Rule, kind};
+use super::{Address, Mapping, Plan, Policy, Rule, kind};
 use crate::{
     Conflict, Object, Refusal, State,
+    addressing::prefix_problem,
     draft::Draft,
     name::{DESCRIPTION_RULE, is_description},
     object::Rules,
@@ -84,12 +85,9 @@ impl Rules for Network {
             "write at most one IPv4 and one IPv6 address",
         );
         for (place, prefix) in self.prefixes.iter().enumerate() {
-            problems.require(
-                prefix.length() > 0,
-                "prefixes",
-                prefix,
-                format_args!("{prefix} has every address: write the prefix of the network"),
-            );
+            if let Some(problem) = prefix_problem(prefix) {
+                problems.add("prefixes", prefix, problem);
+            }
             let before = &self.prefixes[..place];
             if let Some(other) = before.iter().find(|other| other.overlaps(prefix)) {
                 problems.add(
@@ -119,6 +117,7 @@ impl Rules for Network {
         }
         draft.must_be_idle(&tenant, "change a network")?;
         refuse_overlap(draft.state, new)?;
+        refuse_public_gateways(draft.state, new)?;
         let mut view = TenantView::of(draft.state, &tenant);
         view.set_network(new);
         view.check_gateways(new)?;
@@ -163,6 +162,39 @@ fn refuse_overlap(state: &State, new: &Object<Network>) -> Result<(), Refusal> {
             first.name
         )
     })
+}
+
+/// Refuses a default gateway that is a public address of the tenant: the appliance has both.
+fn refuse_public_gateways(state: &State, new: &Object<Network>) -> Result<(), Refusal> {
+    let tenant = new.tenant();
+    let mut conflicts = Vec::new();
+    for address in state.addresses.of_tenant(tenant) {
+        if let Some(public) = address.status.address
+            && new.spec.gateways.contains(&public)
+        {
+            let conflict = Conflict::new::<Address>(address.name(), "address", public);
+            conflicts.push(conflict.of(tenant));
+        }
+    }
+    Refusal::of_conflicts(conflicts, |first| {
+        format!(
+            "network {:?}: gateway {} is the tenant's public address {:?}: write the address of the \
+             network's router",
+            new.name(),
+            first.value,
+            first.name
+        )
+    })
+}
+
+/// The tenant's network that has this default gateway.
+pub(super) fn with_gateway<'s>(
+    state: &'s State,
+    tenant: &str,
+    address: IpAddr,
+) -> Option<&'s Object<Network>> {
+    let mut networks = state.networks.of_tenant(tenant);
+    networks.find(|network| network.spec.gateways.contains(&address))
 }
 
 /// The objects of the tenant that use a network.

@@ -432,30 +432,41 @@ fn check_networks(plan: &Object<Plan>, draft: &Draft<'_>) -> Result<(), Refusal>
     Ok(())
 }
 
-/// Refuses machines that another plan of the tenant has.
+/// Refuses machines that another plan of the tenant has, and addresses of other machines there: the
+/// prefixes of a tenant's networks do not overlap, so that an address is in one network.
 fn refuse_vms_of_others(plan: &Object<Plan>, draft: &Draft<'_>) -> Result<(), Refusal> {
     let tenant = plan.tenant();
-    let ours: BTreeSet<_> = plan.spec.vms.iter().map(|vm| vm.name.as_str()).collect();
+    let vms = plan.spec.vms.iter();
+    let names: BTreeSet<_> = vms.clone().map(|vm| vm.name.as_str()).collect();
+    let addresses: BTreeSet<_> = vms.flat_map(|vm| &vm.addresses).collect();
     let mut conflicts = Vec::new();
+    let mut texts = Vec::new();
     for other in draft.state.plans.of_tenant(tenant) {
         if other.name() == plan.name() {
             continue;
         }
-        for vm in other
-            .spec
-            .vms
-            .iter()
-            .filter(|vm| ours.contains(vm.name.as_str()))
-        {
-            conflicts.push(Conflict::new::<Plan>(other.name(), "vms", &vm.name).of(tenant));
+        let of = |value: &dyn std::fmt::Display| {
+            Conflict::new::<Plan>(other.name(), "vms", value).of(tenant)
+        };
+        for vm in &other.spec.vms {
+            if names.contains(vm.name.as_str()) {
+                conflicts.push(of(&vm.name));
+                texts.push(format!(
+                    "machine {:?} is in plan {:?}: a machine is in one plan at most",
+                    vm.name,
+                    other.name()
+                ));
+            }
+            for address in vm.addresses.iter().filter(|a| addresses.contains(a)) {
+                conflicts.push(of(address));
+                texts.push(format!(
+                    "machine {:?} in plan {:?} has {address}: an address is that of one machine",
+                    vm.name,
+                    other.name()
+                ));
+            }
         }
     }
-    Refusal::of_conflicts(conflicts, |first| {
-        format!(
-            "plan {:?}: machine {:?} is in plan {:?}: a machine is in one plan at most",
-            plan.name(),
-            first.value,
-            first.name
-        )
-    })
+    let text = texts.first().cloned().unwrap_or_default();
+    Refusal::of_conflicts(conflicts, |_| format!("plan {:?}: {text}", plan.name()))
 }

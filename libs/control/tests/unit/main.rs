@@ -1,5 +1,6 @@
 //! The rules of the control plane, by example and by a reference model.
 
+mod addresses;
 mod model;
 mod operations;
 mod refusals;

@@ -720,7 +720,7 @@ fn address_pools_have_no_address_that_is_in_use() {
         "address-pool public ranges 203.0.113.18-203.0.113.19",
         "in ranges",
     );
-    let result = world.create::<AddressPool>("", "p", pool("203.0.113.0/28"));
+    let result = world.create::<AddressPool>("", "p", pool("203.0.113.0-203.0.113.15"));
     refused(
         result,
         CONFLICT,
@@ -783,7 +783,7 @@ fn address_pools_have_no_address_that_is_in_use() {
     );
 
     world.ok::<Gateway>("", "gw1", json!({"addresses": ["192.0.2.7"]}));
-    let result = world.create::<AddressPool>("", "p", pool("192.0.2.0/29"));
+    let result = world.create::<AddressPool>("", "p", pool("192.0.2.0-192.0.2.7"));
     refused(
         result,
         CONFLICT,
@@ -793,7 +793,7 @@ fn address_pools_have_no_address_that_is_in_use() {
     let uplink = json!({"uplink": {"method": "static", "address": "198.51.100.5",
                                    "prefix_length": 24, "router": "198.51.100.1"}});
     world.set::<Appliance>("acme", "h1", uplink);
-    let result = world.create::<AddressPool>("", "p", pool("198.51.100.0/24"));
+    let result = world.create::<AddressPool>("", "p", pool("198.51.100.2-198.51.100.9"));
     refused(
         result,
         CONFLICT,

@@ -1,0 +1,233 @@
+//! Addresses that an object cannot have, whichever object takes them first.
+
+use control::{Address, AddressPool, Appliance, Gateway, Network, Plan};
+use serde_json::{Value, json};
+
+use super::refusals::{CONFLICT, INVALID, World, refused};
+
+fn network(prefix: &str, gateway: &str) -> Value {
+    json!({"prefixes": [prefix], "gateways": [gateway]})
+}
+
+fn uplink(address: &str, length: u8, router: &str) -> Value {
+    json!({"uplink": {"method": "static", "address": address, "prefix_length": length,
+                      "router": router}})
+}
+
+#[test]
+fn prefixes_of_networks_have_host_addresses_only() {
+    let mut world = World::with_networks();
+    for prefix in [
+        "0.0.0.0/0",
+        "0.0.0.0/8",
+        "127.0.0.0/8",
+        "127.1.0.0/16",
+        "169.254.0.0/16",
+        "224.0.0.0/4",
+        "239.1.0.0/24",
+        "240.0.0.0/4",
+        "255.255.255.255",
+        "126.0.0.0/7",
+        "::ffff:10.1.0.0/120",
+        "::/64",
+        "64:ff9b::/96",
+        "fe80::/64",
+        "ff00::/8",
+    ] {
+        let result = world.replace::<Network>("acme", "web-2", json!({"prefixes": [prefix]}));
+        let conflict = format!("network web-2 prefixes {prefix}");
+        refused(
+            result,
+            INVALID,
+            &conflict,
+            "write the prefix of the network",
+        );
+    }
+    for prefix in [
+        "10.9.0.0/24",
+        "2001:db8::/64",
+        "fd00:1::/48",
+        "198.51.100.0/31",
+    ] {
+        world.set::<Network>("acme", "web-2", json!({"prefixes": [prefix]}));
+    }
+}
+
+#[test]
+fn a_default_gateway_is_no_public_address_of_the_tenant() {
+    let mut world = World::with_networks();
+    let result =
+        world.replace::<Network>("acme", "web-2", network("203.0.113.0/24", "203.0.113.16"));
+    refused(
+        result,
+        CONFLICT,
+        "address one address 203.0.113.16",
+        "the network's router",
+    );
+    world.set::<Network>("acme", "web-2", network("203.0.113.0/24", "203.0.113.17"));
+    let picked = json!({"pool": "public", "address": "203.0.113.17"});
+    let result = world.create::<Address>("acme", "two", picked);
+    refused(
+        result,
+        CONFLICT,
+        "network web-2 gateways 203.0.113.17",
+        "the default gateway of network",
+    );
+    // The next free address is another one.
+    world.ok::<Address>("acme", "two", json!({"pool": "public"}));
+    let two = world
+        .state
+        .get::<Address>(Some("acme"), "two")
+        .expect("an address");
+    assert_eq!(two.status.address, Some([203, 0, 113, 18].into()));
+}
+
+#[test]
+fn no_tenant_gets_a_network_or_broadcast_address() {
+    let mut world = World::with_networks();
+    let pool = |range: &str| json!({"ranges": [range]});
+    let result = world.create::<AddressPool>("", "p", pool("198.51.100.0/24"));
+    refused(
+        result,
+        INVALID,
+        "address-pool p ranges 198.51.100.0/24",
+        "write 198.51.100.1-198.51.100.254",
+    );
+    // Each of them is routed to the appliances: that is said by both ends.
+    world.ok::<AddressPool>("", "routed", pool("198.51.100.0-198.51.100.255"));
+    world.gone::<AddressPool>("", "routed");
+    for address in ["127.0.0.1", "224.0.0.1", "::ffff:203.0.113.17"] {
+        let picked = json!({"pool": "public", "address": address});
+        let result = world.create::<Address>("acme", "a", picked);
+        let conflict = format!("address a address {address}");
+        refused(result, INVALID, &conflict, "is not a host address");
+    }
+    // Another pool of the same link has its network address.
+    let link = json!({"ranges": ["198.51.100.9"], "prefix": "198.51.100.0/25"});
+    world.ok::<AddressPool>("", "link", link);
+    let result = world.create::<AddressPool>("", "p", pool("198.51.100.120-198.51.100.127"));
+    refused(
+        result,
+        CONFLICT,
+        "address-pool link prefix 198.51.100.127",
+        "is in prefix of pool",
+    );
+    let result = world.create::<AddressPool>(
+        "",
+        "p",
+        json!({"ranges": ["198.51.100.20"], "prefix": "198.51.100.8/29"}),
+    );
+    refused(
+        result,
+        INVALID,
+        "address-pool p ranges 198.51.100.20",
+        "not in",
+    );
+    let router =
+        json!({"ranges": ["192.0.2.9"], "prefix": "192.0.2.0/24", "router": "192.0.2.255"});
+    let result = world.create::<AddressPool>("", "p", router);
+    refused(
+        result,
+        INVALID,
+        "address-pool p router 192.0.2.255",
+        "network or broadcast",
+    );
+    let router = json!({"ranges": ["192.0.2.9"], "router": "127.0.0.1"});
+    let result = world.create::<AddressPool>("", "p", router);
+    refused(
+        result,
+        INVALID,
+        "address-pool p router 127.0.0.1",
+        "is not a host address",
+    );
+}
+
+#[test]
+fn routers_of_uplinks_are_no_other_object() {
+    let mut world = World::with_networks();
+    world.ok::<Gateway>("", "edge", json!({"addresses": ["192.0.2.1"]}));
+    let result = world.replace::<Appliance>("acme", "h1", uplink("192.0.2.5", 24, "192.0.2.1"));
+    refused(
+        result,
+        CONFLICT,
+        "gateway edge addresses 192.0.2.1",
+        "the uplink's own router",
+    );
+    let result =
+        world.replace::<Appliance>("acme", "h1", uplink("203.0.113.5", 24, "203.0.113.17"));
+    let range = "address-pool public ranges 203.0.113.16-203.0.113.19";
+    refused(
+        result,
+        CONFLICT,
+        range,
+        "the address of the router 203.0.113.17",
+    );
+    let result =
+        world.replace::<Appliance>("acme", "h1", uplink("203.0.113.14", 28, "203.0.113.1"));
+    // 203.0.113.15 is its broadcast address, and in no pool.
+    assert!(result.is_ok(), "{result:?}");
+    let result =
+        world.replace::<Appliance>("acme", "h1", uplink("203.0.113.21", 30, "203.0.113.23"));
+    refused(
+        result,
+        INVALID,
+        "appliance h1 uplink.router 203.0.113.23",
+        "broadcast address",
+    );
+    // A pool's router is that of appliances, too.
+    world.set::<Appliance>("acme", "h1", uplink("203.0.113.5", 24, "203.0.113.1"));
+    world.set::<Appliance>("acme", "h1", uplink("192.0.2.5", 24, "192.0.2.254"));
+    let result = world.create::<Gateway>("", "gw", json!({"addresses": ["192.0.2.254"]}));
+    refused(
+        result,
+        CONFLICT,
+        "appliance h1 uplink.router 192.0.2.254",
+        "another address",
+    );
+    for (ranges, conflict, text) in [
+        (
+            "192.0.2.200-192.0.2.254",
+            "uplink.router 192.0.2.254",
+            "the router of",
+        ),
+        (
+            "192.0.2.255",
+            "uplink.prefix_length 192.0.2.255",
+            "broadcast address of",
+        ),
+    ] {
+        let result = world.create::<AddressPool>("", "p", json!({"ranges": [ranges]}));
+        refused(result, CONFLICT, &format!("appliance h1 {conflict}"), text);
+    }
+}
+
+#[test]
+fn an_address_is_that_of_one_machine_in_all_plans() {
+    let mut world = World::with_networks();
+    let plan = |vm: &str, address: &str| json!({"networks": [{"name": "web-1"}], "vms": [{"name": vm, "addresses": [address]}]});
+    world.ok::<Plan>("acme", "all", plan("a", "10.1.0.9"));
+    let result = world.create::<Plan>("acme", "other", plan("b", "10.1.0.9"));
+    refused(
+        result,
+        CONFLICT,
+        "plan all vms 10.1.0.9",
+        "an address is that of one machine",
+    );
+    for address in ["10.1.0.0", "10.1.0.255"] {
+        let result = world.create::<Plan>("acme", "other", plan("b", address));
+        refused(
+            result,
+            CONFLICT,
+            "plan other networks web-1",
+            "network or broadcast address",
+        );
+    }
+    world.ok::<Plan>("acme", "other", plan("b", "10.1.0.10"));
+    let result = world.replace::<Plan>("acme", "other", plan("b", "10.1.0.9"));
+    refused(
+        result,
+        CONFLICT,
+        "plan all vms 10.1.0.9",
+        "machine \"a\" in plan \"all\"",
+    );
+}
