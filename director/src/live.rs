@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use control::{Corrupt, Revision, State, Step, Transaction};
+use control::{ClaimError, Corrupt, Revision, State, Step, Transaction};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -77,14 +77,40 @@ pub enum LoadError {
     /// An import into the store has not finished.
     #[error("the store has a part of an import only: import the file again")]
     Unfinished,
+    /// Claims of VLANs and public addresses contradict the objects.
+    #[error(
+        "claims of VLANs and public addresses contradict the objects ({number} times), and VLANs \
+         or addresses could be given out twice: {first}; restore a backup, or, with the director \
+         stopped, make the claims of the objects by `causeway-director repair-claims`"
+    )]
+    Claims {
+        /// One of the contradictions.
+        first: Box<ClaimError>,
+        /// Number of all.
+        number: usize,
+    },
     /// The store changes all the time.
     #[error("the store changed while it was read: another director writes to it; try again")]
     Changing,
 }
 
 impl Live {
-    /// Reads all but the entries of the audit, as one commit left them.
+    /// Reads all but the entries of the audit, as one commit left them, and compares claims with
+    /// objects.
     pub async fn load(store: &impl Store) -> Result<Self, LoadError> {
+        let live = Self::load_unchecked(store).await?;
+        let mut errors = live.state.claim_errors().into_iter();
+        match errors.next() {
+            None => Ok(live),
+            Some(first) => Err(LoadError::Claims {
+                first: Box::new(first),
+                number: errors.len() + 1,
+            }),
+        }
+    }
+
+    /// The same, whatever the claims are: for their repair.
+    pub async fn load_unchecked(store: &impl Store) -> Result<Self, LoadError> {
         if store::is_unfinished(store).await? {
             return Err(LoadError::Unfinished);
         }

@@ -26,7 +26,7 @@ use service::{
     cli::{self, RunArgs},
     socket,
 };
-use store::{Backup, restore};
+use store::Backup;
 
 /// The director of Causeway: the control plane of a provider.
 #[derive(Parser)]
@@ -91,6 +91,17 @@ enum Command {
     Check {
         /// Configuration file.
         file: PathBuf,
+        /// Check the store, too, while the director is stopped: its objects, their claims of VLANs
+        /// and public addresses, and the chain of the audit.
+        #[arg(long)]
+        store: bool,
+    },
+    /// Make the claims of VLANs and public addresses again of the objects that have them, while the
+    /// director is stopped: for a store that is refused because they contradict each other.
+    RepairClaims {
+        /// Configuration file.
+        #[arg(long)]
+        config: PathBuf,
     },
     /// Show the state of the director: revision, numbers of tenants, networks and audit entries.
     Status {
@@ -105,7 +116,7 @@ enum Command {
         /// The file, as an absolute path.
         file: PathBuf,
     },
-    /// Create the store from a backup. The store must not exist.
+    /// Create the store from a backup, which is checked before. The store must not exist.
     Restore {
         /// Configuration file.
         #[arg(long)]
@@ -182,9 +193,19 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             service::outln!("{}", block_on(replaced)??);
         }
         Command::Run(args) => daemon::run(&args)?,
-        Command::Check { file } => {
-            Config::load(&file)?;
+        Command::Check { file, store } => {
+            let config = Config::load(&file)?;
             service::outln!("{}: good", file.display());
+            if store {
+                let path = config.store;
+                let entries = block_on(transfer::check_backup(&path))??;
+                told(&path, entries);
+            }
+        }
+        Command::RepairClaims { config } => {
+            let store = Config::load(&config)?.store;
+            let count = block_on(offline::repair_claims(&store, &Kernel))??;
+            service::outln!("{}: {count} claims written or deleted", store.display());
         }
         Command::Status { json } => {
             let reply = ask(&cli.socket, &Request::Status)?;
@@ -225,9 +246,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Restore { config, file } => {
             let store = Config::load(&config)?.store;
-            restore(&file, &store)?;
+            let entries = block_on(transfer::restore_backup(&file, &store))??;
             let noted = offline::note_restore(&store, &file, &Kernel);
             block_on(noted)?.context("the store is restored, but its audit has no entry of it")?;
+            told(&store, entries);
         }
         Command::VerifyAudit { file, key, since } => {
             let since = since.map(|path| {
@@ -251,6 +273,14 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Tells that a store is good.
+fn told(store: &Path, entries: u64) {
+    service::outln!(
+        "{}: good: {entries} audit entries, whose chain is whole",
+        store.display()
+    );
 }
 
 /// The director, which has a working folder of its own, writes the file.

@@ -1,5 +1,6 @@
-//! Changes of a store that no director has open: another way in, another key of the audit, and the
-//! note that a backup was restored. Each has its audit entry, whose user is that of the system.
+//! Changes of a store that no director has open: another way in, another key of the audit, claims
+//! made again, and the note that a backup was restored. Each has its audit entry, whose user is that
+//! of the system.
 
 use std::{
     fs, io,
@@ -7,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use control::{Precondition, Revision, Transaction};
+use control::{ClaimError, Precondition, Revision, Transaction};
 use jiff::Timestamp;
 use store::{CommitError, Options, Sqlite, Store as _};
 
@@ -16,6 +17,7 @@ use crate::{
     audit::{self, Checkpoint, Head, Subject},
     audit_key,
     init::{LIFETIME, check_password},
+    live::{Live, LoadError},
     people::{Actor, TOKENS, Token, USERS, User, hash_password, new_secret, token_hash},
     roles::Role,
 };
@@ -38,6 +40,12 @@ pub enum Error {
     /// The password cannot be used.
     #[error("{0}")]
     Password(String),
+    /// The state cannot be read.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The objects contradict each other.
+    #[error("no claims can be made of objects that contradict each other: {0}; restore a backup")]
+    Objects(Box<ClaimError>),
     /// The key of the audit cannot be used.
     #[error(transparent)]
     AuditKey(#[from] audit_key::Error),
@@ -221,6 +229,23 @@ pub async fn note_restore(
     store.audit(&mut transaction, "restore", "store", &backup)?;
     store.store.commit(transaction, None).await?;
     Ok(())
+}
+
+/// Makes the claims of VLANs and public addresses again of the objects: the number of claims that
+/// were written or deleted. Nothing is written if they are right.
+///
+/// # Errors
+/// [`Error`].
+pub async fn repair_claims(path: &Path, environment: &dyn Environment) -> Result<usize, Error> {
+    let store = Closed::open(path, environment).await?;
+    let live = Live::load_unchecked(&store.store).await?;
+    let mut transaction = live.state.repaired_claims().map_err(Error::Objects)?;
+    let count = transaction.changes().count();
+    if count > 0 {
+        store.audit(&mut transaction, "claims.repair", "store", "claims")?;
+        store.store.commit(transaction, None).await?;
+    }
+    Ok(count)
 }
 
 /// Replaces the key that signs the audit: the public part of the new one, hexadecimal. The old key

@@ -1,4 +1,5 @@
-//! Export of a store as text, and import of the text into a new store.
+//! Export of a store as text, import of the text into a new store, and the checks of both exports
+//! and backups.
 
 use std::{
     ffi::OsString,
@@ -7,14 +8,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use store::{Export, FormatError, ImportError, Memory, Options, Sqlite, restore};
+use store::{Backup, Export, FormatError, IMPORT, ImportError, Memory, Options, Sqlite, restore};
 
 use crate::{
     audit::{self, Trust, VerifyError},
     live::{Live, LoadError},
 };
 
-/// The text cannot be imported. There is no store then.
+/// An export or a backup cannot be used. There is no store then.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be opened, or the store of the import not be removed.
@@ -33,7 +34,7 @@ pub enum Error {
     #[error(transparent)]
     Load(#[from] LoadError),
     /// The chain of its audit is broken.
-    #[error("the audit in the export is not whole: {0}; export the store again")]
+    #[error("its audit is not whole: {0}; use another export or backup")]
     Audit(#[from] VerifyError),
     /// It cannot be written.
     #[error(transparent)]
@@ -68,11 +69,40 @@ pub async fn import(text: &Path, path: &Path) -> Result<(usize, u64), Error> {
     Ok((export.entries.len(), entries))
 }
 
-/// Checks the state and the audit of an export: the number of audit entries.
+/// Checks a backup, or a store that is closed, as [`check`] checks an export. The file is not
+/// changed.
+///
+/// # Errors
+/// [`Error`].
+pub async fn check_backup(backup: &Path) -> Result<u64, Error> {
+    let export = Export::of_backup(&Backup::open(backup)?)?;
+    check(&export).await
+}
+
+/// Makes a store of a backup, where there is none: the number of audit entries. The backup is
+/// checked before, as [`import`] checks an export.
+///
+/// # Errors
+/// [`Error`].
+pub async fn restore_backup(backup: &Path, path: &Path) -> Result<u64, Error> {
+    if path.exists() {
+        let path = path.to_owned();
+        return Err(store::Error::Exists { path }.into());
+    }
+    let entries = check_backup(backup).await?;
+    restore(backup, path)?;
+    Ok(entries)
+}
+
+/// Checks that the state can be read, that claims and objects are the same, and that the chain of
+/// the audit is whole: the number of audit entries.
 ///
 /// # Errors
 /// [`Error`].
 pub async fn check(export: &Export) -> Result<u64, Error> {
+    if export.entries.iter().any(|(key, _)| key == IMPORT) {
+        return Err(LoadError::Unfinished.into());
+    }
     let memory = Memory::default();
     export.import(&memory).await?;
     Live::load(&memory).await?;

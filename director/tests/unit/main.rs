@@ -3,6 +3,7 @@
 mod again;
 mod bad_input;
 mod changes;
+mod claims;
 mod conditions;
 mod document;
 mod kill;
@@ -155,6 +156,13 @@ impl Server {
     /// A host, pools, a hardware plan, and tenants acme and globex with a subscription each.
     pub async fn with_tenants() -> Self {
         let server = Self::start().await;
+        server.fill().await;
+        server
+    }
+
+    /// The same, in a server that has none of them.
+    pub async fn fill(&self) {
+        let server = self;
         let host = json!({ "platform": "kvm", "switches": [{ "name": "br0" }] });
         server.create("/v1/hosts", "h1", host).await;
         let pool = json!({ "host": "h1", "switch": "br0", "with_internet": ["101-199"] });
@@ -168,7 +176,6 @@ impl Server {
                 .create(&path, "web", json!({ "hardware_plan": "small" }))
                 .await;
         }
-        server
     }
 
     /// A token of a new user with this role.

@@ -14,12 +14,12 @@ use store::{Backup, Options, Sqlite};
 use super::Server;
 
 /// A configuration, its store, and the program.
-struct Site {
+pub(super) struct Site {
     folder: tempfile::TempDir,
 }
 
 impl Site {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let at = |name: &str| folder.path().join(name).display().to_string();
         let text = format!(
@@ -33,7 +33,7 @@ impl Site {
         Self { folder }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -41,8 +41,10 @@ impl Site {
         let mut command = Command::new(env!("CARGO_BIN_EXE_causeway-director"));
         let words: Vec<_> = words.split(' ').collect();
         command.args(&words);
-        if words[0] != "verify-audit" {
-            command.arg("--config").arg(self.path("d.toml"));
+        match words[0] {
+            "verify-audit" => {}
+            "check" => drop(command.arg(self.path("d.toml"))),
+            _ => drop(command.arg("--config").arg(self.path("d.toml"))),
         }
         let mut child = command
             .stdin(Stdio::piped())
@@ -58,7 +60,7 @@ impl Site {
     }
 
     #[track_caller]
-    fn run(&self, words: &str) -> String {
+    pub(super) fn run(&self, words: &str) -> String {
         self.typed(words, "")
     }
 
@@ -73,7 +75,7 @@ impl Site {
     }
 
     #[track_caller]
-    fn fails(&self, words: &str, text: &str) {
+    pub(super) fn fails(&self, words: &str, text: &str) {
         let output = self.spawn(words, "");
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(
@@ -82,7 +84,7 @@ impl Site {
         );
     }
 
-    fn backup(&self, name: &str) -> String {
+    pub(super) fn backup(&self, name: &str) -> String {
         let store = open(&self.path("store"));
         store.backup(&self.path(name)).expect("a backup");
         self.path(name).display().to_string()
@@ -104,7 +106,7 @@ impl Site {
     }
 }
 
-fn open(path: &Path) -> Sqlite {
+pub(super) fn open(path: &Path) -> Sqlite {
     Sqlite::open(path, Options::default()).expect("a store")
 }
 

@@ -28,6 +28,7 @@ mod addressing;
 pub mod audit;
 mod catalogue;
 mod change;
+mod claims;
 mod condition;
 mod difference;
 mod draft;
@@ -47,6 +48,7 @@ mod usage;
 
 pub use catalogue::{KINDS, KindInfo, kind};
 pub use change::{Accepted, Options, create, remove, replace};
+pub use claims::ClaimError;
 pub use condition::{Condition, Holds, NO_AGENT, Observed};
 pub use difference::{ChangeOfObject, Difference, FieldDifference, differences, spec_differences};
 pub use kinds::{

@@ -1,6 +1,6 @@
 //! The whole state of the provider, in memory.
 
-use std::{borrow::Borrow, cmp::Ordering, collections::BTreeMap, ops::Bound};
+use std::{borrow::Borrow, cmp::Ordering, collections::BTreeMap, fmt, ops::Bound};
 
 use serde::{Deserialize, Serialize};
 
@@ -151,6 +151,18 @@ pub struct Claim {
     pub tenant: String,
     /// The tenant's network (VLAN) or address (public address).
     pub owner: String,
+}
+
+/// For people: `"web-1" of tenant "acme" (pool "p")`.
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            pool,
+            tenant,
+            owner,
+        } = self;
+        write!(f, "{owner:?} of tenant {tenant:?} (pool {pool:?})")
+    }
 }
 
 /// A stored value cannot be read. The state is not used then: a part of it would look like a

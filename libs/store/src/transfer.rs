@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize, de::IgnoredAny};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    CommitError, Error, Precondition, Revision, Store, Transaction,
+    Backup, CommitError, Error, Precondition, Revision, Snapshot, Store, Transaction,
     lease::PREFIX as LEASES,
     sqlite::{file_error, new_file, publish},
 };
@@ -109,13 +109,24 @@ impl Export {
     /// # Errors
     /// When the store cannot be read.
     pub async fn of(store: &impl Store) -> Result<Self, Error> {
-        let snapshot = store.snapshot("").await?;
+        Ok(Self::of_snapshot(store.snapshot("").await?))
+    }
+
+    /// All keys of a backup but leases, [`IMPORT`] among them if an import has not finished.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn of_backup(backup: &Backup) -> Result<Self, Error> {
+        Ok(Self::of_snapshot(backup.snapshot("")?))
+    }
+
+    fn of_snapshot(snapshot: Snapshot) -> Self {
         let entries = snapshot.entries.into_iter();
         let entries = entries.filter(|entry| !entry.key.starts_with(LEASES));
-        Ok(Self {
+        Self {
             revision: snapshot.revision,
             entries: entries.map(|entry| (entry.key, entry.value)).collect(),
-        })
+        }
     }
 
     /// Writes the text.
