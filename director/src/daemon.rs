@@ -31,7 +31,7 @@ use crate::{
     config::{self, Config},
     live::LoadError,
     self_test::{self, SelfTest},
-    tls::{self, Tls},
+    tls::{self, OwnSources, Tls},
 };
 
 /// The control socket.
@@ -198,10 +198,13 @@ impl Daemon {
         let address = listener.local_addr().map_err(failed)?;
         tracing::info!(%address, "serving the API");
         let has_tls = tls.is_some();
-        let api = tokio::spawn(tls::serve(
+        let own = Arc::new(OwnSources::default());
+        let api = tokio::spawn(tls::serve_within(
             listener,
             tls.clone(),
             router(Arc::clone(&director)),
+            Arc::clone(&own),
+            tls::Limits::default(),
         ));
         let mut self_test = SelfTest::default();
         let store = director.store.clone();
@@ -210,7 +213,8 @@ impl Daemon {
             async move { self_test::store_answers(&store).await }
         });
         self_test.add(self_test::API, move || {
-            self_test::api_answers(address, has_tls)
+            let own = Arc::clone(&own);
+            async move { self_test::api_answers(address, has_tls, &own).await }
         });
         let signing = sign(Arc::clone(&director), Arc::clone(&key), config.checkpoint);
         let checkpoints = tokio::spawn(signing);

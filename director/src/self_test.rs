@@ -8,6 +8,7 @@
 
 use std::{
     fmt::Display,
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
@@ -26,11 +27,13 @@ use rustls::{
 use store::Store;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
 use tokio_rustls::TlsConnector;
+
+use crate::tls::{OwnSource, OwnSources};
 
 /// A probe, and how long it may fail.
 #[derive(Clone, Copy, Debug)]
@@ -192,15 +195,20 @@ pub(crate) async fn store_answers(store: &impl Store) -> Result<(), store::Commi
 pub(crate) enum ApiError {
     /// Its address cannot be connected to, or the connection ended.
     #[error("{0}")]
-    Connection(#[from] std::io::Error),
+    Connection(#[from] io::Error),
     /// It answered something else than 200.
     #[error("GET /health: {0:?}")]
     Status(String),
 }
 
-/// `GET /health` at the API's own address.
-pub(crate) async fn api_answers(address: SocketAddr, has_tls: bool) -> Result<(), ApiError> {
-    let stream = connect(address).await?;
+/// `GET /health` at the API's own address. The connection is one of `own`, so that clients of the
+/// same address do not keep it out.
+pub(crate) async fn api_answers(
+    address: SocketAddr,
+    has_tls: bool,
+    own: &OwnSources,
+) -> Result<(), ApiError> {
+    let (stream, _source) = connect(address, own).await?;
     if !has_tls {
         return ask(stream).await;
     }
@@ -208,7 +216,7 @@ pub(crate) async fn api_answers(address: SocketAddr, has_tls: bool) -> Result<()
         rustls::crypto::aws_lc_rs::default_provider(),
     ))
     .with_safe_default_protocol_versions()
-    .map_err(std::io::Error::other)?
+    .map_err(io::Error::other)?
     .dangerous()
     .with_custom_certificate_verifier(Arc::new(OwnCertificate))
     .with_no_client_auth();
@@ -218,8 +226,8 @@ pub(crate) async fn api_answers(address: SocketAddr, has_tls: bool) -> Result<()
 }
 
 /// Connects to this process, at a loopback address if it listens on all.
-async fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
-    let at = |ip| TcpStream::connect(SocketAddr::new(ip, address.port()));
+async fn connect(address: SocketAddr, own: &OwnSources) -> io::Result<(TcpStream, OwnSource<'_>)> {
+    let at = |ip| connect_to(SocketAddr::new(ip, address.port()), own);
     match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => at(Ipv4Addr::LOCALHOST.into()).await,
         IpAddr::V6(ip) if ip.is_unspecified() => match at(Ipv6Addr::LOCALHOST.into()).await {
@@ -227,8 +235,24 @@ async fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
             // Without IPv6 on the loopback interface.
             Err(_) => at(Ipv4Addr::LOCALHOST.into()).await,
         },
-        ip => at(ip).await,
+        _ => connect_to(address, own).await,
     }
+}
+
+/// Connects to an address of this machine from the same address, with a port that is known before.
+async fn connect_to(
+    address: SocketAddr,
+    own: &OwnSources,
+) -> io::Result<(TcpStream, OwnSource<'_>)> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    let mut source = address;
+    source.set_port(0);
+    socket.bind(source)?;
+    let source = own.add(socket.local_addr()?);
+    Ok((socket.connect(address).await?, source))
 }
 
 async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<(), ApiError> {
@@ -367,6 +391,10 @@ mod tests {
         files
     }
 
+    fn local(address: SocketAddr) -> SocketAddr {
+        SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port())
+    }
+
     #[tokio::test]
     async fn the_api_answers_with_and_without_tls_until_it_is_stuck() {
         let folder = tempfile::tempdir().unwrap();
@@ -380,18 +408,36 @@ mod tests {
             let address = listener.local_addr().unwrap();
             let has_tls = tls.is_some();
             let router = daemon::router(Arc::clone(&director));
-            let api = tokio::spawn(tls::serve(listener, tls, router));
-            api_answers(address, has_tls).await.unwrap();
+            let own = Arc::new(OwnSources::default());
+            let limits = tls::Limits::new(64, 8);
+            let of_test = Arc::clone(&own);
+            let api = tokio::spawn(tls::serve_within(listener, tls, router, of_test, limits));
+            // Clients have all connections that their address may have.
+            let mut open = Vec::new();
+            for _ in 0..8 {
+                open.push(TcpStream::connect(local(address)).await.unwrap());
+            }
+            let mut refused = TcpStream::connect(local(address)).await.unwrap();
+            let closed = refused.read(&mut [0]).await;
+            assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
+            let strangers = OwnSources::default();
+            assert!(api_answers(address, has_tls, &strangers).await.is_err());
+            api_answers(address, has_tls, &own).await.unwrap();
+            drop(open);
             api.abort();
             let _ = api.await;
-            assert!(api_answers(address, has_tls).await.is_err());
+            assert!(api_answers(address, has_tls, &own).await.is_err());
         }
         // The kernel accepts, and the process does not.
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         for has_tls in [false, true] {
             let mut test = SelfTest::default();
-            test.add(FAST, move || api_answers(address, has_tls));
+            let own = Arc::new(OwnSources::default());
+            test.add(FAST, move || {
+                let own = Arc::clone(&own);
+                async move { api_answers(address, has_tls, &own).await }
+            });
             assert_eq!(fault_after_a_probe(&test).await, Some(FAST.fault));
             let error = test.failed().await.to_string();
             assert!(error.contains("no answer within"), "{error}");

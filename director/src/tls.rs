@@ -1,7 +1,7 @@
 //! TLS of the API: the certificate and its key from files, read again on reload.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     net::{IpAddr, SocketAddr},
     os::unix::fs::PermissionsExt as _,
@@ -30,7 +30,8 @@ use tokio_rustls::TlsAcceptor;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for the head of a request, also after the request before: an idle connection ends.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Connections at once, and those of one address. Watches are among them.
+/// Connections at once, and those of one address. Watches are among them; those of the director
+/// itself are not.
 const MAX_CONNECTIONS: usize = 4096;
 const MAX_CONNECTIONS_OF_ADDRESS: usize = 512;
 /// Time before connections are accepted again when the kernel refuses, for example for want of
@@ -146,7 +147,18 @@ fn read(files: &Files) -> Result<ServerConfig, Error> {
 /// waiting. Connections are limited in number, and an idle one has a limited time, so that clients
 /// without a token do not use up the sockets.
 pub async fn serve(listener: TcpListener, tls: Option<Arc<Tls>>, router: Router) {
-    let limits = Arc::new(Limits::default());
+    serve_within(listener, tls, router, Arc::default(), Limits::default()).await;
+}
+
+/// The same, with limits, and with connections from `own` sources, which are always admitted.
+pub(crate) async fn serve_within(
+    listener: TcpListener,
+    tls: Option<Arc<Tls>>,
+    router: Router,
+    own: Arc<OwnSources>,
+    limits: Limits,
+) {
+    let limits = Arc::new(limits);
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -156,10 +168,11 @@ pub async fn serve(listener: TcpListener, tls: Option<Arc<Tls>>, router: Router)
                 continue;
             }
         };
-        let Some(admitted) = Admitted::new(&limits, from.ip()) else {
+        let admitted = Admitted::new(&limits, from.ip());
+        if admitted.is_none() && !own.contains(from) {
             tracing::debug!(%from, "too many connections of the API; closing this one");
             continue;
-        };
+        }
         let (tls, router) = (tls.clone(), router.clone());
         tokio::spawn(async move {
             let _admitted = admitted;
@@ -196,13 +209,72 @@ where
     }
 }
 
-/// Open connections, by address.
+/// Addresses and ports that the director's own connections come from. They are bound before a
+/// connection is opened, so that no other one has the same source.
 #[derive(Debug, Default)]
-struct Limits(Mutex<BTreeMap<IpAddr, usize>>);
+pub struct OwnSources(Mutex<BTreeSet<(IpAddr, u16)>>);
+
+impl OwnSources {
+    /// Adds the source of a connection that is to be opened, until the result is dropped.
+    pub(crate) fn add(&self, source: SocketAddr) -> OwnSource<'_> {
+        let source = key(source);
+        self.lock().insert(source);
+        OwnSource { all: self, source }
+    }
+
+    fn contains(&self, source: SocketAddr) -> bool {
+        self.lock().contains(&key(source))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeSet<(IpAddr, u16)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A socket of IPv6 shows a peer of IPv4 as a mapped address.
+fn key(source: SocketAddr) -> (IpAddr, u16) {
+    (source.ip().to_canonical(), source.port())
+}
+
+/// A source of [`OwnSources`].
+#[derive(Debug)]
+pub(crate) struct OwnSource<'a> {
+    all: &'a OwnSources,
+    source: (IpAddr, u16),
+}
+
+impl Drop for OwnSource<'_> {
+    fn drop(&mut self) {
+        self.all.lock().remove(&self.source);
+    }
+}
+
+/// Open connections, by address, and how many there may be.
+#[derive(Debug)]
+pub(crate) struct Limits {
+    open: Mutex<BTreeMap<IpAddr, usize>>,
+    all: usize,
+    of_address: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::new(MAX_CONNECTIONS, MAX_CONNECTIONS_OF_ADDRESS)
+    }
+}
 
 impl Limits {
+    /// Limits of all connections, and of those of one address.
+    pub const fn new(all: usize, of_address: usize) -> Self {
+        Self {
+            open: Mutex::new(BTreeMap::new()),
+            all,
+            of_address,
+        }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<IpAddr, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -218,7 +290,7 @@ impl Admitted {
         let mut open = limits.lock();
         let all: usize = open.values().sum();
         let of_address = open.entry(address).or_default();
-        if all >= MAX_CONNECTIONS || *of_address >= MAX_CONNECTIONS_OF_ADDRESS {
+        if all >= limits.all || *of_address >= limits.of_address {
             if *of_address == 0 {
                 open.remove(&address);
             }
