@@ -1,11 +1,8 @@
 //! Changes: computed over the state in memory, one at a time, and committed with their audit entry.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use aws_lc_rs::signature::Ed25519KeyPair;
@@ -18,7 +15,7 @@ use tokio::sync::{Mutex, Notify, RwLock, RwLockReadGuard, Semaphore};
 
 use crate::{
     Environment,
-    api::Problem,
+    api::{Attempts, Problem},
     audit::{self, Subject},
     environment::uid,
     live::{
@@ -55,8 +52,8 @@ pub struct Director {
     signature_due: Notify,
     pub(crate) environment: Arc<dyn Environment>,
     pub(crate) metrics: Metrics,
-    /// Wrong codes of authenticators, by user: their number, and the time of the last.
-    pub(crate) wrong_codes: std::sync::Mutex<HashMap<String, (u32, Timestamp)>>,
+    /// Wrong passwords, and wrong codes of authenticators.
+    pub(crate) attempts: Attempts,
     /// Permits to hash a password.
     pub(crate) passwords: Semaphore,
     /// Permits to wait for one of them.
@@ -112,7 +109,7 @@ impl Director {
             signature_due: Notify::new(),
             environment,
             metrics: Metrics::default(),
-            wrong_codes: std::sync::Mutex::default(),
+            attempts: Attempts::default(),
             passwords: Semaphore::new(PASSWORDS),
             password_queue: Semaphore::new(PASSWORD_QUEUE),
         })

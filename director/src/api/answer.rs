@@ -116,6 +116,9 @@ pub(super) struct ProblemBody {
     allow: Option<String>,
 }
 
+/// Types begin with this.
+const TYPE: &str = "urn:causeway:problem:";
+
 /// Longest detail, and longest value of a conflict, characters.
 const MAX_DETAIL_LEN: usize = 2000;
 
@@ -127,13 +130,18 @@ pub(super) const STATUSES: [u16; 15] = [
 impl Problem {
     pub(crate) fn new(status: StatusCode, kind: &str, detail: impl Into<String>) -> Self {
         Self(Box::new(ProblemBody {
-            kind: format!("urn:causeway:problem:{kind}"),
+            kind: format!("{TYPE}{kind}"),
             title: status.canonical_reason().unwrap_or_default().to_owned(),
             status: status.as_u16(),
             detail: shortened(detail.into()),
             conflicts: Vec::new(),
             allow: None,
         }))
+    }
+
+    /// Whether it is of this type.
+    pub(super) fn is(&self, kind: &str) -> bool {
+        self.0.kind.strip_prefix(TYPE) == Some(kind)
     }
 
     pub(crate) fn unavailable() -> Self {

@@ -9,6 +9,7 @@
 //! Extractors of axum are not used: their refusals would not be in the document.
 
 mod answer;
+mod attempts;
 mod document;
 mod objects;
 mod password;
@@ -23,6 +24,7 @@ mod usage;
 mod watch;
 
 pub use answer::{Answer, Problem};
+pub(crate) use attempts::Attempts;
 pub use document::document;
 pub use table::{Operation, operations};
 

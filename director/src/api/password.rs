@@ -16,7 +16,6 @@ use super::{
     people::{body, check_password, first, found_user, subject_of},
     request::Call,
     table::{Operation, Success},
-    totp,
 };
 use crate::{
     Director,
@@ -148,13 +147,14 @@ async fn replace_own(call: Call) -> Result<Answer, Problem> {
             return Err(invalid("current: write your password before this change"));
         }
         (Some(hash), Some(current)) => {
-            totp::check_lockout(director, &tries, director.environment.now())?;
             if current == new.password {
                 return Err(invalid("password: it is that of before: write another one"));
             }
+            let now = director.environment.now();
+            let attempt = director.attempts.begin(&tries, now).await?;
             if !verified(director, current, hash.clone()).await? {
                 // The token is right: only the password is refused.
-                totp::count_wrong(director, &tries, director.environment.now());
+                attempt.wrong();
                 tracing::warn!(user = actor.user, "present password refused");
                 return Err(Problem::new(
                     StatusCode::UNPROCESSABLE_ENTITY,
@@ -162,6 +162,7 @@ async fn replace_own(call: Call) -> Result<Answer, Problem> {
                     "current: it is not your password: check it",
                 ));
             }
+            attempt.right();
         }
     }
     let hash = hashed(director, new.password).await?;
@@ -175,7 +176,6 @@ async fn replace_own(call: Call) -> Result<Answer, Problem> {
         replaced(live, user, *revision, &hash, Some(&actor.token))
     });
     let done = done.await?;
-    totp::forgive(director, &tries);
     Ok(Answer::json(StatusCode::OK, &done.body))
 }
 

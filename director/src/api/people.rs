@@ -217,7 +217,8 @@ async fn log_in(call: Call) -> Result<Answer, Problem> {
     }
     let now = call.director.environment.now();
     let tries = format!("password {} {:?}", credentials.user, call.peer);
-    totp::check_lockout(&call.director, &tries, now)?;
+    let attempts = &call.director.attempts;
+    let attempt = attempts.begin(&tries, now).await?;
     let user = {
         let live = call.director.live().await?;
         live.users
@@ -233,18 +234,16 @@ async fn log_in(call: Call) -> Result<Answer, Problem> {
         }
     };
     let Some(user) = user.filter(|_| is_right) else {
-        totp::count_wrong(&call.director, &tries, now);
+        attempt.wrong();
         tracing::warn!(user = credentials.user, peer = ?call.peer, "log-in refused");
         return Err(wrong_credentials());
     };
+    attempt.right();
     let has_totp = user.totp.as_ref().is_some_and(|totp| totp.is_confirmed);
-    let code = match (has_totp, credentials.code) {
-        (false, _) => None,
+    let (code, attempt) = match (has_totp, credentials.code) {
+        (false, _) => (None, None),
         (true, None) => return Err(totp::missing()),
-        (true, Some(code)) => {
-            totp::check_lockout(&call.director, &user.name, now)?;
-            Some(code)
-        }
+        (true, Some(code)) => (Some(code), Some(attempts.begin(&user.name, now).await?)),
     };
     let actor = Actor {
         user: user.name.clone(),
@@ -261,10 +260,11 @@ async fn log_in(call: Call) -> Result<Answer, Problem> {
         password: stored.as_deref(),
         code: code.as_deref(),
     };
-    let answer = issue(&call, &actor, new).await?;
-    totp::forgive(&call.director, &user.name);
-    totp::forgive(&call.director, &tries);
-    Ok(answer)
+    let answer = issue(&call, &actor, new).await;
+    if let Some(attempt) = attempt {
+        attempt.end(&answer);
+    }
+    answer
 }
 
 pub(super) fn wrong_credentials() -> Problem {

@@ -176,9 +176,7 @@ pub(super) async fn issue(call: &Call, actor: &Actor, new: Issue<'_>) -> Result<
                 .as_ref()
                 .and_then(|totp| totp.accept(code, origin.now));
             let after = User {
-                totp: Some(
-                    accepted.ok_or_else(|| totp::wrong(&call.director, new.user, origin.now))?,
-                ),
+                totp: Some(accepted.ok_or_else(|| totp::wrong(new.user))?),
                 ..user.clone()
             };
             transaction.put.insert(key, body(&after)?.to_string());

@@ -1,10 +1,8 @@
 //! Authenticators of users.
 
-use std::sync::PoisonError;
-
 use axum::http::StatusCode;
 use control::{Precondition, Transaction};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::{
@@ -14,18 +12,14 @@ use super::{
     request::Call,
 };
 use crate::{
-    Director,
     change::{Planned, Wanted},
     people::{USERS, User},
     roles::{ObjectGroup, Verb},
     totp::Authenticator,
 };
 
-/// Wrong codes in a row after which a user waits. A guesser with the password would need a million
-/// tries otherwise, which are some hours.
-const MAX_WRONG_CODES: u32 = 5;
-/// Time that the user waits.
-const LOCKOUT: SignedDuration = SignedDuration::from_mins(15);
+/// Type of the refusal of a wrong code.
+pub(super) const WRONG_CODE: &str = "wrong-code";
 
 /// The password is right, and a code is missing.
 pub(super) fn missing() -> Problem {
@@ -36,61 +30,15 @@ pub(super) fn missing() -> Problem {
     )
 }
 
-/// Refuses a user who has sent wrong codes.
-pub(super) fn check_lockout(
-    director: &Director,
-    user: &str,
-    now: Timestamp,
-) -> Result<(), Problem> {
-    let mut wrong = lock(director);
-    // Users who waited long enough are forgotten.
-    wrong.retain(|_, (_, last)| now.duration_since(*last) < LOCKOUT);
-    match wrong.get(user) {
-        Some((count, _)) if *count >= MAX_WRONG_CODES => Err(Problem::new(
-            StatusCode::TOO_MANY_REQUESTS,
-            "too-many",
-            format!(
-                "{MAX_WRONG_CODES} codes or passwords in a row were wrong: wait for {} minutes, \
-                 or ask an administrator for help",
-                LOCKOUT.as_mins()
-            ),
-        )),
-        Some(_) | None => Ok(()),
-    }
-}
-
-fn lock(
-    director: &Director,
-) -> std::sync::MutexGuard<'_, std::collections::HashMap<String, (u32, Timestamp)>> {
-    director
-        .wrong_codes
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Counts a wrong code or password.
-pub(super) fn count_wrong(director: &Director, user: &str, now: Timestamp) {
-    let mut wrong = lock(director);
-    let (count, last) = wrong.entry(user.to_owned()).or_insert((0, now));
-    *count += 1;
-    *last = now;
-}
-
-/// Counts a wrong code.
-pub(super) fn wrong(director: &Director, user: &str, now: Timestamp) -> Problem {
-    count_wrong(director, user, now);
+/// The code is wrong. The caller counts it.
+pub(super) fn wrong(user: &str) -> Problem {
     tracing::warn!(user, "code of an authenticator refused");
     Problem::new(
         StatusCode::UNAUTHORIZED,
-        "wrong-code",
+        WRONG_CODE,
         "the code is wrong, or was used already: wait for the next one, and check the clock of the \
          authenticator",
     )
-}
-
-/// Forgets wrong codes of a user.
-pub(super) fn forgive(director: &Director, user: &str) {
-    lock(director).remove(user);
 }
 
 /// A change of a user's authenticator.
@@ -163,26 +111,26 @@ pub(super) async fn create(call: Call) -> Result<Answer, Problem> {
 pub(super) async fn confirm(call: Call) -> Result<Answer, Problem> {
     let name = call.actor()?.user.clone();
     let Code { code } = call.read()?;
-    check_lockout(&call.director, &name, call.director.environment.now())?;
-    change(&call, &name, StatusCode::NO_CONTENT, |user, now| {
+    let now = call.director.environment.now();
+    let attempt = call.director.attempts.begin(&name, now).await?;
+    let confirmed = change(&call, &name, StatusCode::NO_CONTENT, |user, now| {
         let Some(totp) = &user.totp else {
             let text = "you have no authenticator: make one with POST first";
             return Err(Problem::new(StatusCode::CONFLICT, "conflict", text));
         };
         match totp.accept(&code, now) {
             Some(accepted) => Ok(Some(accepted)),
-            None => {
-                // The token is right: only the code is refused.
-                let _counted = wrong(&call.director, &name, now);
-                Err(Problem::new(
-                    StatusCode::UNPROCESSABLE_ENTITY,
-                    "wrong-code",
-                    "the code is wrong, or was used already: wait for the next one",
-                ))
-            }
+            // The token is right: only the code is refused.
+            None => Err(Problem::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                WRONG_CODE,
+                "the code is wrong, or was used already: wait for the next one",
+            )),
         }
     })
-    .await?;
+    .await;
+    attempt.end(&confirmed);
+    confirmed?;
     Ok(Answer::done())
 }
 
@@ -190,6 +138,6 @@ pub(super) async fn remove(call: Call) -> Result<Answer, Problem> {
     authorize(call.actor()?, ObjectGroup::People, Verb::Write, None)?;
     let name = first(&call).to_owned();
     change(&call, &name, StatusCode::NO_CONTENT, |_, _| Ok(None)).await?;
-    forgive(&call.director, &name);
+    call.director.attempts.forgive(&name);
     Ok(Answer::done())
 }

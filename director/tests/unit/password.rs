@@ -1,5 +1,6 @@
 //! Changes of passwords, and the tokens that end by them.
 
+use futures::future::join_all;
 use serde_json::{Value, json};
 
 use super::{Answered, Server};
@@ -90,6 +91,50 @@ async fn a_password_is_not_guessed_with_a_token() {
     put(&server, &alice, path, right).await.expect(429);
     // The log-in is another matter.
     log_in(&server, "alice", OLD).await.expect(201);
+}
+
+#[tokio::test]
+async fn wrong_passwords_at_the_same_time_do_not_exceed_the_limit() {
+    let server = Server::start().await;
+    server.user("alice", "provider-operator", None).await;
+    let right = join_all((0..12).map(|_| log_in(&server, "alice", OLD))).await;
+    assert!(right.iter().all(|answer| answer.status == 201), "{right:?}");
+    let wrong = join_all((0..24).map(|_| log_in(&server, "alice", "a wrong one"))).await;
+    let of = |status| {
+        wrong
+            .iter()
+            .filter(|answer| answer.status == status)
+            .count()
+    };
+    assert_eq!((of(401), of(429)), (5, 19));
+    log_in(&server, "alice", OLD).await.expect(429);
+
+    // The same for one's own password, and for a code.
+    let alice = server.user("bob", "provider-operator", None).await;
+    let body = json!({ "current": "a wrong one", "password": NEW });
+    let own = || put(&server, &alice, "/v1/self/password", body.clone());
+    let wrong = join_all((0..24).map(|_| own())).await;
+    let of = |status| {
+        wrong
+            .iter()
+            .filter(|answer| answer.status == status)
+            .count()
+    };
+    assert_eq!((of(422), of(429)), (5, 19));
+    let made = server
+        .call(&alice, "POST", "/v1/self/totp", &[], None)
+        .await;
+    made.expect(201);
+    let code = json!({ "code": "000000x" });
+    let confirm = || put(&server, &alice, "/v1/self/totp", code.clone());
+    let wrong = join_all((0..24).map(|_| confirm())).await;
+    let of = |status| {
+        wrong
+            .iter()
+            .filter(|answer| answer.status == status)
+            .count()
+    };
+    assert_eq!((of(422), of(429)), (5, 19));
 }
 
 #[tokio::test]
