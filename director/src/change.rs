@@ -252,22 +252,36 @@ impl Director {
                 differences: Vec::new(),
                 revision: None,
             };
-            if wanted.dry_run || planned.transaction.is_empty() {
+            let is_unchanged = planned.transaction.is_empty();
+            if wanted.dry_run || is_unchanged && wanted.idempotency.is_none() {
                 applied.differences = planned.differences;
                 return Ok(applied);
             }
-            let (transaction, differences) = (planned.transaction, planned.differences);
-            let completed = complete(
+            let mut transaction = planned.transaction;
+            if !is_unchanged {
+                audit::append(
+                    &mut transaction,
+                    &live.head,
+                    live.head_written,
+                    origin.now,
+                    wanted.actor,
+                    &wanted.subject,
+                    planned.differences,
+                )
+                .map_err(|error| Problem::internal(&error))?;
+            }
+            keep_answer(
                 &live,
                 &wanted,
-                transaction,
-                differences,
+                &mut transaction,
                 &applied,
+                is_unchanged,
                 origin.now,
-            );
-            let transaction = completed?;
+            )?;
             drop(live);
             match self.commit(transaction).await {
+                // The commit has only the kept answer: the object has the revision of before.
+                Ok(_) if is_unchanged => return Ok(applied),
                 Ok(revision) => {
                     applied.revision = Some(revision);
                     set_revision(&mut applied.body, revision);
@@ -339,36 +353,29 @@ fn stored_answer(
         return Err(Problem::idempotency_key());
     }
     let mut body = stored.body.clone();
-    set_revision(&mut body, *revision);
+    let revision = (!stored.is_unchanged).then_some(*revision);
+    if let Some(revision) = revision {
+        set_revision(&mut body, revision);
+    }
     Ok(Some(Applied {
         status: stored.status,
         body,
         warnings: stored.warnings.clone(),
         differences: Vec::new(),
-        revision: Some(*revision),
+        revision,
     }))
 }
 
-/// Adds the audit entry and the stored answer, and forgets old ones.
-fn complete(
+/// Adds the answer that is kept for a request with the same key, if the request has one, and forgets
+/// old ones.
+fn keep_answer(
     live: &Live,
     wanted: &Wanted<'_>,
-    mut transaction: Transaction,
-    differences: Vec<Difference>,
+    transaction: &mut Transaction,
     applied: &Applied,
+    is_unchanged: bool,
     now: Timestamp,
-) -> Result<Transaction, Problem> {
-    let failed = |error: serde_json::Error| Problem::internal(&error);
-    audit::append(
-        &mut transaction,
-        &live.head,
-        live.head_written,
-        now,
-        wanted.actor,
-        &wanted.subject,
-        differences,
-    )
-    .map_err(failed)?;
+) -> Result<(), Problem> {
     let is_old = |stored: &StoredAnswer| now.duration_since(stored.at) >= ANSWER_LIFETIME;
     let old = live
         .stored_answers
@@ -395,8 +402,9 @@ fn complete(
             status: applied.status,
             body: applied.body.clone(),
             warnings: applied.warnings.clone(),
+            is_unchanged,
         };
-        let text = serde_json::to_string(&answer).map_err(failed)?;
+        let text = serde_json::to_string(&answer).map_err(|error| Problem::internal(&error))?;
         if text.len() > MAX_STORED_ANSWER_LEN {
             return Err(Problem::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
@@ -418,5 +426,5 @@ fn complete(
             .insert(stored.clone(), precondition);
         transaction.put.insert(stored, text);
     }
-    Ok(transaction)
+    Ok(())
 }

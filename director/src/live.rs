@@ -43,11 +43,15 @@ pub(crate) struct StoredAnswer {
     pub request: String,
     /// Status of the answer.
     pub status: u16,
-    /// Body of the answer, with revision 0 in place of that of its commit.
+    /// Body of the answer, with revision 0 in place of that of its commit; the revision of the
+    /// object if the request changed nothing.
     pub body: Value,
     /// Warnings of the answer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// The request changed nothing, and its commit has only this answer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_unchanged: bool,
 }
 
 /// The state in memory.

@@ -110,6 +110,41 @@ async fn a_repeated_request_is_carried_out_once() {
 }
 
 #[tokio::test]
+async fn a_repeated_request_that_changed_nothing_gets_the_same_answer() {
+    let mut server = Server::with_tenants().await;
+    let admin = server.admin.clone();
+    let path = "/v1/tenants/acme";
+    let found = server.get(&admin, path).await.expect(200);
+    let same = json!({ "spec": found.json()["spec"] });
+    let key = [("idempotency-key", "same")];
+    let first = server.call(&admin, "PUT", path, &key, Some(&same)).await;
+    let first = first.expect(200);
+    assert_eq!(
+        first.header("etag"),
+        found.header("etag"),
+        "nothing has changed"
+    );
+    let other = json!({ "spec": { "description": "renamed" } });
+    let changed = server.call(&admin, "PUT", path, &[], Some(&other)).await;
+    let changed = changed.expect(200);
+    // Carried out again, it would undo that change.
+    let again = server.call(&admin, "PUT", path, &key, Some(&same)).await;
+    assert_eq!(again, first);
+    server.restart().await;
+    let again = server.call(&admin, "PUT", path, &key, Some(&same)).await;
+    assert_eq!(again, first, "after a restart, too");
+    let now = server.get(&admin, path).await.expect(200);
+    assert_eq!(now.header("etag"), changed.header("etag"));
+    server
+        .call(&admin, "PUT", path, &key, Some(&other))
+        .await
+        .expect(422);
+    // What changes nothing has no entry of the audit.
+    let audit = server.get(&admin, "/v1/audit?limit=1000").await.expect(200);
+    assert_eq!(audit.text.matches("tenant.replace").count(), 1);
+}
+
+#[tokio::test]
 async fn bad_requests_get_one_clear_error() {
     let server = Server::with_tenants().await;
     for (method, path, body, status, text) in [
