@@ -30,8 +30,12 @@ pub(crate) const ANSWER_LIFETIME: SignedDuration = SignedDuration::from_hours(24
 pub(crate) const MAX_STORED_ANSWERS: usize = 1000;
 /// Longest body that is kept, bytes.
 pub(crate) const MAX_STORED_ANSWER_LEN: usize = 16 << 10;
-/// Most tokens of a user.
+/// Most tokens of a user, without sessions.
 pub(crate) const MAX_TOKENS: usize = 100;
+/// Most sessions of a user: a further one ends the oldest.
+pub(crate) const MAX_SESSIONS: usize = 32;
+/// Most users of a tenant, and of the provider: people and machines.
+pub(crate) const MAX_USERS: usize = 1000;
 
 /// The answer to a request with an `Idempotency-Key`, in the transaction of its change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -197,10 +201,18 @@ impl Live {
             .take_while(move |key| key.starts_with(&prefix))
     }
 
-    /// Tokens of a user that have not expired.
-    pub fn tokens_of(&self, user: &str, now: Timestamp) -> impl Iterator<Item = &Token> {
-        let tokens = self.tokens.values().map(|(token, _)| token);
-        tokens.filter(move |token| token.user == user && now < token.expires)
+    /// Sessions of a user that have not expired, or its other tokens, each with its hash.
+    pub fn tokens_of(
+        &self,
+        user: &str,
+        session: bool,
+        now: Timestamp,
+    ) -> impl Iterator<Item = (&str, &Token)> {
+        let tokens = self.tokens.iter();
+        let tokens = tokens.map(|(hash, (token, _))| (hash.as_str(), token));
+        tokens.filter(move |(_, token)| {
+            token.user == user && token.session == session && now < token.expires
+        })
     }
 
     /// Number of the audit's entries that no checkpoint covers.

@@ -208,6 +208,7 @@ pub(crate) fn add_token(
         description: description.to_owned(),
         created: now,
         expires: now.checked_add(LIFETIME).unwrap_or(now),
+        session: false,
     };
     let key = format!("{TOKENS}{hash}");
     transaction.create(key, serde_json::to_string(&token)?);

@@ -64,6 +64,9 @@ pub struct Token {
     /// End.
     #[schema(value_type = String, format = DateTime)]
     pub expires: Timestamp,
+    /// Whether a log-in made it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub session: bool,
 }
 
 /// The user of a request.

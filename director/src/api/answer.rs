@@ -139,6 +139,16 @@ impl Problem {
         }))
     }
 
+    /// The same, with the objects and fields that contradict the request.
+    pub(super) fn with(mut self, conflicts: Vec<Conflict>) -> Self {
+        self.0.conflicts = conflicts;
+        for conflict in &mut self.0.conflicts {
+            conflict.value = shortened(std::mem::take(&mut conflict.value));
+            conflict.name = shortened(std::mem::take(&mut conflict.name));
+        }
+        self
+    }
+
     /// Whether it is of this type.
     pub(super) fn is(&self, kind: &str) -> bool {
         self.0.kind.strip_prefix(TYPE) == Some(kind)
@@ -292,12 +302,6 @@ impl From<Refusal> for Problem {
             Reason::Conflict => (StatusCode::CONFLICT, "conflict"),
             Reason::Exhausted => (StatusCode::INSUFFICIENT_STORAGE, "exhausted"),
         };
-        let mut problem = Self::new(status, kind, refusal.detail);
-        problem.0.conflicts = refusal.conflicts;
-        for conflict in &mut problem.0.conflicts {
-            conflict.value = shortened(std::mem::take(&mut conflict.value));
-            conflict.name = shortened(std::mem::take(&mut conflict.name));
-        }
-        problem
+        Self::new(status, kind, refusal.detail).with(refusal.conflicts)
     }
 }

@@ -1,7 +1,7 @@
 //! Sessions, users and tokens.
 
 use axum::http::{Method, StatusCode};
-use control::{Appliance, Gateway, Kind as _, Object, Precondition, Tenant, Transaction};
+use control::{Appliance, Conflict, Gateway, Kind as _, Object, Precondition, Tenant, Transaction};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -20,7 +20,7 @@ use crate::{
     audit::Subject,
     change::{Planned, Wanted},
     init,
-    live::{Live, STORED_ANSWER_PREFIX},
+    live::{Live, MAX_USERS, STORED_ANSWER_PREFIX},
     people::{Actor, MAX_PASSWORD_BYTES, PASSWORD, SESSION_LIFETIME, USERS, User},
     roles::{ObjectGroup, Role, Verb},
 };
@@ -346,6 +346,7 @@ async fn create_user(call: Call) -> Result<Answer, Problem> {
                 format!("a user {:?} exists already: use another name", user.name),
             ));
         }
+        within_quota(live, &user)?;
         let mut transaction = Transaction::default();
         if let Some(tenant) = &user.tenant {
             let found = live.state.get::<Tenant>(None, tenant);
@@ -374,6 +375,30 @@ async fn create_user(call: Call) -> Result<Answer, Problem> {
         })
     });
     Ok(Answer::json(StatusCode::CREATED, &done.await?.body))
+}
+
+/// Refuses one more user of a tenant, or of the provider, that has as many as it may have.
+fn within_quota(live: &Live, new: &User) -> Result<(), Problem> {
+    let users = live.users.values();
+    let count = users.filter(|(user, _)| user.tenant == new.tenant).count();
+    if count < MAX_USERS {
+        return Ok(());
+    }
+    let (whose, kind, name) = match new.tenant.as_deref() {
+        Some(tenant) => (format!("tenant {tenant:?}"), Tenant::KIND, tenant),
+        None => ("the provider".to_owned(), "user", new.name.as_str()),
+    };
+    let conflict = Conflict {
+        kind: kind.to_owned(),
+        tenant: None,
+        name: name.to_owned(),
+        field: "users".to_owned(),
+        value: count.to_string(),
+    };
+    let text = format!(
+        "{whose} has {count} users and may have {MAX_USERS}: remove one that is not needed first"
+    );
+    Err(Problem::new(StatusCode::INSUFFICIENT_STORAGE, "exhausted", text).with(vec![conflict]))
 }
 
 fn check_user(actor: &Actor, new: &NewUser) -> Result<(), Problem> {

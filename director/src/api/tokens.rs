@@ -1,7 +1,7 @@
 //! API tokens: their creation, lists and removal.
 
 use axum::http::{Method, StatusCode};
-use control::{Precondition, Transaction};
+use control::{Conflict, Precondition, Transaction};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     audit::Subject,
     change::{Planned, Wanted},
-    live::{Live, MAX_TOKENS},
+    live::{Live, MAX_SESSIONS, MAX_TOKENS},
     people::{Actor, MAX_TOKEN_LIFETIME, TOKENS, Token, USERS, User, new_secret, token_hash},
     roles::{ObjectGroup, Verb},
 };
@@ -126,7 +126,8 @@ pub(super) struct Issue<'a> {
     pub tenant: Option<&'a str>,
     pub description: &'a str,
     pub lifetime: SignedDuration,
-    /// The hash that the password was checked against, which must still be the user's.
+    /// For a session: the hash that the password was checked against, which must still be the
+    /// user's.
     pub password: Option<&'a str>,
     /// The code that the user's authenticator must accept in the same transaction, so that no code
     /// is accepted twice.
@@ -151,11 +152,10 @@ pub(super) async fn issue(call: &Call, actor: &Actor, new: Issue<'_>) -> Result<
         if new.password.is_some() && new.password != user.password.as_deref() {
             return Err(wrong_credentials());
         }
-        if live.tokens_of(new.user, origin.now).count() >= MAX_TOKENS {
-            return Err(Problem::too_many(&format!(
-                "user {:?} has {MAX_TOKENS} tokens: remove some, or wait until they expire",
-                new.user
-            )));
+        let is_session = new.password.is_some();
+        let mut tokens: Vec<_> = live.tokens_of(new.user, is_session, origin.now).collect();
+        if !is_session && tokens.len() >= MAX_TOKENS {
+            return Err(token_quota(new.user, new.tenant));
         }
         let expires = origin.now.checked_add(new.lifetime);
         let token = Token {
@@ -164,8 +164,17 @@ pub(super) async fn issue(call: &Call, actor: &Actor, new: Issue<'_>) -> Result<
             description: new.description.to_owned(),
             created: origin.now,
             expires: expires.unwrap_or(Timestamp::MAX),
+            session: is_session,
         };
         let mut transaction = forget_expired(live, origin.now);
+        if is_session {
+            // The oldest sessions make room for this one.
+            tokens.sort_by_key(|(hash, token)| (token.created, *hash));
+            let ended = (tokens.len() + 1).saturating_sub(MAX_SESSIONS);
+            for (hash, _) in &tokens[..ended] {
+                transaction.delete.insert(format!("{TOKENS}{hash}"));
+            }
+        }
         let key = format!("{USERS}{}", new.user);
         transaction
             .preconditions
@@ -193,6 +202,22 @@ pub(super) async fn issue(call: &Call, actor: &Actor, new: Issue<'_>) -> Result<
     let token = done.await?.body;
     let answer = json!({ "secret": secret, "token": token });
     Ok(Answer::json(StatusCode::CREATED, &answer))
+}
+
+/// The user has as many tokens as a user may have.
+fn token_quota(user: &str, tenant: Option<&str>) -> Problem {
+    let text = format!(
+        "user {user:?} has {MAX_TOKENS} tokens and may have no more: remove one that is not needed, \
+         or wait until one expires"
+    );
+    let conflict = Conflict {
+        kind: "user".to_owned(),
+        tenant: tenant.map(ToOwned::to_owned),
+        name: user.to_owned(),
+        field: "tokens".to_owned(),
+        value: MAX_TOKENS.to_string(),
+    };
+    Problem::new(StatusCode::INSUFFICIENT_STORAGE, "exhausted", text).with(vec![conflict])
 }
 
 /// A transaction that deletes some expired tokens.

@@ -169,20 +169,100 @@ async fn a_tenant_admin_makes_no_user_of_the_provider() {
 }
 
 #[tokio::test]
-async fn a_user_has_a_hundred_tokens_at_most() {
+async fn a_user_with_a_hundred_tokens_can_log_in() {
     let server = Server::start().await;
+    let alice = server.user("alice", "provider-operator", None).await;
     let body = json!({ "hours": 1 });
-    // The first one is that of `init`.
-    for _ in 1..100 {
+    for _ in 0..100 {
         server
-            .post(&server.admin, "/v1/tokens", body.clone())
+            .post(&alice, "/v1/tokens", body.clone())
             .await
             .expect(201);
     }
+    let refused = server.post(&alice, "/v1/tokens", body).await.expect(507);
+    let refused = refused.json();
+    assert_eq!(refused["type"], "urn:causeway:problem:exhausted");
+    assert_eq!(
+        refused["conflicts"][0],
+        json!({ "kind": "user", "name": "alice", "field": "tokens", "value": "100" })
+    );
+    let credentials = json!({ "user": "alice", "password": "correct horse battery" });
     server
-        .post(&server.admin, "/v1/tokens", body)
+        .post("", "/v1/sessions", credentials)
         .await
-        .expect(429);
+        .expect(201);
+}
+
+#[tokio::test]
+async fn a_further_session_ends_the_oldest() {
+    let server = Server::start().await;
+    let first = server.user("alice", "provider-operator", None).await;
+    let program = server
+        .post(
+            &first,
+            "/v1/tokens",
+            json!({ "hours": 1, "description": "session" }),
+        )
+        .await;
+    let program = program.expect(201).json()["secret"].clone();
+    let program = program.as_str().expect("a secret");
+    let credentials = json!({ "user": "alice", "password": "correct horse battery" });
+    let mut sessions = vec![first];
+    for _ in 0..32 {
+        let made = server.post("", "/v1/sessions", credentials.clone()).await;
+        let made = made.expect(201).json();
+        sessions.push(made["secret"].as_str().expect("a secret").to_owned());
+    }
+    let (first, others) = sessions.split_first().expect("some");
+    server.get(first, "/v1/self").await.expect(401);
+    for token in others {
+        server.get(token, "/v1/self").await.expect(200);
+    }
+    // It does not end what is no session, whatever its description.
+    server.get(program, "/v1/self").await.expect(200);
+    let listed = server.get(program, "/v1/tokens").await.expect(200).json();
+    let listed = listed["items"].as_array().expect("a list").clone();
+    assert_eq!(
+        listed
+            .iter()
+            .filter(|token| token["session"] == true)
+            .count(),
+        32
+    );
+    assert_eq!(listed.len(), 33);
+}
+
+#[tokio::test]
+async fn users_of_a_tenant_and_of_the_provider_are_limited() {
+    let server = Server::with_tenants().await;
+    let gateway = json!({ "addresses": ["203.0.113.1"] });
+    server.create("/v1/gateways", "gw1", gateway).await;
+    let of_tenant = |name: String| json!({ "name": name, "role": "appliance", "tenant": "acme", "object": "h1" });
+    let of_provider = |name: String| json!({ "name": name, "role": "gateway", "object": "gw1" });
+    let create = async |body: Value| server.post(&server.admin, "/v1/users", body).await;
+    for number in 0..1000 {
+        create(of_tenant(format!("t{number}"))).await.expect(201);
+    }
+    let refused = create(of_tenant("more".to_owned()))
+        .await
+        .expect(507)
+        .json();
+    assert_eq!(
+        refused["conflicts"][0],
+        json!({ "kind": "tenant", "name": "acme", "field": "users", "value": "1000" })
+    );
+    // The administrator is one.
+    for number in 1..1000 {
+        create(of_provider(format!("p{number}"))).await.expect(201);
+    }
+    let refused = create(of_provider("more".to_owned()))
+        .await
+        .expect(507)
+        .json();
+    let detail = refused["detail"].as_str().expect("a detail");
+    assert!(detail.contains("the provider has 1000 users"), "{detail}");
+    delete(&server, "/v1/users/t7", 204).await;
+    create(of_tenant("more".to_owned())).await.expect(201);
 }
 
 #[tokio::test]
