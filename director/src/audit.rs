@@ -5,7 +5,7 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use control::{Difference, Precondition, Revision, Transaction};
 use jiff::Timestamp;
 
-pub use control::audit::{Broken, Chain, Checkpoint, Entry, Head, Trust, hex};
+pub use control::audit::{Broken, Chain, Checkpoint, Entry, Head, Outcome, Trust, hex};
 
 use store::Store;
 
@@ -33,6 +33,8 @@ pub struct Subject {
     pub reason: Option<String>,
     /// The address that the request came from.
     pub address: Option<std::net::IpAddr>,
+    /// The result.
+    pub outcome: Outcome,
 }
 
 /// Adds the next entry to the transaction of a change: the head after it.
@@ -61,6 +63,7 @@ pub fn append(
         name: subject.name.clone(),
         reason: subject.reason.clone(),
         address: subject.address.map(|address| address.to_string()),
+        result: Some(subject.outcome.clone()),
         changes,
         previous: head.hash.clone(),
         hash: String::new(),

@@ -15,8 +15,9 @@ use tokio::sync::{Mutex, Notify, RwLock, RwLockReadGuard, Semaphore};
 
 use crate::{
     Environment,
+    access::{Access, Accesses},
     api::{Attempts, Problem},
-    audit::{self, Subject},
+    audit::{self, Head, Outcome, Subject},
     environment::uid,
     live::{
         ANSWER_LIFETIME, Live, LoadError, MAX_STORED_ANSWER_LEN, MAX_STORED_ANSWERS,
@@ -54,6 +55,8 @@ pub struct Director {
     pub(crate) metrics: Metrics,
     /// Wrong passwords, and wrong codes of authenticators.
     pub(crate) attempts: Attempts,
+    /// Accesses that the audit does not have yet.
+    pub(crate) accesses: Accesses,
     /// Permits to hash a password.
     pub(crate) passwords: Semaphore,
     /// Permits to wait for one of them.
@@ -110,6 +113,7 @@ impl Director {
             environment,
             metrics: Metrics::default(),
             attempts: Attempts::default(),
+            accesses: Accesses::default(),
             passwords: Semaphore::new(PASSWORDS),
             password_queue: Semaphore::new(PASSWORD_QUEUE),
         })
@@ -168,7 +172,41 @@ impl Director {
     pub async fn close(&self, key: &Ed25519KeyPair) -> Result<bool, Problem> {
         let _guard = self.change_lock.lock().await;
         self.is_closed.store(true, Ordering::Release);
+        self.reload().await?;
+        self.write_accesses().await?;
         self.sign(key).await
+    }
+
+    /// Adds refusals and reads to the audit that it does not have yet.
+    ///
+    /// # Errors
+    /// [`Problem`] when the store cannot be used; they are added later then.
+    pub async fn flush_accesses(&self) -> Result<(), Problem> {
+        let _guard = self.change_lock.lock().await;
+        self.reload().await?;
+        self.write_accesses().await
+    }
+
+    /// The same. The caller has the turn.
+    async fn write_accesses(&self) -> Result<(), Problem> {
+        let taken = Taken::of(&self.accesses);
+        if taken.list.is_empty() {
+            return Ok(());
+        }
+        let live = self.live.read().await;
+        let mut transaction = Transaction::default();
+        taken.append(&mut transaction, &live)?;
+        drop(live);
+        match self.commit(transaction).await {
+            Ok(_) => {
+                taken.committed();
+                Ok(())
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot commit entries of the audit");
+                Err(Problem::unavailable())
+            }
+        }
     }
 
     /// Waits until there are [`MAX_UNSIGNED_ENTRIES`] entries without a checkpoint.
@@ -224,9 +262,10 @@ impl Director {
     /// Computes a change and commits it with its audit entry.
     pub(crate) async fn change(
         &self,
-        wanted: Wanted<'_>,
+        mut wanted: Wanted<'_>,
         plan: impl Fn(&Live, Origin) -> Result<Planned, Problem>,
     ) -> Result<Applied, Problem> {
+        wanted.subject.outcome = Outcome::done(wanted.status);
         let _guard = self.change_lock.lock().await;
         for _ in 0..ATTEMPTS {
             if self.is_closed.load(Ordering::Acquire) {
@@ -258,10 +297,15 @@ impl Director {
                 return Ok(applied);
             }
             let mut transaction = planned.transaction;
+            let mut taken = None;
             if !is_unchanged {
+                // Those of before come first, in the same commit.
+                let before = Taken::of(&self.accesses);
+                let head = before.append(&mut transaction, &live)?;
+                taken = Some(before);
                 audit::append(
                     &mut transaction,
-                    &live.head,
+                    &head,
                     live.head_written,
                     origin.now,
                     wanted.actor,
@@ -283,6 +327,9 @@ impl Director {
                 // The commit has only the kept answer: the object has the revision of before.
                 Ok(_) if is_unchanged => return Ok(applied),
                 Ok(revision) => {
+                    if let Some(taken) = taken {
+                        taken.committed();
+                    }
                     applied.revision = Some(revision);
                     set_revision(&mut applied.body, revision);
                     self.metrics.commits.inc();
@@ -315,6 +362,39 @@ fn still_holds(live: &Live, actor: &Actor, now: Timestamp) -> Result<(), Problem
     match found.as_ref() == Some(actor) {
         true => Ok(()),
         false => Err(Problem::no_token()),
+    }
+}
+
+/// Accesses that are being committed. They are given back unless they are.
+struct Taken<'a> {
+    from: &'a Accesses,
+    list: Vec<Access>,
+}
+
+impl<'a> Taken<'a> {
+    fn of(from: &'a Accesses) -> Self {
+        let list = from.take();
+        Self { from, list }
+    }
+
+    /// Adds their entries to a transaction: the head after them.
+    fn append(&self, transaction: &mut Transaction, live: &Live) -> Result<Head, Problem> {
+        let (mut head, written) = (live.head.clone(), live.head_written);
+        for Access { at, actor, subject } in &self.list {
+            let added = audit::append(transaction, &head, written, *at, actor, subject, Vec::new());
+            head = added.map_err(|error| Problem::internal(&error))?;
+        }
+        Ok(head)
+    }
+
+    fn committed(mut self) {
+        self.list.clear();
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.from.give_back(std::mem::take(&mut self.list));
     }
 }
 

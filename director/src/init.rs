@@ -8,7 +8,7 @@ use store::{CommitError, Options, Sqlite, Store as _};
 
 use crate::{
     Environment,
-    audit::{self, Head, Subject},
+    audit::{self, Head, Outcome, Subject},
     offline::add_token,
     people::{
         Actor, MAX_PASSWORD_BYTES, MIN_PASSWORD_CHARS, USERS, User, hash_password, token_hash,
@@ -96,6 +96,7 @@ pub async fn init(
         name: user.to_owned(),
         reason: None,
         address: None,
+        outcome: Outcome::done(200),
     };
     let head = Head::default();
     audit::append(

@@ -13,6 +13,7 @@
 //!          └─▶ reads
 //! ```
 
+mod access;
 pub mod api;
 pub mod audit;
 pub mod audit_key;

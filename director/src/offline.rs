@@ -14,7 +14,7 @@ use store::{CommitError, Options, Sqlite, Store as _};
 
 use crate::{
     Environment,
-    audit::{self, Checkpoint, Head, Subject},
+    audit::{self, Checkpoint, Head, Outcome, Subject},
     audit_key,
     init::{LIFETIME, check_password},
     live::{Live, LoadError},
@@ -120,6 +120,7 @@ impl Closed {
             name: name.to_owned(),
             reason: None,
             address: None,
+            outcome: Outcome::done(200),
         };
         let (head, now, actor) = (&self.head, self.now, &self.actor);
         let changes = Vec::new();

@@ -10,6 +10,8 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use crate::audit::Outcome;
+
 /// An answer.
 #[derive(Debug)]
 pub struct Answer {
@@ -147,6 +149,12 @@ impl Problem {
             conflict.name = shortened(std::mem::take(&mut conflict.name));
         }
         self
+    }
+
+    /// The result for the audit.
+    pub(super) fn outcome(&self) -> Outcome {
+        let kind = self.0.kind.strip_prefix(TYPE).unwrap_or_default();
+        Outcome::refused(self.0.status, kind)
     }
 
     /// Whether it is of this type.

@@ -16,6 +16,7 @@ mod password;
 mod people;
 mod records;
 mod request;
+mod seen;
 mod status;
 mod table;
 mod tokens;
@@ -46,6 +47,7 @@ use crate::{
     tls::Peer,
 };
 use request::{Call, Query};
+use seen::Seen;
 
 /// Longest body of a request, bytes.
 pub const MAX_BODY: usize = 1 << 20;
@@ -152,9 +154,43 @@ async fn call(
             (Some(actor), hash)
         }
     };
+    let seen = actor
+        .clone()
+        .map(|actor| Seen::new(operation, actor, &parameters, &parts));
+    let peer = parts.extensions.get::<Peer>().map(|peer| peer.0.ip());
+    let request = Request::from_parts(parts, body);
+    let mut name = None;
+    let result = carry_out(
+        director,
+        operation,
+        parameters,
+        request,
+        (actor, hash),
+        &mut name,
+    )
+    .await;
+    if let Some(seen) = seen {
+        seen.note(director, name, peer, &result);
+    }
+    result
+}
+
+/// Carries out a request of an actor. `name` becomes that of the object that it creates.
+async fn carry_out(
+    director: &Arc<Director>,
+    operation: &Operation,
+    parameters: Vec<String>,
+    request: Request,
+    (actor, hash): (Option<Actor>, String),
+    name: &mut Option<String>,
+) -> Result<Answer, Problem> {
+    let (parts, body) = request.into_parts();
     let query = Query::parse(parts.uri.query().unwrap_or_default(), &operation.query)?;
     let body = read_body(operation, &parts.headers, body).await?;
     let json = control::json::parse(&body);
+    if let Ok(json) = &json {
+        *name = json["name"].as_str().map(ToOwned::to_owned);
+    }
     // The handler refuses a body that is not JSON.
     if let (Some(schema), Ok(json)) = (&operation.body, &json) {
         request::refuse_lists_as_objects(schema, json)?;

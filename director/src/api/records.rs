@@ -111,6 +111,8 @@ pub(super) fn register(all: &mut Vec<Operation>) {
 async fn list(call: Call) -> Result<Answer, Problem> {
     let actor = call.actor()?;
     authorize(actor, ObjectGroup::Audit, Verb::Read, None)?;
+    // The reader sees what came before the request.
+    call.director.flush_accesses().await?;
     let limit = call.query.number("limit", PAGE_SIZE, 1..=LARGEST_PAGE)?;
     let mut after = call.query.number("after", 0, 0..=u64::MAX)?;
     let (last, since) = {

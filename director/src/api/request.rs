@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     Director,
-    audit::{Subject, hex},
+    audit::{Outcome, Subject, hex},
     people::Actor,
 };
 
@@ -112,6 +112,8 @@ impl Call {
             name: name.to_owned(),
             reason: self.header(&HeaderName::from_static("x-reason"))?,
             address: self.peer,
+            // Of a change that is carried out, `change` knows the status.
+            outcome: Outcome::done(StatusCode::OK.as_u16()),
         })
     }
 

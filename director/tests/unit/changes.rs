@@ -139,9 +139,13 @@ async fn a_repeated_request_that_changed_nothing_gets_the_same_answer() {
         .call(&admin, "PUT", path, &key, Some(&other))
         .await
         .expect(422);
-    // What changes nothing has no entry of the audit.
-    let audit = server.get(&admin, "/v1/audit?limit=1000").await.expect(200);
-    assert_eq!(audit.text.matches("tenant.replace").count(), 1);
+    // What changes nothing has no entry of the audit, and the refusal has one.
+    let audit = server.get(&admin, "/v1/audit?limit=1000").await;
+    let audit = audit.expect(200).json();
+    let entries = audit["items"].as_array().expect("a list").iter();
+    let replaced = entries.filter(|entry| entry["operation"] == "tenant.replace");
+    let statuses: Vec<_> = replaced.map(|e| e["result"]["status"].clone()).collect();
+    assert_eq!(statuses, [200, 422]);
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The API through a real server: HTTP in, HTTP out.
 
 mod again;
+mod audit;
 mod bad_input;
 mod changes;
 mod claims;

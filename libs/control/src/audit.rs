@@ -1,4 +1,5 @@
-//! The audit: an entry for each change, in the transaction of the change, chained by hashes.
+//! The audit: an entry for each change, in the transaction of the change, and entries of refusals and
+//! reads, chained by hashes.
 //!
 //! ```text
 //!   entry 1 ─ hash ─▶ entry 2 ─ hash ─▶ entry 3 ─ hash ─▶ head: number and hash of the last
@@ -55,7 +56,10 @@ pub struct Entry {
     /// The address that the request came from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
-    /// All objects that the change created, changed or removed.
+    /// The result; entries of earlier versions have none, and were carried out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Outcome>,
+    /// All objects that the change created, changed or removed; none for a refusal or a read.
     #[schema(value_type = Vec<Object>)]
     pub changes: Vec<Difference>,
     /// Hash of the entry before.
@@ -63,6 +67,51 @@ pub struct Entry {
     /// SHA-256 of this entry without this field, hexadecimal.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub hash: String,
+}
+
+/// The result of an operation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Outcome {
+    /// Status of HTTP: 200 to 299 for what was carried out. 200 for a command of the director.
+    pub status: u16,
+    /// Type of the refusal, such as `conflict`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// Number of equal accesses that the entry stands for, at least 1; changes have entries of their
+    /// own.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub count: u64,
+}
+
+impl Outcome {
+    /// It was carried out, with this status.
+    #[must_use]
+    pub const fn done(status: u16) -> Self {
+        Self {
+            status,
+            problem: None,
+            count: 1,
+        }
+    }
+
+    /// It was refused, with this status and type of refusal.
+    #[must_use]
+    pub fn refused(status: u16, problem: &str) -> Self {
+        Self {
+            problem: Some(problem.to_owned()),
+            ..Self::done(status)
+        }
+    }
+}
+
+const fn one() -> u64 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+const fn is_one(count: &u64) -> bool {
+    *count == 1
 }
 
 /// The last entry.
@@ -360,6 +409,7 @@ mod tests {
                     tenant: None,
                     name: "h1".to_owned(),
                     reason: None,
+                    result: Some(Outcome::done(201)),
                     changes: Vec::new(),
                     previous: previous.clone(),
                     hash: String::new(),
@@ -519,6 +569,19 @@ mod tests {
         other[3].hash = other[3].computed_hash().unwrap();
         let found = check_with(&other, &stored, &trust).unwrap_err();
         assert!(found.to_string().contains("computed again"), "{found}");
+    }
+
+    #[test]
+    fn an_entry_of_an_earlier_version_has_the_hash_that_it_had() {
+        let text = concat!(
+            r#"{"number":1,"at":"1970-01-01T00:00:00Z","user":"admin","role":"provider-admin","#,
+            r#""token":"t","operation":"host.create","kind":"host","name":"h1","changes":[],"#,
+            r#""previous":"00"}"#
+        );
+        let entry: Entry = serde_json::from_str(text).unwrap();
+        assert_eq!(entry.result, None);
+        let hash = hex(&Sha256::digest(text.as_bytes()));
+        assert_eq!(entry.computed_hash().unwrap(), hash);
     }
 
     #[test]
