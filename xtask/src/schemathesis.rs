@@ -220,7 +220,11 @@ pub fn schemathesis(examples: u32, only: Option<&str>) -> anyhow::Result<ExitCod
     let file = folder.join("objects.toml");
     fs::write(&file, OBJECTS)?;
     let file = file.display().to_string();
-    director.causeway(&admin, &["apply", "--file", &file], "")?;
+    director.causeway(
+        &admin,
+        &["apply", "--file", &file, "--reason", "set up"],
+        "",
+    )?;
     let mut failed = Vec::new();
     for (role, token) in director.tokens(&admin)? {
         if only.is_some_and(|only| only != role) {

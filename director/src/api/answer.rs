@@ -209,6 +209,16 @@ impl Problem {
         )
     }
 
+    /// A change of a tenant's own objects by the provider, without a reason.
+    pub(super) fn tenant_reason() -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "reason",
+            "the object is the tenant's own, whose audit tells why the provider changes it: give \
+             the reason in the header X-Reason (`causeway`: --reason)",
+        )
+    }
+
     pub(super) fn no_path() -> Self {
         Self::new(
             StatusCode::NOT_FOUND,

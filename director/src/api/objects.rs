@@ -142,7 +142,8 @@ const KEY: Parameter = Parameter::new(
 const REASON: Parameter = Parameter::new(
     "X-Reason",
     Values::Header,
-    "The reason for the change, for the audit.",
+    "The reason for the change, for the audit. A change with `force` must have one, and one that a \
+     user of the provider makes of a tenant's networks, mappings, policies, rules and plans.",
 );
 
 fn register_kind<K: Served>(all: &mut Vec<Operation>) {
@@ -429,7 +430,7 @@ async fn create_one<K: Served>(call: Call) -> Result<Answer, Problem> {
         status: StatusCode::CREATED.as_u16(),
         idempotency: call.idempotency()?,
     };
-    require_reason(force, &wanted)?;
+    require_reason::<K>(force, &wanted)?;
     let dry_run = wanted.dry_run;
     let applied = call.director.change(wanted, |live, origin| {
         let spec = new.spec.clone();
@@ -467,7 +468,7 @@ async fn replace_one<K: Served>(call: Call) -> Result<Answer, Problem> {
         status: StatusCode::OK.as_u16(),
         idempotency: call.idempotency()?,
     };
-    require_reason(options.force, &wanted)?;
+    require_reason::<K>(options.force, &wanted)?;
     let dry_run = wanted.dry_run;
     let applied = call.director.change(wanted, |live, origin| {
         call.check_revision(found::<K>(live, tenant, name)?.metadata.revision)?;
@@ -500,7 +501,7 @@ async fn remove_one<K: Served>(call: Call) -> Result<Answer, Problem> {
         status: StatusCode::NO_CONTENT.as_u16(),
         idempotency: call.idempotency()?,
     };
-    require_reason(options.force, &wanted)?;
+    require_reason::<K>(options.force, &wanted)?;
     let dry_run = wanted.dry_run;
     let applied = call.director.change(wanted, |live, origin| {
         call.check_revision(found::<K>(live, tenant, name)?.metadata.revision)?;
@@ -515,13 +516,20 @@ async fn remove_one<K: Served>(call: Call) -> Result<Answer, Problem> {
     Ok(Answer::done().with_warnings(&applied.warnings))
 }
 
-/// Refuses a forced change without a reason: the audit is to tell why others were overruled. A dry
-/// run changes nothing and needs none.
-fn require_reason(force: bool, wanted: &Wanted<'_>) -> Result<(), Problem> {
-    if force && !wanted.dry_run && wanted.subject.reason.is_none() {
+/// Refuses a change without a reason that is forced, as the audit is to tell why others were
+/// overruled, or that the provider makes of a tenant's own objects. A dry run changes nothing and
+/// needs none.
+fn require_reason<K: Served>(force: bool, wanted: &Wanted<'_>) -> Result<(), Problem> {
+    if wanted.dry_run || wanted.subject.reason.is_some() {
+        return Ok(());
+    }
+    if force {
         return Err(Problem::reason());
     }
-    Ok(())
+    match (K::GROUP, wanted.actor.tenant.is_none()) {
+        (ObjectGroup::Networking, true) => Err(Problem::tenant_reason()),
+        _ => Ok(()),
+    }
 }
 
 /// The answer to a change or a dry run.

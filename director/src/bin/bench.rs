@@ -110,7 +110,7 @@ impl Server {
         };
         let text = format!(
             "{method} {path} HTTP/1.1\r\nhost: director\r\nauthorization: Bearer {}\r\n\
-             {kind}content-length: {}\r\n\r\n{body}",
+             x-reason: benchmark\r\n{kind}content-length: {}\r\n\r\n{body}",
             self.token,
             body.len()
         );

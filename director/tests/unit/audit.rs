@@ -145,3 +145,38 @@ async fn a_tenant_sees_that_the_provider_reads_its_objects() {
     let all = reads(entries(&server, &server.admin).await);
     assert_eq!(all, [of_acme, of_globex]);
 }
+
+#[tokio::test]
+async fn the_provider_gives_a_reason_for_changes_of_a_tenants_own_objects() {
+    let server = Server::with_tenants().await;
+    let operator = server.user("op", "provider-operator", None).await;
+    let alice = server.user("alice", "tenant-admin", Some("acme")).await;
+    let path = "/v1/tenants/acme/policies";
+    let body = json!({ "name": "p", "spec": { "from": "web-1", "to": "web-2" } });
+    let refused = server.post(&operator, path, body.clone()).await.expect(400);
+    assert_eq!(refused.json()["type"], "urn:causeway:problem:reason");
+    assert!(refused.text.contains("X-Reason"), "{refused:?}");
+    // A dry run changes nothing; addresses and subscriptions are the provider's to give.
+    let dry = format!("{path}?dry_run=true");
+    server.post(&operator, &dry, body.clone()).await.expect(200);
+    let one = format!("{path}/p");
+    server
+        .call(&operator, "DELETE", &one, &[], None)
+        .await
+        .expect(400);
+    let reason = [("x-reason", "ticket 12")];
+    let made = server
+        .call(&operator, "POST", path, &reason, Some(&body))
+        .await;
+    made.expect(201);
+    let seen = entries(&server, &alice).await;
+    let last = seen.last().expect("an entry");
+    assert_eq!(
+        (&last["user"], &last["reason"]),
+        (&json!("op"), &json!("ticket 12"))
+    );
+    server
+        .call(&alice, "DELETE", &one, &[], None)
+        .await
+        .expect(204);
+}
