@@ -272,14 +272,13 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, "bad-request", detail)
     }
 
-    pub(super) fn moved(expected: &str, found: Revision) -> Self {
+    pub(super) fn moved(expected: &str, found: &str) -> Self {
         Self::new(
             StatusCode::PRECONDITION_FAILED,
             "revision",
             format!(
-                "If-Match has {expected}, and the object has {}: read it again, and repeat the \
-                 change on what it is now",
-                etag(found)
+                "If-Match has {expected}, and the object has {found}: read it again, and repeat \
+                 the change on what it is now"
             ),
         )
     }

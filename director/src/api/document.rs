@@ -101,6 +101,7 @@ fn values(values: Values) -> Value {
         }
         Values::Name => json!({ "type": "string", "pattern": NAME_PATTERN }),
         Values::Page => json!({ "type": "string", "pattern": PAGE_PATTERN }),
+        Values::Any => json!({ "type": "string", "enum": ["*"] }),
         Values::Header => {
             json!({ "type": "string", "minLength": 1, "maxLength": MAX_HEADER_LEN,
                 "pattern": HEADER_PATTERN })

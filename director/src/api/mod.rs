@@ -185,6 +185,7 @@ async fn carry_out(
     name: &mut Option<String>,
 ) -> Result<Answer, Problem> {
     let (parts, body) = request.into_parts();
+    request::check_headers(operation, &parts.headers)?;
     let query = Query::parse(parts.uri.query().unwrap_or_default(), &operation.query)?;
     let body = read_body(operation, &parts.headers, body).await?;
     let json = control::json::parse(&body);
@@ -217,7 +218,9 @@ async fn authenticate(
     director: &Director,
     headers: &HeaderMap,
 ) -> Result<(Actor, String), Problem> {
-    let value = headers.get(header::AUTHORIZATION);
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    // Of two, either could be meant.
+    let value = values.next().filter(|_| values.next().is_none());
     let value = value.and_then(|value| value.to_str().ok());
     // The scheme is of any case (RFC 9110 section 11.1).
     let secret = value.and_then(|value| value.split_once(' '));

@@ -2,9 +2,10 @@
 
 use axum::http::{Method, StatusCode};
 use control::{
-    Accepted, Address, AddressPool, Appliance, Condition, Difference, Gateway, GatewayPool,
-    HardwarePlan, Host, Kind, Mapping, Metadata, Network, Object, Observed, Options, Plan, Policy,
-    Refusal, Revision, Rule, Scope, Subscription, Tenant, VlanPool, create, remove, replace,
+    Accepted, Address, AddressPool, Appliance, Condition, Conflict, Difference, Gateway,
+    GatewayPool, HardwarePlan, Host, Kind, Mapping, Metadata, Network, Object, Observed, Options,
+    Plan, Policy, Refusal, Revision, Rule, Scope, Subscription, Tenant, VlanPool, create, remove,
+    replace,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -134,6 +135,11 @@ const IF_MATCH: Parameter = Parameter::new(
     Values::Header,
     "The ETag that the object must have, or `*`.",
 );
+const IF_NONE_MATCH: Parameter = Parameter::new(
+    "If-None-Match",
+    Values::Any,
+    "`*`: an object of this name that exists is answered with 412, and not with 409.",
+);
 const KEY: Parameter = Parameter::new(
     "Idempotency-Key",
     Values::Header,
@@ -172,7 +178,7 @@ fn register_kind<K: Served>(all: &mut Vec<Operation>) {
             Box::pin(list::<K>(call)) as Answering
         })
     });
-    let (query, headers) = change(&[FORCE], &[]);
+    let (query, headers) = change(&[FORCE], &[IF_NONE_MATCH]);
     all.push(Operation {
         query,
         headers,
@@ -432,7 +438,12 @@ async fn create_one<K: Served>(call: Call) -> Result<Answer, Problem> {
     };
     require_reason::<K>(force, &wanted)?;
     let dry_run = wanted.dry_run;
+    let must_be_new = call.must_be_new()?;
     let applied = call.director.change(wanted, |live, origin| {
+        let there = live.state.get::<K>(tenant, &new.name);
+        if let Some(there) = there.filter(|_| must_be_new) {
+            return Err(exists(there));
+        }
         let spec = new.spec.clone();
         let options = Options {
             force,
@@ -443,6 +454,23 @@ async fn create_one<K: Served>(call: Call) -> Result<Answer, Problem> {
         planned(live, accepted)
     });
     changed(applied.await?, dry_run)
+}
+
+/// The object that `If-None-Match: *` says must not exist.
+fn exists<K: Kind>(there: &Object<K>) -> Problem {
+    let conflict = Conflict {
+        kind: K::KIND.to_owned(),
+        tenant: there.metadata.tenant.clone(),
+        name: there.name().to_owned(),
+        field: "name".to_owned(),
+        value: there.name().to_owned(),
+    };
+    let text = format!(
+        "If-None-Match is *, and {} {:?} exists: read it, and change it by PUT",
+        K::KIND,
+        there.name()
+    );
+    Problem::new(StatusCode::PRECONDITION_FAILED, "exists", text).with(vec![conflict])
 }
 
 async fn replace_one<K: Served>(call: Call) -> Result<Answer, Problem> {
@@ -471,7 +499,7 @@ async fn replace_one<K: Served>(call: Call) -> Result<Answer, Problem> {
     require_reason::<K>(options.force, &wanted)?;
     let dry_run = wanted.dry_run;
     let applied = call.director.change(wanted, |live, origin| {
-        call.check_revision(found::<K>(live, tenant, name)?.metadata.revision)?;
+        call.check_revision(found::<K>(live, tenant, name)?)?;
         let spec = new.spec.clone();
         let options = options.clone();
         let accepted = replace(&live.state, tenant, name, spec, origin, options)?;
@@ -504,7 +532,7 @@ async fn remove_one<K: Served>(call: Call) -> Result<Answer, Problem> {
     require_reason::<K>(options.force, &wanted)?;
     let dry_run = wanted.dry_run;
     let applied = call.director.change(wanted, |live, origin| {
-        call.check_revision(found::<K>(live, tenant, name)?.metadata.revision)?;
+        call.check_revision(found::<K>(live, tenant, name)?)?;
         let options = options.clone();
         let accepted = remove::<K>(&live.state, tenant, name, origin, options)?;
         planned(live, accepted)

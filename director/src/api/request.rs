@@ -3,14 +3,14 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
-use control::Revision;
+use control::{Conflict, Kind, Object};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::{
     answer::{Problem, etag},
-    table::{Parameter, Schema, Values},
+    table::{Operation, Parameter, Schema, Values},
 };
 use crate::{
     Director,
@@ -67,13 +67,34 @@ impl Call {
         Ok(Some(text.to_owned()))
     }
 
-    /// Checks `If-Match` against the object's revision.
-    pub(super) fn check_revision(&self, found: Revision) -> Result<(), Problem> {
-        match self.header(&header::IF_MATCH)? {
-            Some(expected) if expected != "*" && expected != etag(found) => {
-                Err(Problem::moved(&expected, found))
-            }
-            Some(_) | None => Ok(()),
+    /// Checks `If-Match` against the object's revision: a list of entity tags, or `*` for every one
+    /// (RFC 9110 section 13.1.1).
+    pub(super) fn check_revision<K: Kind>(&self, found: &Object<K>) -> Result<(), Problem> {
+        let Some(expected) = self.header(&header::IF_MATCH)? else {
+            return Ok(());
+        };
+        let tag = etag(found.metadata.revision);
+        if expected == "*" || expected.split(',').any(|expected| expected.trim() == tag) {
+            return Ok(());
+        }
+        let conflict = Conflict {
+            kind: K::KIND.to_owned(),
+            tenant: found.metadata.tenant.clone(),
+            name: found.name().to_owned(),
+            field: "metadata.revision".to_owned(),
+            value: found.metadata.revision.to_string(),
+        };
+        Err(Problem::moved(&expected, &tag).with(vec![conflict]))
+    }
+
+    /// Whether the object must not exist: `If-None-Match: *` (RFC 9110 section 13.1.2).
+    pub(super) fn must_be_new(&self) -> Result<bool, Problem> {
+        match self.header(&header::IF_NONE_MATCH)?.as_deref() {
+            None => Ok(false),
+            Some("*") => Ok(true),
+            Some(_) => Err(Problem::bad_request(
+                "if-none-match: write *, which says that the object must not exist",
+            )),
         }
     }
 
@@ -121,6 +142,36 @@ impl Call {
     pub(super) fn last_event(&self) -> Result<Option<String>, Problem> {
         self.header(&HeaderName::from_static("last-event-id"))
     }
+}
+
+/// Refuses headers that are there twice, of which one would be left out, and those that would
+/// promise what a change does not do.
+pub(super) fn check_headers(operation: &Operation, headers: &HeaderMap) -> Result<(), Problem> {
+    let own = ["idempotency-key", "x-reason", "last-event-id"].map(HeaderName::from_static);
+    let of_http = [
+        header::IF_MATCH,
+        header::IF_NONE_MATCH,
+        header::AUTHORIZATION,
+        header::CONTENT_TYPE,
+    ];
+    for name in own.iter().chain(&of_http) {
+        if headers.get_all(name).iter().count() > 1 {
+            return Err(Problem::bad_request(format!(
+                "{name} was sent twice: send it once"
+            )));
+        }
+    }
+    let [key, ..] = own;
+    for name in [header::IF_MATCH, header::IF_NONE_MATCH, key] {
+        let mut known = operation.headers.iter();
+        let is_known = known.any(|known| known.name.eq_ignore_ascii_case(name.as_str()));
+        if operation.method != Method::GET && headers.contains_key(&name) && !is_known {
+            return Err(Problem::bad_request(format!(
+                "{name}: this operation does not take it: omit it"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a body with a list where its schema has an object. serde would read the list as the
@@ -279,7 +330,7 @@ fn check(values: Values, value: &str) -> Result<(), String> {
             value.len().is_multiple_of(2) && value.bytes().all(|b| b.is_ascii_hexdigit()),
             "write the `next` of the page before, or omit it",
         ),
-        Values::Header => (true, ""),
+        Values::Header | Values::Any => (true, ""),
     };
     match fits {
         true => Ok(()),

@@ -42,6 +42,8 @@ pub enum Values {
     Page,
     /// A header of 1 to 256 characters of ASCII.
     Header,
+    /// A header that is `*`.
+    Any,
 }
 
 /// A schema of the document, by name.

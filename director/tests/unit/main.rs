@@ -7,6 +7,7 @@ mod changes;
 mod claims;
 mod conditions;
 mod document;
+mod headers;
 mod kill;
 mod matrix;
 mod offline;
