@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::audit::Outcome;
+use crate::{audit::Outcome, people::User};
 
 /// An answer.
 #[derive(Debug)]
@@ -217,6 +217,18 @@ impl Problem {
             "the object is the tenant's own, whose audit tells why the provider changes it: give \
              the reason in the header X-Reason (`causeway`: --reason)",
         )
+    }
+
+    /// A user, or a field of it, contradicts the request.
+    pub(super) fn user(detail: impl Into<String>, user: &User, field: &str, value: &str) -> Self {
+        let conflict = Conflict {
+            kind: "user".to_owned(),
+            tenant: user.tenant.clone(),
+            name: user.name.clone(),
+            field: field.to_owned(),
+            value: value.to_owned(),
+        };
+        Self::new(StatusCode::CONFLICT, "conflict", detail).with(vec![conflict])
     }
 
     pub(super) fn no_path() -> Self {

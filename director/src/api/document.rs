@@ -79,6 +79,9 @@ fn described(operation: &Operation) -> Value {
         "responses": responses(operation),
         "security": if operation.is_public { json!([]) } else { json!([{ "token": [] }]) },
     });
+    if !operation.description.is_empty() {
+        described["description"] = operation.description.into();
+    }
     if let Some(body) = &operation.body {
         described["requestBody"] = json!({
             "required": true,
@@ -238,6 +241,17 @@ pub(super) fn changed_of<K: Served>() -> Schema {
         },
     });
     named(format!("Changed{}", K::name()), &[spec], value)
+}
+
+/// The schema of an answer, or of a dry run.
+pub(super) fn or_dry_run(answer: &Schema) -> Schema {
+    let dry = schema::<super::objects::DryRun>();
+    let value = json!({ "anyOf": [reference(&answer.name), reference(&dry.name)] });
+    named(
+        format!("{}OrDryRun", answer.name),
+        &[answer.clone(), dry],
+        value,
+    )
 }
 
 /// The schema of an object, or of a dry run.

@@ -106,7 +106,7 @@ pub(super) struct DryRun {
     warnings: Vec<String>,
 }
 
-const DRY_RUN: Parameter = Parameter::new(
+pub(super) const DRY_RUN: Parameter = Parameter::new(
     "dry_run",
     Values::Flag,
     "Compute the change and answer its differences, without making it.",
@@ -561,7 +561,7 @@ fn require_reason<K: Served>(force: bool, wanted: &Wanted<'_>) -> Result<(), Pro
 }
 
 /// The answer to a change or a dry run.
-fn changed(applied: Applied, dry_run: bool) -> Result<Answer, Problem> {
+pub(super) fn changed(applied: Applied, dry_run: bool) -> Result<Answer, Problem> {
     if dry_run {
         let run = DryRun {
             differences: applied.differences,

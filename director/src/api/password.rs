@@ -11,8 +11,8 @@ use utoipa::ToSchema;
 
 use super::{
     answer::{Answer, Problem},
-    document::schema,
-    objects::authorize,
+    document::{or_dry_run, schema},
+    objects::{DRY_RUN, authorize, changed},
     people::{body, check_password, first, found_user, subject_of},
     request::Call,
     table::{Operation, Success},
@@ -55,13 +55,12 @@ struct PasswordChanged {
 
 pub(super) fn register(all: &mut Vec<Operation>) {
     let success = || {
-        vec![Success::json(
-            StatusCode::OK,
-            Some(schema::<PasswordChanged>()),
-        )]
+        let answer = or_dry_run(&schema::<PasswordChanged>());
+        vec![Success::json(StatusCode::OK, Some(answer))]
     };
     all.push(Operation {
         body: Some(schema::<OwnPassword>()),
+        query: vec![DRY_RUN],
         success: success(),
         ..Operation::new(
             "self.password.replace",
@@ -73,6 +72,7 @@ pub(super) fn register(all: &mut Vec<Operation>) {
     });
     all.push(Operation {
         body: Some(schema::<NewPassword>()),
+        query: vec![DRY_RUN],
         success: success(),
         ..Operation::new(
             "user.password.replace",
@@ -167,15 +167,20 @@ async fn replace_own(call: Call) -> Result<Answer, Problem> {
     }
     let hash = hashed(director, new.password).await?;
     let subject = call.subject("user", actor.tenant.as_deref(), &actor.user)?;
-    let done = director.change(wanted(actor, subject), |live, _| {
+    let wanted = wanted(&call, actor, subject)?;
+    let dry_run = wanted.dry_run;
+    let done = director.change(wanted, |live, _| {
         let (user, revision) = live.users.get(&actor.user).ok_or_else(Problem::no_token)?;
         if user.password != before {
             let text = "your password has changed meanwhile: log in, and try again";
-            return Err(Problem::new(StatusCode::CONFLICT, "conflict", text));
+            return Err(Problem::user(text, user, "password", "another one"));
         }
         replaced(live, user, *revision, &hash, Some(&actor.token))
     });
     let done = done.await?;
+    if dry_run {
+        return changed(done, true);
+    }
     Ok(Answer::json(StatusCode::OK, &done.body))
 }
 
@@ -187,31 +192,42 @@ async fn replace_of_other(call: Call) -> Result<Answer, Problem> {
     let director = &call.director;
     {
         let live = director.live().await?;
-        refuse_machine(&found_user(&live, actor, name)?.0)?;
-    }
-    if name == actor.user {
-        // An administrator's stolen token must not take over the account.
-        let text = "this is your own password: change it with PUT /v1/self/password";
-        return Err(Problem::new(StatusCode::CONFLICT, "conflict", text));
+        let (user, _) = found_user(&live, actor, name)?;
+        refuse_machine(user)?;
+        if name == actor.user {
+            // An administrator's stolen token must not take over the account.
+            let text = "this is your own password: change it with PUT /v1/self/password";
+            return Err(Problem::user(text, user, "name", name));
+        }
     }
     check_password(&new.password)?;
     let hash = hashed(director, new.password).await?;
     let subject = subject_of(&call, name).await?;
-    let done = director.change(wanted(actor, subject), |live, _| {
+    let wanted = wanted(&call, actor, subject)?;
+    let dry_run = wanted.dry_run;
+    let done = director.change(wanted, |live, _| {
         let (user, revision) = found_user(live, actor, name)?;
         replaced(live, user, *revision, &hash, None)
     });
-    Ok(Answer::json(StatusCode::OK, &done.await?.body))
+    let done = done.await?;
+    if dry_run {
+        return changed(done, true);
+    }
+    Ok(Answer::json(StatusCode::OK, &done.body))
 }
 
-fn wanted(actor: &Actor, subject: crate::audit::Subject) -> Wanted<'_> {
-    Wanted {
+fn wanted<'a>(
+    call: &Call,
+    actor: &'a Actor,
+    subject: crate::audit::Subject,
+) -> Result<Wanted<'a>, Problem> {
+    Ok(Wanted {
         actor,
         subject,
-        dry_run: false,
+        dry_run: call.query.flag("dry_run")?,
         status: StatusCode::OK.as_u16(),
         idempotency: None,
-    }
+    })
 }
 
 fn refuse_machine(user: &User) -> Result<(), Problem> {
@@ -219,7 +235,8 @@ fn refuse_machine(user: &User) -> Result<(), Problem> {
         return Ok(());
     }
     let text = "a machine has tokens only, and no password: make it another token";
-    Err(Problem::new(StatusCode::CONFLICT, "conflict", text))
+    let object = user.object.as_deref().unwrap_or_default();
+    Err(Problem::user(text, user, "object", object))
 }
 
 /// Writes the hash and deletes the user's tokens, except the one with the id `kept`.

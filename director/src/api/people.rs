@@ -9,10 +9,10 @@ use utoipa::ToSchema;
 use super::{
     answer::{Answer, Problem},
     document::schema,
-    objects::{authorize, no_tenant},
+    objects::{DRY_RUN, DryRun, authorize, changed, no_tenant},
     password,
     request::Call,
-    table::{Operation, Success},
+    table::{Operation, Schema, Success},
     tokens::{Issue, ShownToken, delete_tokens, issue},
     totp,
 };
@@ -116,6 +116,8 @@ pub(super) fn register(all: &mut Vec<Operation>) {
         body: Some(schema::<Credentials>()),
         success: success(StatusCode::CREATED, Some(schema::<ShownToken>())),
         is_public: true,
+        description: "There is no dry run: a log-in is for its token, and right or wrong \
+                      credentials count as those of a log-in.",
         ..Operation::new(
             "session.create",
             Method::POST,
@@ -146,7 +148,8 @@ pub(super) fn register(all: &mut Vec<Operation>) {
     });
     all.push(Operation {
         body: Some(schema::<NewUser>()),
-        success: success(StatusCode::CREATED, Some(schema::<ShownUser>())),
+        query: vec![DRY_RUN],
+        success: with_dry_run(StatusCode::CREATED, Some(schema::<ShownUser>())),
         ..Operation::new(
             "user.create",
             Method::POST,
@@ -156,7 +159,8 @@ pub(super) fn register(all: &mut Vec<Operation>) {
         )
     });
     all.push(Operation {
-        success: success(StatusCode::NO_CONTENT, None),
+        query: vec![DRY_RUN],
+        success: with_dry_run(StatusCode::NO_CONTENT, None),
         ..Operation::new(
             "user.remove",
             Method::DELETE,
@@ -166,7 +170,8 @@ pub(super) fn register(all: &mut Vec<Operation>) {
         )
     });
     all.push(Operation {
-        success: success(StatusCode::CREATED, Some(schema::<ShownAuthenticator>())),
+        query: vec![DRY_RUN],
+        success: with_dry_run(StatusCode::CREATED, Some(schema::<ShownAuthenticator>())),
         ..Operation::new(
             "self.totp.create",
             Method::POST,
@@ -177,6 +182,8 @@ pub(super) fn register(all: &mut Vec<Operation>) {
     });
     all.push(Operation {
         body: Some(schema::<Code>()),
+        description: "There is no dry run: a code is accepted once, and each one that is tried \
+                      counts.",
         success: success(StatusCode::NO_CONTENT, None),
         ..Operation::new(
             "self.totp.confirm",
@@ -187,7 +194,8 @@ pub(super) fn register(all: &mut Vec<Operation>) {
         )
     });
     all.push(Operation {
-        success: success(StatusCode::NO_CONTENT, None),
+        query: vec![DRY_RUN],
+        success: with_dry_run(StatusCode::NO_CONTENT, None),
         ..Operation::new(
             "user.totp.remove",
             Method::DELETE,
@@ -196,6 +204,14 @@ pub(super) fn register(all: &mut Vec<Operation>) {
             |call| Box::pin(totp::remove(call)),
         )
     });
+}
+
+/// The answers of an operation that can be a dry run, besides one of another status than 200.
+pub(super) fn with_dry_run(status: StatusCode, answer: Option<Schema>) -> Vec<Success> {
+    vec![
+        Success::json(status, answer),
+        Success::json(StatusCode::OK, Some(schema::<DryRun>())),
+    ]
 }
 
 pub(super) fn body(value: &impl Serialize) -> Result<Value, Problem> {
@@ -319,6 +335,7 @@ async fn create_user(call: Call) -> Result<Answer, Problem> {
         new.tenant.as_deref(),
     )?;
     check_user(actor, &new)?;
+    let dry_run = call.query.flag("dry_run")?;
     let hash = match new.password.clone() {
         Some(password) => Some(password::hashed(&call.director, password).await?),
         None => None,
@@ -334,17 +351,19 @@ async fn create_user(call: Call) -> Result<Answer, Problem> {
     let wanted = Wanted {
         actor,
         subject: call.subject("user", user.tenant.as_deref(), &user.name)?,
-        dry_run: false,
+        dry_run,
         status: StatusCode::CREATED.as_u16(),
         idempotency: None,
     };
     let done = call.director.change(wanted, |live, _| {
         if live.users.contains_key(&user.name) {
-            return Err(Problem::new(
-                StatusCode::CONFLICT,
-                "conflict",
-                format!("a user {:?} exists already: use another name", user.name),
-            ));
+            let text = format!("a user {:?} exists already: use another name", user.name);
+            // Of which tenant, is told to nobody.
+            let named = User {
+                tenant: None,
+                ..user.clone()
+            };
+            return Err(Problem::user(text, &named, "name", &named.name));
         }
         within_quota(live, &user)?;
         let mut transaction = Transaction::default();
@@ -362,7 +381,15 @@ async fn create_user(call: Call) -> Result<Answer, Problem> {
             };
             if key.is_none() {
                 let text = format!("object: {kind} {object:?} does not exist: create it first");
-                return Err(Problem::new(StatusCode::CONFLICT, "conflict", text));
+                let conflict = Conflict {
+                    kind: kind.to_owned(),
+                    tenant: user.tenant.clone(),
+                    name: object.clone(),
+                    field: "name".to_owned(),
+                    value: object.clone(),
+                };
+                let problem = Problem::new(StatusCode::CONFLICT, "conflict", text);
+                return Err(problem.with(vec![conflict]));
             }
         }
         let key = format!("{USERS}{}", user.name);
@@ -374,7 +401,11 @@ async fn create_user(call: Call) -> Result<Answer, Problem> {
             differences: Vec::new(),
         })
     });
-    Ok(Answer::json(StatusCode::CREATED, &done.await?.body))
+    let done = done.await?;
+    if dry_run {
+        return changed(done, true);
+    }
+    Ok(Answer::json(StatusCode::CREATED, &done.body))
 }
 
 /// Refuses one more user of a tenant, or of the provider, that has as many as it may have.
@@ -491,10 +522,11 @@ async fn remove_user(call: Call) -> Result<Answer, Problem> {
     let actor = call.actor()?;
     let name = first(&call);
     authorize(actor, ObjectGroup::People, Verb::Write, None)?;
+    let dry_run = call.query.flag("dry_run")?;
     let wanted = Wanted {
         actor,
         subject: subject_of(&call, name).await?,
-        dry_run: false,
+        dry_run,
         status: StatusCode::NO_CONTENT.as_u16(),
         idempotency: None,
     };
@@ -507,14 +539,11 @@ async fn remove_user(call: Call) -> Result<Answer, Problem> {
                 && live.can_enter(other, origin.now)
         });
         if user.role == Role::ProviderAdmin && is_last {
-            return Err(Problem::new(
-                StatusCode::CONFLICT,
-                "conflict",
-                format!(
-                    "user {name:?} is the last provider-admin that has a password or a valid \
-                     token: create another one first"
-                ),
-            ));
+            let text = format!(
+                "user {name:?} is the last provider-admin that has a password or a valid token: \
+                 create another one first"
+            );
+            return Err(Problem::user(text, user, "role", "provider-admin"));
         }
         let mut transaction = Transaction::default();
         delete_user(name, live, &mut transaction);
@@ -525,8 +554,11 @@ async fn remove_user(call: Call) -> Result<Answer, Problem> {
             differences: Vec::new(),
         })
     });
-    done.await?;
-    Ok(Answer::done())
+    let done = done.await?;
+    match dry_run {
+        true => changed(done, true),
+        false => Ok(Answer::done()),
+    }
 }
 
 /// The subject of a change of a user, in the audit of the user's tenant.
@@ -548,10 +580,14 @@ pub(super) fn found_user<'l>(
     let found = live.users.get(name);
     let found = found.filter(|(user, _)| actor.tenant.is_none() || user.tenant == actor.tenant);
     found.ok_or_else(|| {
-        Problem::new(
-            StatusCode::NOT_FOUND,
-            "not-found",
-            format!("user {name:?} does not exist: check the name with `list`"),
-        )
+        let conflict = Conflict {
+            kind: "user".to_owned(),
+            tenant: None,
+            name: name.to_owned(),
+            field: "name".to_owned(),
+            value: name.to_owned(),
+        };
+        let text = format!("user {name:?} does not exist: check the name with `list`");
+        Problem::new(StatusCode::NOT_FOUND, "not-found", text).with(vec![conflict])
     })
 }

@@ -75,6 +75,8 @@ pub struct Operation {
     pub path: String,
     /// One line of description.
     pub summary: String,
+    /// What a caller has to know besides; may be empty.
+    pub description: &'static str,
     /// Parameters of the query.
     pub query: Vec<Parameter>,
     /// Headers that the operation reads.
@@ -125,6 +127,7 @@ impl Operation {
             method,
             path: path.into(),
             summary: summary.into(),
+            description: "",
             query: Vec::new(),
             headers: Vec::new(),
             body: None,

@@ -10,8 +10,8 @@ use utoipa::ToSchema;
 use super::{
     answer::{Answer, Problem},
     document::schema,
-    objects::{authorize, role},
-    people::{body, first, found_user, subject_of, wrong_credentials},
+    objects::{DRY_RUN, authorize, changed, role},
+    people::{body, first, found_user, subject_of, with_dry_run, wrong_credentials},
     request::Call,
     table::{Operation, Success},
     totp,
@@ -56,7 +56,8 @@ pub(super) fn register(all: &mut Vec<Operation>) {
     let success = |status, schema| vec![Success::json(status, schema)];
     all.push(Operation {
         body: Some(schema::<NewToken>()),
-        success: success(StatusCode::CREATED, Some(schema::<ShownToken>())),
+        query: vec![DRY_RUN],
+        success: with_dry_run(StatusCode::CREATED, Some(schema::<ShownToken>())),
         ..Operation::new(
             "user.token.create",
             Method::POST,
@@ -76,7 +77,8 @@ pub(super) fn register(all: &mut Vec<Operation>) {
         )
     });
     all.push(Operation {
-        success: success(StatusCode::NO_CONTENT, None),
+        query: vec![DRY_RUN],
+        success: with_dry_run(StatusCode::NO_CONTENT, None),
         ..Operation::new(
             "user.token.remove",
             Method::DELETE,
@@ -97,7 +99,8 @@ pub(super) fn register(all: &mut Vec<Operation>) {
     });
     all.push(Operation {
         body: Some(schema::<NewToken>()),
-        success: success(StatusCode::CREATED, Some(schema::<ShownToken>())),
+        query: vec![DRY_RUN],
+        success: with_dry_run(StatusCode::CREATED, Some(schema::<ShownToken>())),
         ..Operation::new(
             "token.create",
             Method::POST,
@@ -107,7 +110,8 @@ pub(super) fn register(all: &mut Vec<Operation>) {
         )
     });
     all.push(Operation {
-        success: success(StatusCode::NO_CONTENT, None),
+        query: vec![DRY_RUN],
+        success: with_dry_run(StatusCode::NO_CONTENT, None),
         ..Operation::new(
             "token.remove",
             Method::DELETE,
@@ -140,10 +144,11 @@ pub(super) async fn issue(call: &Call, actor: &Actor, new: Issue<'_>) -> Result<
     let secret = new_secret(environment).map_err(|error| Problem::internal(&error))?;
     let hash = token_hash(&secret);
     let id = hash[..16].to_owned();
+    let dry_run = call.query.flag("dry_run")?;
     let wanted = Wanted {
         actor,
         subject: call.subject("token", new.tenant, &id)?,
-        dry_run: false,
+        dry_run,
         status: StatusCode::CREATED.as_u16(),
         idempotency: None,
     };
@@ -199,8 +204,11 @@ pub(super) async fn issue(call: &Call, actor: &Actor, new: Issue<'_>) -> Result<
             differences: Vec::new(),
         })
     });
-    let token = done.await?.body;
-    let answer = json!({ "secret": secret, "token": token });
+    let done = done.await?;
+    if dry_run {
+        return changed(done, true);
+    }
+    let answer = json!({ "secret": secret, "token": done.body });
     Ok(Answer::json(StatusCode::CREATED, &answer))
 }
 
@@ -267,14 +275,14 @@ async fn create_machine_token(call: Call) -> Result<Answer, Problem> {
     let lifetime = lifetime(&new)?;
     let tenant = {
         let live = call.director.live().await?;
-        let user = found_user(&live, &actor, name)?;
-        if user.0.role.machine().is_none() {
+        let (user, _) = found_user(&live, &actor, name)?;
+        if user.role.machine().is_none() {
             let text = format!(
                 "user {name:?} has a password, so only that user creates its tokens: name a machine"
             );
-            return Err(Problem::new(StatusCode::CONFLICT, "conflict", text));
+            return Err(Problem::user(text, user, "role", &role_of(user)));
         }
-        user.0.tenant.clone()
+        user.tenant.clone()
     };
     let new = Issue {
         user: name,
@@ -340,10 +348,11 @@ async fn remove_token_of(
     id: &str,
     subject: Subject,
 ) -> Result<Answer, Problem> {
+    let dry_run = call.query.flag("dry_run")?;
     let wanted = Wanted {
         actor: call.actor()?,
         subject,
-        dry_run: false,
+        dry_run,
         status: StatusCode::NO_CONTENT.as_u16(),
         idempotency: None,
     };
@@ -351,11 +360,16 @@ async fn remove_token_of(
         let mut tokens = live.tokens.iter();
         let found = tokens.find(|(_, (token, _))| token.id == id && token.user == user);
         let Some((hash, (_, revision))) = found else {
-            return Err(Problem::new(
-                StatusCode::NOT_FOUND,
-                "not-found",
-                format!("there is no such token {id:?}: check the id with `list`"),
-            ));
+            let conflict = Conflict {
+                kind: "token".to_owned(),
+                tenant: None,
+                name: id.to_owned(),
+                field: "id".to_owned(),
+                value: id.to_owned(),
+            };
+            let text = format!("there is no such token {id:?}: check the id with `list`");
+            let problem = Problem::new(StatusCode::NOT_FOUND, "not-found", text);
+            return Err(problem.with(vec![conflict]));
         };
         let mut transaction = Transaction::default();
         let key = format!("{TOKENS}{hash}");
@@ -369,8 +383,17 @@ async fn remove_token_of(
             differences: Vec::new(),
         })
     });
-    done.await?;
-    Ok(Answer::done())
+    let done = done.await?;
+    match dry_run {
+        true => changed(done, true),
+        false => Ok(Answer::done()),
+    }
+}
+
+/// The name of a user's role.
+fn role_of(user: &User) -> String {
+    let role = serde_json::to_value(user.role).unwrap_or_default();
+    role.as_str().unwrap_or_default().to_owned()
 }
 
 pub(super) fn delete_tokens(user: &str, live: &Live, transaction: &mut Transaction) {

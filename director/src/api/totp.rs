@@ -7,12 +7,12 @@ use serde_json::Value;
 
 use super::{
     answer::{Answer, Problem},
-    objects::authorize,
+    objects::{authorize, changed},
     people::{Code, ShownAuthenticator, body, first, found_user, subject_of},
     request::Call,
 };
 use crate::{
-    change::{Planned, Wanted},
+    change::{Applied, Planned, Wanted},
     people::{USERS, User},
     roles::{ObjectGroup, Verb},
     totp::Authenticator,
@@ -47,12 +47,12 @@ async fn change(
     name: &str,
     status: StatusCode,
     after: impl Fn(&User, Timestamp) -> Result<Option<Authenticator>, Problem>,
-) -> Result<(), Problem> {
+) -> Result<Applied, Problem> {
     let actor = call.actor()?;
     let wanted = Wanted {
         actor,
         subject: subject_of(call, name).await?,
-        dry_run: false,
+        dry_run: call.query.flag("dry_run")?,
         status: status.as_u16(),
         idempotency: None,
     };
@@ -75,28 +75,33 @@ async fn change(
             differences: Vec::new(),
         })
     });
-    done.await.map(drop)
+    done.await
 }
 
 pub(super) async fn create(call: Call) -> Result<Answer, Problem> {
     let name = call.actor()?.user.clone();
     let new = Authenticator::generate(&*call.director.environment);
     let new = new.map_err(|error| Problem::internal(&error))?;
-    change(&call, &name, StatusCode::CREATED, |user, _| {
-        let conflict = |text: &str| Err(Problem::new(StatusCode::CONFLICT, "conflict", text));
+    let done = change(&call, &name, StatusCode::CREATED, |user, _| {
+        let conflict = |text: &str, field: &str| Err(Problem::user(text, user, field, ""));
         if user.password.is_none() {
             return conflict(
                 "an authenticator needs a user with a password; users of programs use tokens",
+                "password",
             );
         }
         if user.totp.as_ref().is_some_and(|totp| totp.is_confirmed) {
             return conflict(
                 "you have an authenticator: ask an administrator to remove it, then make another",
+                "totp",
             );
         }
         Ok(Some(new.authenticator.clone()))
     })
     .await?;
+    if call.query.flag("dry_run")? {
+        return changed(done, true);
+    }
     let shown = ShownAuthenticator {
         uri: format!(
             "otpauth://totp/Causeway:{name}?secret={}&issuer=Causeway",
@@ -116,7 +121,7 @@ pub(super) async fn confirm(call: Call) -> Result<Answer, Problem> {
     let confirmed = change(&call, &name, StatusCode::NO_CONTENT, |user, now| {
         let Some(totp) = &user.totp else {
             let text = "you have no authenticator: make one with POST first";
-            return Err(Problem::new(StatusCode::CONFLICT, "conflict", text));
+            return Err(Problem::user(text, user, "totp", ""));
         };
         match totp.accept(&code, now) {
             Some(accepted) => Ok(Some(accepted)),
@@ -137,7 +142,10 @@ pub(super) async fn confirm(call: Call) -> Result<Answer, Problem> {
 pub(super) async fn remove(call: Call) -> Result<Answer, Problem> {
     authorize(call.actor()?, ObjectGroup::People, Verb::Write, None)?;
     let name = first(&call).to_owned();
-    change(&call, &name, StatusCode::NO_CONTENT, |_, _| Ok(None)).await?;
+    let done = change(&call, &name, StatusCode::NO_CONTENT, |_, _| Ok(None)).await?;
+    if call.query.flag("dry_run")? {
+        return changed(done, true);
+    }
     call.director.attempts.forgive(&name);
     Ok(Answer::done())
 }

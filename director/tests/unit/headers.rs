@@ -93,3 +93,210 @@ async fn conditions_of_http_hold_or_are_refused() {
         .await
         .expect(200);
 }
+
+#[tokio::test]
+async fn operations_on_users_and_tokens_have_dry_runs() {
+    let server = Server::with_tenants().await;
+    let gateway = json!({ "addresses": ["203.0.113.1"] });
+    server.create("/v1/gateways", "gw1", gateway).await;
+    let machine = json!({ "name": "m", "role": "gateway", "object": "gw1" });
+    server
+        .post(&server.admin, "/v1/users", machine)
+        .await
+        .expect(201);
+    let alice = server.user("alice", "provider-operator", None).await;
+    let own = server.get(&alice, "/v1/tokens").await.expect(200).json();
+    let id = own["items"][0]["id"].as_str().expect("an id").to_owned();
+    let password = "correct horse battery";
+    let user = json!({ "name": "n", "role": "provider-auditor", "password": password });
+    let hours = json!({ "hours": 1 });
+    let new = json!({ "password": "another horse battery" });
+    let changed = json!({ "current": password, "password": "another horse battery" });
+    let everything = async || {
+        let users = server.get(&server.admin, "/v1/users").await.expect(200);
+        let mine = server
+            .get(&server.admin, "/v1/users/alice/tokens")
+            .await
+            .expect(200);
+        let machines = server
+            .get(&server.admin, "/v1/users/m/tokens")
+            .await
+            .expect(200);
+        let audit = server
+            .get(&server.admin, "/v1/audit?limit=1000")
+            .await
+            .expect(200);
+        [users.text, mine.text, machines.text, audit.text]
+    };
+    let before = everything().await;
+    let token = format!("/v1/tokens/{id}");
+    let of_user = format!("/v1/users/alice/tokens/{id}");
+    for (actor, method, path, body, kind) in [
+        (&server.admin, "POST", "/v1/users", Some(&user), "user"),
+        (&server.admin, "DELETE", "/v1/users/alice", None, "user"),
+        (
+            &server.admin,
+            "DELETE",
+            "/v1/users/alice/totp",
+            None,
+            "user",
+        ),
+        (
+            &server.admin,
+            "PUT",
+            "/v1/users/alice/password",
+            Some(&new),
+            "user",
+        ),
+        (
+            &server.admin,
+            "POST",
+            "/v1/users/m/tokens",
+            Some(&hours),
+            "token",
+        ),
+        (&server.admin, "DELETE", of_user.as_str(), None, "token"),
+        (&alice, "POST", "/v1/tokens", Some(&hours), "token"),
+        (&alice, "DELETE", token.as_str(), None, "token"),
+        (&alice, "POST", "/v1/self/totp", None, "user"),
+        (&alice, "PUT", "/v1/self/password", Some(&changed), "user"),
+    ] {
+        let path = format!("{path}?dry_run=true");
+        let run = server
+            .call(actor, method, &path, &[], body)
+            .await
+            .expect(200);
+        assert!(
+            !run.text.contains("cwy_") && !run.text.contains("argon2"),
+            "{run:?}"
+        );
+        let run = run.json();
+        let differences = run["differences"].as_array().expect("a list");
+        assert!(
+            differences
+                .iter()
+                .any(|difference| difference["kind"] == kind),
+            "{method} {path}: {run}"
+        );
+    }
+    assert_eq!(everything().await, before);
+    // Where it has no sense, the document says so.
+    let document = director::api::document();
+    for (path, method) in [("/v1/sessions", "post"), ("/v1/self/totp", "put")] {
+        let text = &document["paths"][path][method]["description"];
+        assert!(
+            text.as_str()
+                .is_some_and(|text| text.contains("no dry run")),
+            "{path}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn refusals_of_users_and_tokens_name_their_conflicts() {
+    let server = Server::with_tenants().await;
+    let admin = &server.admin;
+    server.user("alice", "tenant-admin", Some("acme")).await;
+    let machine = json!({ "name": "m", "role": "appliance", "tenant": "acme", "object": "h1" });
+    server.post(admin, "/v1/users", machine).await.expect(201);
+    let password = "correct horse battery";
+    let again = json!({ "name": "alice", "role": "provider-auditor", "password": password });
+    let lost = json!({ "name": "g", "role": "gateway", "object": "gw9" });
+    let (hours, new) = (json!({ "hours": 1 }), json!({ "password": password }));
+    for (method, path, body, status, kind, name, field) in [
+        (
+            "POST",
+            "/v1/users",
+            Some(&again),
+            409,
+            "user",
+            "alice",
+            "name",
+        ),
+        (
+            "POST",
+            "/v1/users",
+            Some(&lost),
+            409,
+            "gateway",
+            "gw9",
+            "name",
+        ),
+        (
+            "DELETE",
+            "/v1/users/admin",
+            None,
+            409,
+            "user",
+            "admin",
+            "role",
+        ),
+        (
+            "DELETE",
+            "/v1/users/nobody",
+            None,
+            404,
+            "user",
+            "nobody",
+            "name",
+        ),
+        (
+            "POST",
+            "/v1/users/alice/tokens",
+            Some(&hours),
+            409,
+            "user",
+            "alice",
+            "role",
+        ),
+        (
+            "DELETE",
+            "/v1/users/alice/tokens/0",
+            None,
+            404,
+            "token",
+            "0",
+            "id",
+        ),
+        (
+            "PUT",
+            "/v1/users/m/password",
+            Some(&new),
+            409,
+            "user",
+            "m",
+            "object",
+        ),
+        (
+            "PUT",
+            "/v1/users/admin/password",
+            Some(&new),
+            409,
+            "user",
+            "admin",
+            "name",
+        ),
+        (
+            "POST",
+            "/v1/self/totp",
+            None,
+            409,
+            "user",
+            "admin",
+            "password",
+        ),
+    ] {
+        let refused = server
+            .call(admin, method, path, &[], body)
+            .await
+            .expect(status)
+            .json();
+        let conflict = &refused["conflicts"][0];
+        let found = [&conflict["kind"], &conflict["name"], &conflict["field"]];
+        assert_eq!(
+            found,
+            [&json!(kind), &json!(name), &json!(field)],
+            "{method} {path}"
+        );
+    }
+}
