@@ -1,10 +1,10 @@
-//! Accesses that change nothing and are in the audit all the same: refused operations, and reads of a
-//! tenant's objects by the provider's users.
+//! Accesses that change nothing and are in the audit all the same: refused operations, and reads of
+//! a tenant's objects by the provider's users.
 //!
 //! They are collected in memory and committed with the next change, or by a timer, so that none
 //! needs a commit of its own. A process that is killed loses those of the last interval. Equal ones
-//! are one entry with a count, and a user has a limited number of entries in an interval, so that no
-//! role fills the audit by requests that it may not make.
+//! are one entry with a count, and a user has a limited number of entries in an interval, so that
+//! no role fills the audit by requests that it may not make.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -58,8 +58,8 @@ impl Accesses {
         self.lock().add(access);
     }
 
-    /// Adds a read of a tenant's objects, unless there is an entry of one with the same token within
-    /// the hour.
+    /// Adds a read of a tenant's objects, unless there is an entry of one with the same token
+    /// within the hour.
     pub fn read(&self, access: Access, tenant: &str) {
         let mut pending = self.lock();
         let (token, at) = (access.actor.token.clone(), access.at);

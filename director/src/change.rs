@@ -446,8 +446,8 @@ fn stored_answer(
     }))
 }
 
-/// Adds the answer that is kept for a request with the same key, if the request has one, and forgets
-/// old ones.
+/// Adds the answer that is kept for a request with the same key, if the request has one, and
+/// forgets old ones.
 fn keep_answer(
     live: &Live,
     wanted: &Wanted<'_>,

@@ -1,6 +1,6 @@
 //! Changes of a store that no director has open: another way in, another key of the audit, claims
-//! made again, and the note that a backup was restored. Each has its audit entry, whose user is that
-//! of the system.
+//! made again, and the note that a backup was restored. Each has its audit entry, whose user is
+//! that of the system.
 
 use std::{
     fs, io,

@@ -1,5 +1,5 @@
-//! Limits of wrong passwords and codes. An attempt is counted before it is checked, so that attempts
-//! at the same time do not exceed the limit.
+//! Limits of wrong passwords and codes. An attempt is counted before it is checked, so that
+//! attempts at the same time do not exceed the limit.
 //!
 //! ```text
 //!   begin ─▶ wrong < 5: wrong + pending < 5 ─▶ pending + 1 ─▶ check ─┬─▶ right: all are forgotten
@@ -23,8 +23,8 @@ const MAX_WRONG: u32 = 5;
 /// Time that the user waits.
 const LOCKOUT: SignedDuration = SignedDuration::from_mins(15);
 
-/// Attempts of all users, by what is tried: codes by the user's name, passwords by a text that is no
-/// name.
+/// Attempts of all users, by what is tried: codes by the user's name, passwords by a text that is
+/// no name.
 #[derive(Debug, Default)]
 pub(crate) struct Attempts {
     counts: Mutex<HashMap<String, Count>>,
@@ -49,8 +49,8 @@ pub(crate) struct Attempt<'a> {
 }
 
 impl Attempts {
-    /// Counts an attempt before it is checked. Waits while as many are being checked as may still be
-    /// wrong.
+    /// Counts an attempt before it is checked. Waits while as many are being checked as may still
+    /// be wrong.
     ///
     /// # Errors
     /// 429 after [`MAX_WRONG`] wrong ones in a row, for [`LOCKOUT`].

@@ -358,7 +358,7 @@ async fn create_user(call: Call) -> Result<Answer, Problem> {
     let done = call.director.change(wanted, |live, _| {
         if live.users.contains_key(&user.name) {
             let text = format!("a user {:?} exists already: use another name", user.name);
-            // Of which tenant, is told to nobody.
+            // The refusal does not tell the tenant of that user.
             let named = User {
                 tenant: None,
                 ..user.clone()

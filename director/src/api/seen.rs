@@ -1,4 +1,4 @@
-//! Which requests the audit has besides changes: refused ones, and reads of a tenant's objects by the
+//! Requests in the audit besides changes: refused ones, and reads of a tenant's objects by the
 //! provider's users.
 
 use std::net::IpAddr;
@@ -94,7 +94,7 @@ impl Seen {
             Err(problem) => {
                 self.subject.outcome = problem.outcome();
                 let is_forbidden = self.subject.outcome.status == StatusCode::FORBIDDEN.as_u16();
-                // What a user may not do is told also where it would only have been read.
+                // An operation that the role may not do is noted also if it would only read.
                 if is_forbidden || !self.is_read && !self.is_dry_run {
                     let (actor, subject) = (self.actor, self.subject);
                     director.accesses.refused(Access { at, actor, subject });

@@ -75,7 +75,7 @@ pub struct Operation {
     pub path: String,
     /// One line of description.
     pub summary: String,
-    /// What a caller has to know besides; may be empty.
+    /// Further description, for callers; may be empty.
     pub description: &'static str,
     /// Parameters of the query.
     pub query: Vec<Parameter>,

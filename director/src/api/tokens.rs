@@ -215,8 +215,8 @@ pub(super) async fn issue(call: &Call, actor: &Actor, new: Issue<'_>) -> Result<
 /// The user has as many tokens as a user may have.
 fn token_quota(user: &str, tenant: Option<&str>) -> Problem {
     let text = format!(
-        "user {user:?} has {MAX_TOKENS} tokens and may have no more: remove one that is not needed, \
-         or wait until one expires"
+        "user {user:?} has {MAX_TOKENS} tokens and may have no more: remove one that is not \
+         needed, or wait until one expires"
     );
     let conflict = Conflict {
         kind: "user".to_owned(),

@@ -237,7 +237,12 @@ async fn users_of_a_tenant_and_of_the_provider_are_limited() {
     let server = Server::with_tenants().await;
     let gateway = json!({ "addresses": ["203.0.113.1"] });
     server.create("/v1/gateways", "gw1", gateway).await;
-    let of_tenant = |name: String| json!({ "name": name, "role": "appliance", "tenant": "acme", "object": "h1" });
+    let appliance = json!({ "role": "appliance", "tenant": "acme", "object": "h1" });
+    let of_tenant = |name: String| {
+        let mut body = appliance.clone();
+        body["name"] = name.into();
+        body
+    };
     let of_provider = |name: String| json!({ "name": name, "role": "gateway", "object": "gw1" });
     let create = async |body: Value| server.post(&server.admin, "/v1/users", body).await;
     for number in 0..1000 {

@@ -1,5 +1,5 @@
-//! Entries of the audit that are of no change: refused operations, and reads of a tenant's objects by
-//! the provider; results; and reasons.
+//! Entries of the audit that are of no change: refused operations, and reads of a tenant's objects
+//! by the provider; results; and reasons.
 
 use serde_json::{Value, json};
 
@@ -44,7 +44,7 @@ async fn refused_operations_have_entries_with_their_result() {
     let delete = async |path: &str| server.call(&admin, "DELETE", path, &[], None).await;
     delete("/v1/hosts/h1").await.expect(409);
     delete("/v1/hosts/h9").await.expect(404);
-    // What would change nothing is no operation.
+    // A dry run and a read are no such operations.
     delete("/v1/hosts/h1?dry_run=true").await.expect(409);
     server.get(&admin, "/v1/hosts/h9").await.expect(404);
     let wrong = json!({ "name": "H", "spec": { "platform": "kvm" } });

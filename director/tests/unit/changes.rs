@@ -139,7 +139,7 @@ async fn a_repeated_request_that_changed_nothing_gets_the_same_answer() {
         .call(&admin, "PUT", path, &key, Some(&other))
         .await
         .expect(422);
-    // What changes nothing has no entry of the audit, and the refusal has one.
+    // A request that changes nothing has no entry of the audit, and the refusal has one.
     let audit = server.get(&admin, "/v1/audit?limit=1000").await;
     let audit = audit.expect(200).json();
     let entries = audit["items"].as_array().expect("a list").iter();

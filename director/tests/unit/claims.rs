@@ -77,7 +77,7 @@ async fn a_store_without_its_claims_is_refused_until_they_are_made_again() {
     assert!(again.ends_with(": 0 claims written or deleted"), "{again}");
     site.run("check --store");
 
-    // What is given out now is nobody else's.
+    // A further tenant gets VLANs that no other tenant has.
     let mut server = Server::of(&site.path("store")).await;
     server.admin.clone_from(&token);
     server.create("/v1/tenants", "initech", json!({})).await;

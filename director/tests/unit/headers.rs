@@ -233,11 +233,11 @@ async fn refusals_of_users_and_tokens_name_their_conflicts() {
         ),
         (
             "DELETE",
-            "/v1/users/nobody",
+            "/v1/users/missing",
             None,
             404,
             "user",
-            "nobody",
+            "missing",
             "name",
         ),
         (

@@ -129,7 +129,7 @@ impl Server {
         if !body.is_empty() {
             text += "content-type: application/json\r\n";
         }
-        // What the provider changes of a tenant's own objects has a reason.
+        // A change of a tenant's own objects by the provider has a reason.
         let own = ["networks", "mappings", "policies", "rules", "plans"];
         let kind = path.split(['/', '?']).nth(4).unwrap_or_default();
         let has_reason = headers.iter().any(|(name, _)| *name == "x-reason");

@@ -55,8 +55,8 @@ pub(crate) fn host_problem(address: IpAddr, prefix: Option<&IpPrefix>) -> Option
 }
 
 /// Why these cannot be public addresses of tenants: the part of the range in question, and the
-/// reason. `prefix` is that of the uplink that they are in; without it, the provider's router routes
-/// each of them. A range that is written as a prefix stands for a network.
+/// reason. `prefix` is that of the uplink that they are in; without it, the provider's router
+/// routes each of them. A range that is written as a prefix stands for a network.
 pub(crate) fn range_problem(
     range: AddressRange,
     prefix: Option<&IpPrefix>,

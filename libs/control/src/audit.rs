@@ -1,5 +1,5 @@
-//! The audit: an entry for each change, in the transaction of the change, and entries of refusals and
-//! reads, chained by hashes.
+//! The audit: an entry for each change, in the transaction of the change, and entries of refusals
+//! and reads, chained by hashes.
 //!
 //! ```text
 //!   entry 1 ─ hash ─▶ entry 2 ─ hash ─▶ entry 3 ─ hash ─▶ head: number and hash of the last
@@ -78,8 +78,8 @@ pub struct Outcome {
     /// Type of the refusal, such as `conflict`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
-    /// Number of equal accesses that the entry stands for, at least 1; changes have entries of their
-    /// own.
+    /// Number of equal accesses that the entry stands for, at least 1; changes have entries of
+    /// their own.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub count: u64,
 }

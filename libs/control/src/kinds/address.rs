@@ -211,8 +211,8 @@ fn requested(
 }
 
 /// The pool's first address that has no claim and that the tenant may have. It looks at some
-/// addresses more than there are claims: those of the tenant's default gateways, and the network and
-/// broadcast address of the pool's prefix.
+/// addresses more than there are claims: those of the tenant's default gateways, and the network
+/// and broadcast address of the pool's prefix.
 fn next_free(
     draft: &Draft<'_>,
     pool: &Object<AddressPool>,

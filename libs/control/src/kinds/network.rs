@@ -178,8 +178,8 @@ fn refuse_public_gateways(state: &State, new: &Object<Network>) -> Result<(), Re
     }
     Refusal::of_conflicts(conflicts, |first| {
         format!(
-            "network {:?}: gateway {} is the tenant's public address {:?}: write the address of the \
-             network's router",
+            "network {:?}: gateway {} is the tenant's public address {:?}: write the address of \
+             the network's router",
             new.name(),
             first.value,
             first.name

@@ -204,7 +204,10 @@ fn routers_of_uplinks_are_no_other_object() {
 #[test]
 fn an_address_is_that_of_one_machine_in_all_plans() {
     let mut world = World::with_networks();
-    let plan = |vm: &str, address: &str| json!({"networks": [{"name": "web-1"}], "vms": [{"name": vm, "addresses": [address]}]});
+    let plan = |vm: &str, address: &str| {
+        let vms = json!([{"name": vm, "addresses": [address]}]);
+        json!({"networks": [{"name": "web-1"}], "vms": vms})
+    };
     world.ok::<Plan>("acme", "all", plan("a", "10.1.0.9"));
     let result = world.create::<Plan>("acme", "other", plan("b", "10.1.0.9"));
     refused(
