@@ -106,8 +106,15 @@ impl Site {
     }
 }
 
+/// Opens a store. A process that another test begins has its lock until it runs its program.
 pub(super) fn open(path: &Path) -> Sqlite {
-    Sqlite::open(path, Options::default()).expect("a store")
+    for _ in 0..250 {
+        if let Ok(store) = Sqlite::open(path, Options::default()) {
+            return store;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    panic!("the store is still in use");
 }
 
 #[test]
