@@ -25,8 +25,8 @@ const PREFIX_PATTERN: &str = r"^[0-9a-fA-F.:]{2,45}(/[0-9]+)?$";
 const ADDRESSES_PATTERN: &str = r"^[0-9a-fA-F.:]{2,45}(/[0-9]+|-[0-9a-fA-F.:]{2,45})?$";
 /// A port, or two and a dash.
 const PORTS_PATTERN: &str = r"^[0-9]+(-[0-9]+)?$";
-/// A file name, or an address of HTTPS.
-const HOOK_PATTERN: &str = r"^([a-z0-9_-][a-z0-9._-]*|https://[!-.0-~][!-~]*)$";
+/// A file name, or an address of HTTPS without a user and password.
+const HOOK_PATTERN: &str = r#"^([a-z0-9_-][a-z0-9._-]*|https://[!"$-.0->A-~]+([/?#][!-~]*)?)$"#;
 /// A slash, and printable ASCII without spaces.
 const PATH_PATTERN: &str = r"^/[!-~]*$";
 /// Labels of letters, digits and dashes, between dots.

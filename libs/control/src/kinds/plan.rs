@@ -273,9 +273,10 @@ impl Rules for Plan {
                 problems.require(
                     is_hook(hook),
                     field,
-                    hook,
+                    without_password(hook),
                     "write the name of an executable in the hook folder (a to z, 0 to 9, '.', '_' \
-                     and '-'), or an address that begins with https://",
+                     and '-'), or an address that begins with https:// and has no user and \
+                     password",
                 );
             }
         }
@@ -391,11 +392,25 @@ fn split_groups(vms: &[PlanVm]) -> BTreeSet<&str> {
     groups.filter(|group| !seen.insert(*group)).collect()
 }
 
+/// The text of a hook for a refusal, which logs and screens show: without a user and password.
+fn without_password(hook: &str) -> String {
+    let parts = hook.split_once("://").and_then(|(scheme, rest)| {
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let at = rest[..end].rfind('@')?;
+        Some(format!("{scheme}://(hidden){}", &rest[at..]))
+    });
+    parts.unwrap_or_else(|| hook.to_owned())
+}
+
 fn is_hook(hook: &str) -> bool {
     let is_plain = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '.' | '_' | '-');
     let is_file = !hook.starts_with('.') && !hook.is_empty() && hook.chars().all(is_plain);
     let is_webhook = hook.strip_prefix("https://").is_some_and(|rest| {
-        !rest.is_empty() && !rest.starts_with('/') && rest.chars().all(|c| c.is_ascii_graphic())
+        // A password in the address would be read by all who may read the plan.
+        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        !authority.is_empty()
+            && !authority.contains('@')
+            && rest.chars().all(|c| c.is_ascii_graphic())
     });
     hook.len() <= 1024 && (is_file || is_webhook)
 }

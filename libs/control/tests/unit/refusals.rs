@@ -1155,6 +1155,11 @@ fn plans_have_networks_with_gateways_machines_and_rules() {
             "hook folder",
         ),
         (
+            json!({"networks": web, "vms": vm, "hooks": {"after": "https://u:p@a.example/x"}}),
+            "hooks.after https://(hidden)@a.example/x",
+            "no user and password",
+        ),
+        (
             json!({"networks": web, "vms": vm, "hooks": {"after": "http://a"}}),
             "hooks.after http://a",
             "https://",
