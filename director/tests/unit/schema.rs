@@ -200,7 +200,12 @@ async fn requests(server: &Server, document: &Value) -> Vec<(String, String, Val
             path = pattern.replace("{tenant}", "acme");
         }
         let one = format!("{path}/{name}");
-        let spec = server.get(&server.admin, &one).await.expect(200).json()["spec"].clone();
+        let mut spec = server.get(&server.admin, &one).await.expect(200).json()["spec"].clone();
+        if collection == "subscriptions" {
+            // A new one takes more than it keeps.
+            let network = json!({ "number": 1, "internet": true, "vlan": 150 });
+            spec["allocation"] = json!({ "networks": [network], "next": 5 });
+        }
         let new = json!({ "name": "brand-new", "owner": "site", "spec": spec });
         let schema = schema_of(&pattern, "post");
         all.push((

@@ -174,7 +174,12 @@ impl<'s> Draft<'s> {
     fn used_vlans(&self, domain: &str) -> Vec<bool> {
         let mut used = vec![false; usize::from(u16::MAX) + 1];
         let prefix = vlan_claims(domain);
-        for (key, _) in self.state.claims.range(prefix.clone()..) {
+        let before = self.state.claims.range(prefix.clone()..);
+        let during = self.transaction.put.range(prefix.clone()..);
+        let keys = before
+            .map(|(key, _)| key)
+            .take_while(|key| key.starts_with(&prefix));
+        for key in keys.chain(during.map(|(key, _)| key)) {
             let Some(vlan) = key.strip_prefix(&prefix) else {
                 break;
             };

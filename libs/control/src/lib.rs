@@ -52,10 +52,10 @@ pub use claims::ClaimError;
 pub use condition::{Condition, Holds, NO_AGENT, Observed};
 pub use difference::{ChangeOfObject, Difference, FieldDifference, differences, spec_differences};
 pub use kinds::{
-    Address, AddressPool, AddressStatus, Appliance, ApplianceStatus, Gateway, GatewayPool,
-    HardwarePlan, HealthCheck, Hooks, Host, Limits, Mapping, Mode, Network, NetworkStatus, Plan,
-    PlanNetwork, PlanVm, Platform, Policy, Rule, Subscription, SubscriptionStatus, Switch, Tenant,
-    TenantStatus, Uplink, VlanPool,
+    Address, AddressPool, AddressStatus, AllocatedNetwork, Allocation, Appliance, ApplianceStatus,
+    Gateway, GatewayPool, HardwarePlan, HealthCheck, Hooks, Host, Limits, Mapping, Mode, Network,
+    NetworkStatus, Plan, PlanNetwork, PlanVm, Platform, Policy, Rule, SubscribedAppliance,
+    Subscription, SubscriptionStatus, Switch, Tenant, TenantStatus, Uplink, VlanPool,
 };
 pub use name::{NAME_PATTERN, NAME_RULE, is_name};
 pub use object::{Kind, Metadata, Nothing, Object, Origin, Scope};

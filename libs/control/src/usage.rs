@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, net::IpAddr};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{AddressPool, HardwarePlan, State, Tenant, VlanPool, kinds::objects_of};
+use crate::{
+    AddressPool, HardwarePlan, State, Tenant, VlanPool,
+    kinds::{objects_of, public_address_limit},
+};
 
 /// VLANs or addresses of a pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -98,15 +101,15 @@ pub struct TenantUsage {
 /// The usage of a tenant; `None` if it does not exist.
 #[must_use]
 pub fn tenant_usage(state: &State, name: &str) -> Option<TenantUsage> {
-    let limits = &state.get::<Tenant>(None, name)?.spec.limits;
+    let tenant = state.get::<Tenant>(None, name)?;
     Some(TenantUsage {
         objects: Allowance {
             used: objects_of(state, name) as u64,
-            limit: Some(limits.objects().into()),
+            limit: Some(tenant.spec.limits.objects().into()),
         },
         public_addresses: Allowance {
             used: state.addresses.of_tenant(name).count() as u64,
-            limit: limits.public_addresses.map(Into::into),
+            limit: public_address_limit(state, tenant).map(|(limit, _)| limit.into()),
         },
         networks: state.networks.of_tenant(name).count() as u64,
     })

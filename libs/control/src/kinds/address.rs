@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{AddressPool, Network, Rule, Tenant, kind, network::with_gateway};
+use super::{AddressPool, Network, Rule, Tenant, kind, network::with_gateway, public_address_limit};
 use crate::{
-    Claim, Conflict, Object, Reason, Refusal,
+    Claim, Conflict, Kind as _, Object, Reason, Refusal,
     addressing::host_problem,
     draft::{Draft, shown},
     name::{NAME_RULE, is_name},
@@ -140,22 +140,25 @@ pub(super) fn release(draft: &mut Draft<'_>, address: &Object<Address>) {
 }
 
 fn within_limit(draft: &Draft<'_>, tenant: &str) -> Result<(), Refusal> {
-    let limit = draft.tenant(tenant)?.spec.limits.public_addresses;
+    let limit = public_address_limit(draft.state, draft.tenant(tenant)?);
     let count = draft.state.addresses.of_tenant(tenant).count();
-    let Some(limit) = limit.filter(|limit| count >= *limit as usize) else {
+    let Some((limit, conflicts)) = limit.filter(|(limit, _)| count >= *limit as usize) else {
         return Ok(());
+    };
+    let of_tenant = conflicts
+        .iter()
+        .any(|conflict| conflict.kind == Tenant::KIND);
+    let remedy = match of_tenant {
+        true => "limits.public_addresses of the tenant",
+        false => "public_addresses of a subscription",
     };
     Err(Refusal::new(
         Reason::Exhausted,
         format!(
             "tenant {tenant:?} has {count} public addresses and may have {limit}: release one, or \
-             raise limits.public_addresses of the tenant"
+             raise {remedy}"
         ),
-        vec![Conflict::new::<Tenant>(
-            tenant,
-            "limits.public_addresses",
-            limit,
-        )],
+        conflicts,
     ))
 }
 

@@ -1,12 +1,12 @@
 //! A tenant's appliance on a host of the provider.
 
-use std::net::IpAddr;
+use std::{fmt, net::IpAddr};
 
 use failover::IpPrefix;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{AddressPool, Gateway, gateway::enrolled, kind};
+use super::{AddressPool, Gateway, Subscription, gateway::enrolled, kind, subscription::declaring};
 use crate::{
     Condition, Conflict, Object, Observed, Refusal, State,
     addressing::{host_problem, network_and_broadcast},
@@ -70,63 +70,101 @@ kind!(
 impl Appliance {
     /// The static address, if there is one.
     pub(super) const fn address(&self) -> Option<IpAddr> {
-        match self.uplink {
-            Uplink::Dhcp => None,
-            Uplink::Static { address, .. } => Some(address),
-        }
+        self.uplink.address()
     }
 
     /// The static next hop, if there is one.
     pub(super) const fn router(&self) -> Option<IpAddr> {
-        match self.uplink {
-            Uplink::Dhcp => None,
-            Uplink::Static { router, .. } => Some(router),
-        }
+        self.uplink.router()
     }
 
     /// The prefix of the static address, if there is one and its length fits.
     pub(super) fn prefix(&self) -> Option<IpPrefix> {
-        match self.uplink {
-            Uplink::Dhcp => None,
-            Uplink::Static {
+        self.uplink.prefix()
+    }
+}
+
+impl Uplink {
+    /// The static address, if there is one.
+    pub(super) const fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::Dhcp => None,
+            Self::Static { address, .. } => Some(*address),
+        }
+    }
+
+    /// The static next hop, if there is one.
+    const fn router(&self) -> Option<IpAddr> {
+        match self {
+            Self::Dhcp => None,
+            Self::Static { router, .. } => Some(*router),
+        }
+    }
+
+    /// The prefix of the static address, if there is one and its length fits.
+    fn prefix(&self) -> Option<IpPrefix> {
+        match *self {
+            Self::Dhcp => None,
+            Self::Static {
                 address,
                 prefix_length,
                 ..
             } => IpPrefix::new_truncated(address, prefix_length),
         }
     }
+
+    /// Collects the problems of an uplink that is this field of an object.
+    pub(super) fn check(&self, field: &str, problems: &mut Problems) {
+        let Self::Static {
+            address,
+            prefix_length,
+            router,
+        } = *self
+        else {
+            return;
+        };
+        let of = |part: &str| format!("{field}.{part}");
+        let prefix = self.prefix();
+        for (part, address) in [("address", address), ("router", router)] {
+            if let Some(problem) = host_problem(address, prefix.as_ref()) {
+                problems.add(&of(part), address, problem);
+            }
+        }
+        match prefix {
+            None => problems.add(
+                &of("prefix_length"),
+                prefix_length,
+                "write at most 32 for IPv4 and 128 for IPv6",
+            ),
+            Some(prefix) => {
+                problems.require(
+                    prefix.contains(router) && router != address,
+                    &of("router"),
+                    router,
+                    format_args!("write another address within {prefix}"),
+                );
+            }
+        }
+    }
+}
+
+/// For people: `static 198.51.100.5/24, router 198.51.100.1`.
+impl fmt::Display for Uplink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dhcp => f.write_str("dhcp"),
+            Self::Static {
+                address,
+                prefix_length,
+                router,
+            } => write!(f, "static {address}/{prefix_length}, router {router}"),
+        }
+    }
 }
 
 impl Rules for Appliance {
     fn check(&self, problems: &mut Problems) {
-        if let Uplink::Static {
-            address,
-            prefix_length,
-            router,
-        } = self.uplink
-        {
-            let prefix = self.prefix();
-            for (field, address) in [("uplink.address", address), ("uplink.router", router)] {
-                if let Some(problem) = host_problem(address, prefix.as_ref()) {
-                    problems.add(field, address, problem);
-                }
-            }
-            match prefix {
-                None => problems.add(
-                    "uplink.prefix_length",
-                    prefix_length,
-                    "write at most 32 for IPv4 and 128 for IPv6",
-                ),
-                Some(prefix) => {
-                    problems.require(
-                        prefix.contains(router) && router != address,
-                        "uplink.router",
-                        router,
-                        format_args!("write another address within {prefix}"),
-                    );
-                }
-            }
-        }
+        self.uplink.check("uplink", problems);
         let text = &self.description;
         problems.require(is_description(text), "description", text, DESCRIPTION_RULE);
     }
@@ -137,8 +175,18 @@ impl Rules for Appliance {
         draft: &mut Draft<'_>,
     ) -> Result<(), Refusal> {
         draft.guard_provider();
-        if old.is_none() {
+        let Some(old) = old else {
             return Err(by_subscription(new));
+        };
+        let declared = declaring(draft.state, new.tenant(), new.name(), None);
+        if let Some((subscription, uplink)) = declared
+            && old.spec.uplink != new.spec.uplink
+        {
+            let (name, field) = (subscription.name(), "appliance.uplink");
+            return Err(Refusal::conflict(
+                format!("uplink: subscription {name:?} declares it: change it there"),
+                vec![Conflict::new::<Subscription>(name, field, uplink).of(new.tenant())],
+            ));
         }
         let Some(address) = new.spec.address() else {
             return Ok(());

@@ -28,12 +28,15 @@ pub use network::{Network, NetworkStatus};
 pub use plan::{HealthCheck, Hooks, Plan, PlanNetwork, PlanVm};
 pub use policy::Policy;
 pub use rule::Rule;
-pub use subscription::{Subscription, SubscriptionStatus};
+pub use subscription::{
+    AllocatedNetwork, Allocation, SubscribedAppliance, Subscription, SubscriptionStatus,
+};
 pub use tenant::{Limits, Mode, Tenant, TenantStatus};
 pub use vlan_pool::VlanPool;
 
 pub(crate) use gateway::Gateways;
 pub(crate) use network::uses as uses_of_network;
+pub(crate) use subscription::public_address_limit;
 pub(crate) use tenant::{objects_of, within_quota};
 
 const fn yes() -> bool {

@@ -1,18 +1,19 @@
 //! A tenant's subscription to a hardware plan: its networks, their VLANs, and an appliance.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
     Appliance, ApplianceStatus, HardwarePlan, Network, NetworkStatus, Uplink, VlanPool,
+    appliance::refuse_taken,
     hardware_plan::used,
     kind, uses_of_network,
-    vlan_pool::{claim_vlans, release_vlan},
+    vlan_pool::{claim_vlan, claim_vlans, release_vlan},
 };
 use crate::{
-    Condition, Conflict, Kind, Metadata, Object, Observed, Refusal,
+    Condition, Conflict, Kind, Metadata, Object, Observed, Refusal, State, VlanRange,
     draft::{Draft, SUBSCRIPTION_NAME, shown},
     name::{NAME_RULE, is_name},
     object::Rules,
@@ -20,13 +21,69 @@ use crate::{
     schema::ObjectName,
 };
 
+/// Greatest number of a network: it has six digits behind the subscription's name.
+const MAX_NUMBER: u32 = 999_999;
+/// Most networks of an allocation: as many as a hardware plan may have.
+const MAX_ALLOCATED: usize = 50;
+
 /// A tenant's subscription to a hardware plan.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Subscription {
     /// The hardware plan. Cannot be changed.
     #[schema(value_type = ObjectName)]
     pub hardware_plan: String,
+    /// Settings of the tenant's appliance on the plan's host. Where they are omitted, those of the
+    /// appliance itself hold: DHCP for a new one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub appliance: Option<SubscribedAppliance>,
+    /// Number of public addresses that the tenant may have by this subscription. Those of all
+    /// subscriptions count together, and `limits.public_addresses` of the tenant holds in their
+    /// place; without any of them there is no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0, maximum = 4294967295_u32)]
+    pub public_addresses: Option<u32>,
+    /// Numbers and VLANs that a new subscription's networks get in place of the next free ones,
+    /// as they were at another director. It is not kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(write_only)]
+    pub allocation: Option<Allocation>,
+}
+
+/// Settings of a tenant's appliance that a subscription makes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SubscribedAppliance {
+    /// Address on the provider's production network.
+    pub uplink: Uplink,
+}
+
+/// Networks of a subscription as they were at another director.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Allocation {
+    /// The networks, in the order of their creation, at most as many as the hardware plan has. The
+    /// others get the next free numbers and VLANs.
+    #[serde(default)]
+    #[schema(max_items = 50)]
+    pub networks: Vec<AllocatedNetwork>,
+    /// Least number of the next network, 1 to 1000000.
+    #[schema(minimum = 1, maximum = 1_000_000)]
+    pub next: u32,
+}
+
+/// A network of an allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AllocatedNetwork {
+    /// Number behind the subscription's name, 1 to 999999.
+    #[schema(minimum = 1, maximum = 999_999)]
+    pub number: u32,
+    /// Whether it has internet access.
+    pub internet: bool,
+    /// VLAN, 1 to 4094, of the plan's pool.
+    #[schema(minimum = 1, maximum = 4094)]
+    pub vlan: u16,
 }
 
 /// Networks of a subscription.
@@ -55,6 +112,12 @@ impl Rules for Subscription {
     fn check(&self, problems: &mut Problems) {
         let plan = &self.hardware_plan;
         problems.require(is_name(plan), "hardware_plan", plan, NAME_RULE);
+        if let Some(appliance) = &self.appliance {
+            appliance.uplink.check("appliance.uplink", problems);
+        }
+        if let Some(allocation) = &self.allocation {
+            allocation.check(problems);
+        }
     }
 
     fn put(
@@ -65,14 +128,7 @@ impl Rules for Subscription {
         draft.guard_provider();
         let (tenant, name) = (new.tenant().to_owned(), new.name().to_owned());
         if let Some(old) = old {
-            return Err(Refusal::conflict(
-                format!(
-                    "subscription {name:?} of tenant {tenant:?} is to hardware plan {:?}: end it \
-                     and make another one, because its networks would change",
-                    old.spec.hardware_plan
-                ),
-                vec![subscribed_to(old)],
-            ));
+            return change(old, new, draft);
         }
         if name.len() > SUBSCRIPTION_NAME {
             let mut problems = Problems::new::<Self>(Some(&tenant), &name);
@@ -87,7 +143,8 @@ impl Rules for Subscription {
         }
         let (plan, pool) = plan_and_pool(draft, &new.spec)?;
         let mut others = draft.state.subscriptions.of_tenant(&tenant);
-        if let Some(other) = others.find(|other| other.spec == new.spec) {
+        let is_same = |other: &&Object<Self>| other.spec.hardware_plan == plan.name();
+        if let Some(other) = others.find(is_same) {
             return Err(Refusal::conflict(
                 format!(
                     "tenant {tenant:?} is subscribed to hardware plan {:?} already, by {:?}: \
@@ -100,14 +157,14 @@ impl Rules for Subscription {
         }
         new.status.next = 1;
         new.status.host.clone_from(&pool.spec.host);
+        let mut missing = BTreeMap::from([true, false].map(|of| (of, plan.spec.networks(of))));
+        if let Some(allocation) = new.spec.allocation.take() {
+            restore_networks(draft, new, (plan, pool), &allocation, &mut missing)?;
+        }
         for internet in [true, false] {
-            add_networks(draft, new, pool, internet, plan.spec.networks(internet))?;
+            add_networks(draft, new, pool, internet, missing[&internet])?;
         }
-        let host = &pool.spec.host;
-        if draft.state.appliances.get(&tenant, host).is_none() {
-            draft.write(&appliance(draft, &tenant, host));
-        }
-        Ok(())
+        settle_appliance(draft, new)
     }
 
     fn delete(old: &Object<Self>, draft: &mut Draft<'_>) -> Result<(), Refusal> {
@@ -159,6 +216,156 @@ impl Rules for Subscription {
             text,
         )]
     }
+}
+
+impl Allocation {
+    fn check(&self, problems: &mut Problems) {
+        let count = self.networks.len();
+        problems.require(
+            count <= MAX_ALLOCATED,
+            "allocation.networks",
+            count,
+            format_args!("write at most {MAX_ALLOCATED}"),
+        );
+        problems.require(
+            (1..=MAX_NUMBER + 1).contains(&self.next),
+            "allocation.next",
+            self.next,
+            format_args!("write 1 to {}", MAX_NUMBER + 1),
+        );
+        let (mut numbers, mut vlans) = (BTreeSet::new(), BTreeSet::new());
+        for network in self.networks.iter().take(MAX_ALLOCATED) {
+            let AllocatedNetwork { number, vlan, .. } = network;
+            problems.require(
+                (1..=MAX_NUMBER).contains(number) && numbers.insert(number),
+                "allocation.networks.number",
+                number,
+                format_args!("write 1 to {MAX_NUMBER}, and each number once"),
+            );
+            problems.require(
+                (1..=VlanRange::MAX).contains(vlan) && vlans.insert(vlan),
+                "allocation.networks.vlan",
+                vlan,
+                format_args!("write 1 to {}, and each VLAN once", VlanRange::MAX),
+            );
+        }
+    }
+}
+
+/// A change of a subscription: all but its plan and its networks.
+fn change(
+    old: &Object<Subscription>,
+    new: &mut Object<Subscription>,
+    draft: &mut Draft<'_>,
+) -> Result<(), Refusal> {
+    let (tenant, name) = (new.tenant().to_owned(), new.name().to_owned());
+    if old.spec.hardware_plan != new.spec.hardware_plan {
+        return Err(Refusal::conflict(
+            format!(
+                "subscription {name:?} of tenant {tenant:?} is to hardware plan {:?}: end it \
+                 and make another one, because its networks would change",
+                old.spec.hardware_plan
+            ),
+            vec![subscribed_to(old)],
+        ));
+    }
+    if new.spec.allocation.is_some() {
+        let networks = old.status.networks.join(", ");
+        return Err(Refusal::conflict(
+            format!(
+                "subscription {name:?} of tenant {tenant:?} has its networks: allocation is for \
+                 a new subscription: omit it"
+            ),
+            vec![Conflict::new::<Subscription>(&name, "networks", networks).of(&tenant)],
+        ));
+    }
+    settle_appliance(draft, new)
+}
+
+/// The subscription of a tenant that declares the settings of its appliance on a host, other than
+/// the named one.
+pub(super) fn declaring<'s>(
+    state: &'s State,
+    tenant: &str,
+    host: &str,
+    except: Option<&str>,
+) -> Option<(&'s Object<Subscription>, &'s Uplink)> {
+    let mut subscriptions = state.subscriptions.of_tenant(tenant);
+    subscriptions.find_map(|subscription| {
+        let uplink = &subscription.spec.appliance.as_ref()?.uplink;
+        let is_other = Some(subscription.name()) != except;
+        (is_other && subscription.status.host == host).then_some((subscription, uplink))
+    })
+}
+
+/// Makes the appliance on the subscription's host if there is none, and gives it the settings that
+/// the subscription declares.
+fn settle_appliance(
+    draft: &mut Draft<'_>,
+    subscription: &Object<Subscription>,
+) -> Result<(), Refusal> {
+    let (tenant, host) = (subscription.tenant(), &subscription.status.host);
+    let declared = subscription.spec.appliance.as_ref().map(|of| &of.uplink);
+    let there = draft.state.appliances.get(tenant, host);
+    let Some(uplink) = declared else {
+        if there.is_none() {
+            draft.write(&appliance(draft, tenant, host, Uplink::Dhcp));
+        }
+        return Ok(());
+    };
+    let other = declaring(draft.state, tenant, host, Some(subscription.name()));
+    if let Some((other, theirs)) = other.filter(|(_, theirs)| *theirs != uplink) {
+        let field = "appliance.uplink";
+        return Err(Refusal::conflict(
+            format!(
+                "appliance: subscription {:?} declares another uplink of the appliance on host \
+                 {host:?}: write the same in both, or omit it in one",
+                other.name()
+            ),
+            vec![Conflict::new::<Subscription>(other.name(), field, theirs).of(tenant)],
+        ));
+    }
+    if let Some(address) = uplink.address() {
+        refuse_taken(draft.state, address, Some((tenant, host)), None)?;
+    }
+    match there {
+        None => draft.write(&appliance(draft, tenant, host, uplink.clone())),
+        Some(there) if there.spec.uplink != *uplink => {
+            let mut changed = there.clone();
+            changed.spec.uplink = uplink.clone();
+            changed.metadata.generation += 1;
+            draft.write(&changed);
+        }
+        Some(_) => {}
+    }
+    Ok(())
+}
+
+/// Most public addresses of a tenant, and the objects that say so: the tenant by its limits, or else
+/// all its subscriptions together. `None` for no limit.
+pub(crate) fn public_address_limit(
+    state: &State,
+    tenant: &Object<super::Tenant>,
+) -> Option<(u32, Vec<Conflict>)> {
+    let name = tenant.name();
+    if let Some(limit) = tenant.spec.limits.public_addresses {
+        let field = "limits.public_addresses";
+        return Some((
+            limit,
+            vec![Conflict::new::<super::Tenant>(name, field, limit)],
+        ));
+    }
+    let mut sum = None;
+    let mut conflicts = Vec::new();
+    for subscription in state.subscriptions.of_tenant(name) {
+        if let Some(count) = subscription.spec.public_addresses {
+            sum = Some(sum.unwrap_or(0_u32).saturating_add(count));
+            let conflict =
+                Conflict::new::<Subscription>(subscription.name(), "public_addresses", count);
+            conflicts.push(conflict.of(name));
+        }
+    }
+    sum.map(|sum| (sum, conflicts))
 }
 
 /// Gives back all that a subscription has. The caller erases the subscription itself.
@@ -231,27 +438,86 @@ pub(super) fn add_networks(
     count: usize,
 ) -> Result<(), Refusal> {
     let tenant = subscription.tenant().to_owned();
-    let names: Vec<_> = (subscription.status.next..)
-        .map(|number| format!("{}-{number}", subscription.name()))
-        .take(count)
+    let first = subscription.status.next;
+    let numbers: Vec<_> = (first..).take(count).collect();
+    let names: Vec<_> = numbers
+        .iter()
+        .map(|number| network_name(subscription, *number))
         .collect();
     let vlans = claim_vlans(draft, pool, internet, &tenant, &names)?;
-    for (name, vlan) in names.into_iter().zip(vlans) {
-        let network = Object {
-            metadata: metadata::<Network>(draft, &tenant, &name),
-            spec: Network::default(),
-            status: NetworkStatus {
-                subscription: subscription.name().to_owned(),
-                pool: pool.name().to_owned(),
-                host: pool.spec.host.clone(),
-                switch: pool.spec.switch.clone(),
-                internet,
-                vlan,
-            },
+    for (number, vlan) in numbers.into_iter().zip(vlans) {
+        let network = AllocatedNetwork {
+            number,
+            internet,
+            vlan,
         };
-        draft.write(&network);
-        subscription.status.networks.push(name);
-        subscription.status.next += 1;
+        add_network(draft, subscription, pool, network);
+    }
+    Ok(())
+}
+
+fn network_name(subscription: &Object<Subscription>, number: u32) -> String {
+    format!("{}-{number}", subscription.name())
+}
+
+/// Adds a network whose VLAN is claimed.
+fn add_network(
+    draft: &mut Draft<'_>,
+    subscription: &mut Object<Subscription>,
+    pool: &Object<VlanPool>,
+    new: AllocatedNetwork,
+) {
+    let name = network_name(subscription, new.number);
+    let network = Object {
+        metadata: metadata::<Network>(draft, subscription.tenant(), &name),
+        spec: Network::default(),
+        status: NetworkStatus {
+            subscription: subscription.name().to_owned(),
+            pool: pool.name().to_owned(),
+            host: pool.spec.host.clone(),
+            switch: pool.spec.switch.clone(),
+            internet: new.internet,
+            vlan: new.vlan,
+        },
+    };
+    draft.write(&network);
+    let status = &mut subscription.status;
+    status.networks.push(name);
+    status.next = status.next.max(new.number + 1);
+}
+
+/// Adds the networks of an allocation, and takes them from the numbers of those that are missing,
+/// with internet access (`true`) and without.
+fn restore_networks(
+    draft: &mut Draft<'_>,
+    subscription: &mut Object<Subscription>,
+    (plan, pool): (&Object<HardwarePlan>, &Object<VlanPool>),
+    allocation: &Allocation,
+    missing: &mut BTreeMap<bool, usize>,
+) -> Result<(), Refusal> {
+    subscription.status.next = allocation.next;
+    let tenant = subscription.tenant().to_owned();
+    for network in &allocation.networks {
+        let left = missing.entry(network.internet).or_default();
+        let Some(fewer) = left.checked_sub(1) else {
+            let (field, words) = match network.internet {
+                true => ("networks_with_internet", "with"),
+                false => ("networks_without_internet", "without"),
+            };
+            let count = plan.spec.networks(network.internet);
+            return Err(Refusal::conflict(
+                format!(
+                    "allocation: it has more networks {words} internet than the {count} of \
+                     hardware plan {:?}: leave some out, or grow the plan first",
+                    plan.name()
+                ),
+                vec![Conflict::new::<HardwarePlan>(plan.name(), field, count)],
+            ));
+        };
+        *left = fewer;
+        let name = network_name(subscription, network.number);
+        claim_vlan(draft, pool, network.internet, network.vlan, &tenant, &name)?;
+        add_network(draft, subscription, pool, *network);
     }
     Ok(())
 }
@@ -337,11 +603,11 @@ fn metadata<K: Kind>(draft: &Draft<'_>, tenant: &str, name: &str) -> Metadata {
     }
 }
 
-fn appliance(draft: &Draft<'_>, tenant: &str, host: &str) -> Object<Appliance> {
+fn appliance(draft: &Draft<'_>, tenant: &str, host: &str, uplink: Uplink) -> Object<Appliance> {
     Object {
         metadata: metadata::<Appliance>(draft, tenant, host),
         spec: Appliance {
-            uplink: Uplink::Dhcp,
+            uplink,
             description: String::new(),
         },
         status: ApplianceStatus {

@@ -290,6 +290,55 @@ pub(super) fn claim_vlans(
     Ok(vlans)
 }
 
+/// Claims this VLAN of a pool for a network.
+///
+/// # Errors
+/// [`Reason::Conflict`]: the pool does not have the VLAN, or a network has it.
+pub(super) fn claim_vlan(
+    draft: &mut Draft<'_>,
+    pool: &Object<VlanPool>,
+    internet: bool,
+    vlan: u16,
+    tenant: &str,
+    network: &str,
+) -> Result<(), Refusal> {
+    let spec = &pool.spec;
+    let domain = match draft.domain(&spec.host, &spec.switch) {
+        Some(domain) => domain,
+        // Refuses: the host or the switch is not there.
+        None => switch_domain(draft.state, spec)?,
+    };
+    let (name, field) = (pool.name(), field(internet));
+    if !spec.contains(internet, vlan) {
+        return Err(Refusal::conflict(
+            format!(
+                "allocation: VLAN {vlan} of network {network:?} is not in {field} of pool \
+                 {name:?}: add it there, or omit the network"
+            ),
+            vec![Conflict::new::<VlanPool>(name, field, vlan)],
+        ));
+    }
+    let key = vlan_claim(&domain, vlan);
+    if let Some(claim) = draft.state.claims.get(&key) {
+        let conflict = Conflict::new::<Network>(&claim.owner, "vlan", vlan).of(&claim.tenant);
+        return Err(Refusal::conflict(
+            format!(
+                "allocation: VLAN {vlan} of network {network:?} is allocated to network {:?} of \
+                 tenant {:?}: write another VLAN, or omit the network",
+                claim.owner, claim.tenant
+            ),
+            vec![conflict],
+        ));
+    }
+    let claim = Claim {
+        pool: name.to_owned(),
+        tenant: tenant.to_owned(),
+        owner: network.to_owned(),
+    };
+    draft.claim(key, &claim);
+    Ok(())
+}
+
 fn exhausted(pool: &Object<VlanPool>, internet: bool, missing: usize) -> Refusal {
     let (field, name) = (field(internet), pool.name());
     let ranges: Vec<_> = match internet {

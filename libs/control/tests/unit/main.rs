@@ -7,3 +7,4 @@ mod operations;
 mod refusals;
 mod state;
 mod store;
+mod subscriptions;

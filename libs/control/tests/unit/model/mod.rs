@@ -299,6 +299,7 @@ fn compute(
         Operation::Subscribe { tenant, plan } => {
             let spec = Subscription {
                 hardware_plan: format!("plan{plan}"),
+                ..Subscription::default()
             };
             let (tenant, name) = (t(tenant), format!("s{plan}"));
             done(
