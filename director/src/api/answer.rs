@@ -65,6 +65,13 @@ impl Answer {
         self
     }
 
+    /// With the path of what was created.
+    #[must_use]
+    pub fn located(mut self, path: String) -> Self {
+        self.headers.push((header::LOCATION, path));
+        self
+    }
+
     /// With warnings for the person who asked.
     #[must_use]
     pub fn with_warnings(mut self, warnings: &[String]) -> Self {
@@ -116,10 +123,17 @@ pub(super) struct ProblemBody {
     #[serde(skip)]
     #[schema(ignore)]
     allow: Option<String>,
+    /// Time after which the request may be sent again, seconds.
+    #[serde(skip)]
+    #[schema(ignore)]
+    retry_after: Option<u64>,
 }
 
 /// Types begin with this.
 const TYPE: &str = "urn:causeway:problem:";
+/// Time after which a request that was refused for its number, or for the state of the director, may
+/// be sent again, unless the refusal knows better, seconds.
+const RETRY_SECONDS: u64 = 5;
 
 /// Longest detail, and longest value of a conflict, characters.
 const MAX_DETAIL_LEN: usize = 2000;
@@ -138,6 +152,7 @@ impl Problem {
             detail: shortened(detail.into()),
             conflicts: Vec::new(),
             allow: None,
+            retry_after: None,
         }))
     }
 
@@ -160,6 +175,17 @@ impl Problem {
     /// Whether it is of this type.
     pub(super) fn is(&self, kind: &str) -> bool {
         self.0.kind.strip_prefix(TYPE) == Some(kind)
+    }
+
+    /// The same, with the time after which the request may be sent again, seconds.
+    pub(super) fn retry_after(mut self, seconds: u64) -> Self {
+        let time = match seconds {
+            0..120 => format!("{seconds} seconds"),
+            _ => format!("{} minutes", seconds.div_ceil(60)),
+        };
+        self.0.detail = shortened(format!("{}: try again in {time}", self.0.detail));
+        self.0.retry_after = Some(seconds);
+        self
     }
 
     pub(crate) fn unavailable() -> Self {
@@ -306,6 +332,10 @@ impl Problem {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if self.0.status == StatusCode::UNAUTHORIZED.as_u16() {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if matches!(self.0.status, 429 | 503) {
+            let seconds = self.0.retry_after.unwrap_or(RETRY_SECONDS);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if let Some(allow) = self.0.allow.and_then(|allow| allow.try_into().ok()) {
             headers.insert(header::ALLOW, allow);

@@ -83,11 +83,12 @@ impl Attempts {
             last: now,
         });
         if count.wrong >= MAX_WRONG {
-            return Err(Problem::too_many(&format!(
-                "{MAX_WRONG} codes or passwords in a row were wrong: wait for {} minutes, or ask \
-                 an administrator for help",
-                LOCKOUT.as_mins()
-            )));
+            let left = LOCKOUT.saturating_sub(now.duration_since(count.last));
+            let text = format!(
+                "{MAX_WRONG} codes or passwords in a row were wrong, and an administrator can help"
+            );
+            let seconds = left.as_secs().max(1).unsigned_abs();
+            return Err(Problem::too_many(&text).retry_after(seconds));
         }
         if count.wrong + count.pending >= MAX_WRONG {
             return Ok(false);

@@ -10,13 +10,16 @@ use super::{
     answer::{ProblemBody, STATUSES},
     objects::Served,
     request::MAX_HEADER_LEN,
-    table::{Operation, Parameter, Schema, Values, operations},
+    table::{Operation, Parameter, ResponseHeader, Schema, Values, operations},
 };
 
 /// Hexadecimal digits of a page token, two for each byte.
 const PAGE_PATTERN: &str = "^([0-9a-fA-F]{2})*$";
 /// Printable ASCII, as headers have it.
 const HEADER_PATTERN: &str = "^[ -~]+$";
+/// The same, or the extended form of RFC 8187, in which a character of UTF-8 has up to 12 letters.
+const TEXT_PATTERN: &str = "^([ -~]{1,256}|[Uu][Tt][Ff]-8'[A-Za-z0-9-]*'[!-~]+)$";
+const TEXT_LEN: usize = 12 * MAX_HEADER_LEN + 64;
 
 /// The document.
 #[must_use]
@@ -35,6 +38,8 @@ pub fn document() -> Value {
         let path = paths.entry(operation.path.clone()).or_default();
         path.insert(method, described(operation));
     }
+    let health = paths.entry("/health".to_owned()).or_default();
+    health.insert("get".to_owned(), health_operation());
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -48,6 +53,26 @@ pub fn document() -> Value {
             "schemas": components,
             "securitySchemes": { "token": { "type": "http", "scheme": "bearer" } },
         },
+    })
+}
+
+/// `GET /health` beside the API, which answers text.
+fn health_operation() -> Value {
+    let answer = |text: &str| {
+        json!({
+            "description": text,
+            "content": { "text/plain": { "schema": { "type": "string" } } },
+        })
+    };
+    json!({
+        "operationId": "health",
+        "summary": "Tell whether requests can be answered, for load balancers.",
+        "parameters": [],
+        "responses": {
+            "200": answer("The state can be read."),
+            "503": answer("The store cannot be read."),
+        },
+        "security": [],
     })
 }
 
@@ -109,21 +134,26 @@ fn values(values: Values) -> Value {
             json!({ "type": "string", "minLength": 1, "maxLength": MAX_HEADER_LEN,
                 "pattern": HEADER_PATTERN })
         }
+        Values::Text => {
+            json!({ "type": "string", "minLength": 1, "maxLength": TEXT_LEN,
+                "pattern": TEXT_PATTERN })
+        }
     }
 }
 
 fn responses(operation: &Operation) -> Value {
     let mut responses = Map::new();
     for status in STATUSES {
-        responses.insert(
-            status.to_string(),
-            json!({
-                "description": "The request is refused.",
-                "content": {
-                    "application/problem+json": { "schema": reference("ProblemBody") },
-                },
-            }),
-        );
+        let mut response = json!({
+            "description": "The request is refused.",
+            "content": {
+                "application/problem+json": { "schema": reference("ProblemBody") },
+            },
+        });
+        if let Some(header) = of_refusal(status) {
+            response["headers"] = described_headers(&[header]);
+        }
+        responses.insert(status.to_string(), response);
     }
     for success in &operation.success {
         let mut response = json!({ "description": "The request was carried out." });
@@ -131,9 +161,38 @@ fn responses(operation: &Operation) -> Value {
             let content = json!({ "schema": reference(&schema.name) });
             response["content"][success.content_type] = content;
         }
+        if !success.headers.is_empty() {
+            response["headers"] = described_headers(success.headers);
+        }
         responses.insert(success.status.as_str().to_owned(), response);
     }
     responses.into()
+}
+
+/// The header that each refusal with a status has.
+const fn of_refusal(status: u16) -> Option<ResponseHeader> {
+    Some(match status {
+        401 => ResponseHeader::always("WWW-Authenticate", "The scheme of tokens."),
+        405 => ResponseHeader::always("Allow", "The methods of this path."),
+        429 | 503 => ResponseHeader::always(
+            "Retry-After",
+            "Time after which the request may be sent again, seconds.",
+        ),
+        _ => return None,
+    })
+}
+
+fn described_headers(headers: &[ResponseHeader]) -> Value {
+    let described = headers.iter().map(|header| {
+        let schema = match header.name {
+            "Retry-After" => json!({ "type": "integer", "minimum": 0 }),
+            _ => json!({ "type": "string" }),
+        };
+        let value = json!({ "description": header.description, "required": header.is_always,
+            "schema": schema });
+        (header.name.to_owned(), value)
+    });
+    described.collect::<Map<_, _>>().into()
 }
 
 fn reference(name: &str) -> Value {

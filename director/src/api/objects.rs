@@ -15,7 +15,7 @@ use super::{
     document::{list_of, object_of, schema},
     people::remove_users_of_deleted,
     request::Call,
-    table::{Answering, Operation, Parameter, Success, Values},
+    table::{Answering, Operation, Parameter, ResponseHeader, Success, Values},
 };
 use crate::{
     audit::hex,
@@ -147,10 +147,30 @@ const KEY: Parameter = Parameter::new(
 );
 const REASON: Parameter = Parameter::new(
     "X-Reason",
-    Values::Header,
+    Values::Text,
     "The reason for the change, for the audit. A change with `force` must have one, and one that a \
      user of the provider makes of a tenant's networks, mappings, policies, rules and plans.",
 );
+
+const ETAG: ResponseHeader = ResponseHeader::always("ETag", "The object's revision, for If-Match.");
+const WARNING: ResponseHeader = ResponseHeader::sometimes(
+    "Causeway-Warning",
+    "A consequence to know of; there may be several.",
+);
+const OF_READ: &[ResponseHeader] = &[ETAG];
+const OF_CREATION: &[ResponseHeader] = &[
+    ETAG,
+    ResponseHeader::always("Location", "The path of the object."),
+    WARNING,
+];
+const OF_CHANGE: &[ResponseHeader] = &[
+    ResponseHeader::sometimes(
+        "ETag",
+        "The object's revision, for If-Match; not after a dry run.",
+    ),
+    WARNING,
+];
+const OF_REMOVAL: &[ResponseHeader] = &[WARNING];
 
 fn register_kind<K: Served>(all: &mut Vec<Operation>) {
     let collection = match K::SCOPE {
@@ -183,13 +203,13 @@ fn register_kind<K: Served>(all: &mut Vec<Operation>) {
         query,
         headers,
         body: Some(super::document::new_of::<K>()),
-        success: vec![ok(StatusCode::CREATED, object()), dry()],
+        success: vec![ok(StatusCode::CREATED, object()).with(OF_CREATION), dry()],
         ..operation("create", Method::POST, &collection, |call| {
             Box::pin(create_one::<K>(call)) as Answering
         })
     });
     all.push(Operation {
-        success: vec![ok(StatusCode::OK, object())],
+        success: vec![ok(StatusCode::OK, object()).with(OF_READ)],
         ..operation("get", Method::GET, &one, |call| {
             Box::pin(get::<K>(call)) as Answering
         })
@@ -199,7 +219,7 @@ fn register_kind<K: Served>(all: &mut Vec<Operation>) {
         query,
         headers,
         body: Some(super::document::changed_of::<K>()),
-        success: vec![ok(StatusCode::OK, super::document::either_of::<K>())],
+        success: vec![ok(StatusCode::OK, super::document::either_of::<K>()).with(OF_CHANGE)],
         ..operation("replace", Method::PUT, &one, |call| {
             Box::pin(replace_one::<K>(call)) as Answering
         })
@@ -209,6 +229,7 @@ fn register_kind<K: Served>(all: &mut Vec<Operation>) {
         status: StatusCode::NO_CONTENT,
         schema: None,
         content_type: "",
+        headers: OF_REMOVAL,
     };
     all.push(Operation {
         query,
@@ -453,7 +474,11 @@ async fn create_one<K: Served>(call: Call) -> Result<Answer, Problem> {
         let accepted = create(&live.state, tenant, &new.name, spec, origin, options)?;
         planned(live, accepted)
     });
-    changed(applied.await?, dry_run)
+    let answer = changed(applied.await?, dry_run)?;
+    match dry_run {
+        true => Ok(answer),
+        false => Ok(answer.located(format!("{}/{}", call.path, new.name))),
+    }
 }
 
 /// The object that `If-None-Match: *` says must not exist.

@@ -25,6 +25,9 @@ use crate::{
     roles::{ObjectGroup, Verb},
 };
 
+/// Time after which there should be a place among those whose passwords are checked, seconds.
+const QUEUE_RETRY_SECONDS: u64 = 5;
+
 /// One's own new password.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -87,9 +90,8 @@ pub(super) fn register(all: &mut Vec<Operation>) {
 /// A place among those whose passwords are hashed; a few wait, and further ones are refused.
 async fn permit(director: &Director) -> Result<SemaphorePermit<'_>, Problem> {
     let Ok(_waiting) = director.password_queue.try_acquire() else {
-        return Err(Problem::too_many(
-            "too many passwords are being checked: try again in some seconds",
-        ));
+        return Err(Problem::too_many("too many passwords are being checked")
+            .retry_after(QUEUE_RETRY_SECONDS));
     };
     // The semaphore is never closed.
     let permit = director.passwords.acquire().await;

@@ -67,6 +67,31 @@ impl Call {
         Ok(Some(text.to_owned()))
     }
 
+    /// The reason of a change, in ASCII or in the form of RFC 8187 section 3.2: `UTF-8''` before
+    /// percent-encoded text.
+    fn reason(&self) -> Result<Option<String>, Problem> {
+        let name = HeaderName::from_static("x-reason");
+        let value = self
+            .headers
+            .get(&name)
+            .and_then(|value| value.to_str().ok());
+        let extended = value.and_then(extended);
+        let Some(encoded) = extended else {
+            return self.header(&name);
+        };
+        let text = decoded(encoded).filter(|text| {
+            (1..=MAX_HEADER_LEN).contains(&text.chars().count())
+                && !text.chars().any(char::is_control)
+        });
+        let text = text.ok_or_else(|| {
+            Problem::bad_request(format!(
+                "{name}: write 1 to {MAX_HEADER_LEN} characters on one line, percent-encoded as \
+                 UTF-8 behind UTF-8''"
+            ))
+        })?;
+        Ok(Some(text))
+    }
+
     /// Checks `If-Match` against the object's revision: a list of entity tags, or `*` for every one
     /// (RFC 9110 section 13.1.1).
     pub(super) fn check_revision<K: Kind>(&self, found: &Object<K>) -> Result<(), Problem> {
@@ -131,7 +156,7 @@ impl Call {
             kind: kind.to_owned(),
             tenant: tenant.map(ToOwned::to_owned),
             name: name.to_owned(),
-            reason: self.header(&HeaderName::from_static("x-reason"))?,
+            reason: self.reason()?,
             address: self.peer,
             // Of a change that is carried out, `change` knows the status.
             outcome: Outcome::done(StatusCode::OK.as_u16()),
@@ -330,12 +355,23 @@ fn check(values: Values, value: &str) -> Result<(), String> {
             value.len().is_multiple_of(2) && value.bytes().all(|b| b.is_ascii_hexdigit()),
             "write the `next` of the page before, or omit it",
         ),
-        Values::Header | Values::Any => (true, ""),
+        Values::Header | Values::Text | Values::Any => (true, ""),
     };
     match fits {
         true => Ok(()),
         false => Err(rule.to_owned()),
     }
+}
+
+/// The encoded part of a text in the extended form: the character set, which is UTF-8 here, a
+/// language, which may be empty, and the text.
+fn extended(value: &str) -> Option<&str> {
+    let (charset, rest) = value.split_once('\'')?;
+    let (language, text) = rest.split_once('\'')?;
+    let is_tag = language
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    (charset.eq_ignore_ascii_case("UTF-8") && is_tag).then_some(text)
 }
 
 /// The value of a body.
@@ -399,6 +435,19 @@ mod tests {
         assert_eq!(found(json!(["tcp", 5432])).as_deref(), Some(".health"));
         assert_eq!(found(json!({ "probe": "tcp" })), None);
         assert_eq!(found(Value::Null), None);
+    }
+
+    #[test]
+    fn extended_texts_have_a_character_set_and_a_language() {
+        for (value, expected) in [
+            ("UTF-8''W%C3%BCnsche", Some("W%C3%BCnsche")),
+            ("utf-8'de'W%C3%BCnsche", Some("W%C3%BCnsche")),
+            ("ISO-8859-1''W%FCnsche", None),
+            ("it's John's", None),
+            ("UTF-8 is used", None),
+        ] {
+            assert_eq!(extended(value), expected, "{value}");
+        }
     }
 
     #[test]

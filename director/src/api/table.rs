@@ -44,6 +44,8 @@ pub enum Values {
     Header,
     /// A header that is `*`.
     Any,
+    /// A header of 1 to 256 characters: ASCII, or any others in the form of RFC 8187.
+    Text,
 }
 
 /// A schema of the document, by name.
@@ -63,6 +65,17 @@ pub struct Success {
     /// Content; `None` for no content.
     pub schema: Option<Schema>,
     pub content_type: &'static str,
+    /// Headers that clients may use.
+    pub headers: &'static [ResponseHeader],
+}
+
+/// A header of an answer.
+#[derive(Clone, Copy, Debug)]
+pub struct ResponseHeader {
+    pub name: &'static str,
+    /// Whether each such answer has it.
+    pub is_always: bool,
+    pub description: &'static str,
 }
 
 /// An operation of the API.
@@ -109,6 +122,31 @@ impl Success {
             status,
             schema,
             content_type: "application/json",
+            headers: &[],
+        }
+    }
+
+    /// The same, with these headers.
+    pub(super) fn with(self, headers: &'static [ResponseHeader]) -> Self {
+        Self { headers, ..self }
+    }
+}
+
+impl ResponseHeader {
+    /// A header that each such answer has.
+    pub(super) const fn always(name: &'static str, description: &'static str) -> Self {
+        Self {
+            name,
+            is_always: true,
+            description,
+        }
+    }
+
+    /// A header that some of these answers have.
+    pub(super) const fn sometimes(name: &'static str, description: &'static str) -> Self {
+        Self {
+            is_always: false,
+            ..Self::always(name, description)
         }
     }
 }

@@ -57,6 +57,7 @@ pub(super) fn register(all: &mut Vec<Operation>) {
             status: StatusCode::OK,
             schema: None,
             content_type: "text/event-stream",
+            headers: &[],
         }],
         ..Operation::new(
             "watch",

@@ -144,7 +144,7 @@ impl Server {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.expect("an answer");
         let answer = parse(&answer);
-        document::assert_documented(method, path, answer.status);
+        document::assert_documented(method, path, &answer);
         answer
     }
 

@@ -84,7 +84,14 @@ async fn a_log_in_with_an_authenticator_takes_a_code_once() {
         log_in(&server, Some("123")).await.expect(401);
     }
     let other = made["recovery"][1].as_str().expect("a code");
-    log_in(&server, Some(other)).await.expect(429);
+    let refused = log_in(&server, Some(other)).await.expect(429);
+    let left: u64 = refused
+        .header("retry-after")
+        .expect("a time")
+        .parse()
+        .expect("seconds");
+    assert!((1..=900).contains(&left), "{refused:?}");
+    assert!(refused.text.contains("try again in"), "{refused:?}");
     // Without the password, nothing is told of the authenticator.
     let body = json!({ "user": "alice", "password": "wrong", "code": other });
     let wrong = server

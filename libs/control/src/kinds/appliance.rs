@@ -266,7 +266,7 @@ pub(super) fn refuse_taken(
 
 /// Refuses an uplink whose router has the address of another object, or whose prefix has its
 /// network or broadcast address in a pool. Several appliances and pools may have the same router.
-fn refuse_router(state: &State, new: &Object<Appliance>) -> Result<(), Refusal> {
+pub(super) fn refuse_router(state: &State, new: &Object<Appliance>) -> Result<(), Refusal> {
     let Some(router) = new.spec.router() else {
         return Ok(());
     };

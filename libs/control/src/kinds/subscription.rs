@@ -329,11 +329,16 @@ fn settle_appliance(
         refuse_taken(draft.state, address, Some((tenant, host)), None)?;
     }
     match there {
-        None => draft.write(&appliance(draft, tenant, host, uplink.clone())),
+        None => {
+            let new = appliance(draft, tenant, host, uplink.clone());
+            refuse_router(draft.state, &new)?;
+            draft.write(&new);
+        }
         Some(there) if there.spec.uplink != *uplink => {
             let mut changed = there.clone();
             changed.spec.uplink = uplink.clone();
             changed.metadata.generation += 1;
+            refuse_router(draft.state, &changed)?;
             draft.write(&changed);
         }
         Some(_) => {}
