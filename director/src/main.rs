@@ -149,7 +149,12 @@ enum Command {
         since: Option<PathBuf>,
     },
     /// Print the document of the API (OpenAPI 3.1).
-    Openapi,
+    Openapi {
+        /// Print the changes since this earlier document that break its clients instead, and fail
+        /// if there are any.
+        #[arg(long, value_name = "FILE")]
+        compare: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -268,9 +273,12 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 file.display()
             );
         }
-        Command::Openapi => {
+        Command::Openapi { compare: None } => {
             service::outln!("{:#}", api::document());
         }
+        Command::Openapi {
+            compare: Some(file),
+        } => compare(&file)?,
     }
     Ok(())
 }
@@ -281,6 +289,27 @@ fn told(store: &Path, entries: u64) {
         "{}: good: {entries} audit entries, whose chain is whole",
         store.display()
     );
+}
+
+/// Prints what breaks clients of an earlier document.
+fn compare(file: &Path) -> anyhow::Result<()> {
+    let failed = || format!("cannot read the document {}", file.display());
+    let text = std::fs::read_to_string(file).with_context(failed)?;
+    let before = serde_json::from_str(&text).with_context(failed)?;
+    let broken = api::breaking_changes(&before, &api::document())
+        .with_context(|| format!("{} is no document of the API", file.display()))?;
+    for change in &broken {
+        service::outln!("{change}");
+    }
+    if !broken.is_empty() {
+        bail!(
+            "{} changes break clients of {}: undo them, or make another version of the API",
+            broken.len(),
+            file.display()
+        );
+    }
+    service::outln!("no change since {} breaks its clients", file.display());
+    Ok(())
 }
 
 /// The director, which has a working folder of its own, writes the file.

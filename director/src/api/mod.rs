@@ -10,6 +10,7 @@
 
 mod answer;
 mod attempts;
+mod compatibility;
 mod document;
 mod objects;
 mod password;
@@ -26,6 +27,7 @@ mod watch;
 
 pub use answer::{Answer, Problem};
 pub(crate) use attempts::Attempts;
+pub use compatibility::breaking_changes;
 pub use document::document;
 pub use table::{Operation, operations};
 

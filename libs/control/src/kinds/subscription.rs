@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::{
     Appliance, ApplianceStatus, HardwarePlan, Network, NetworkStatus, Uplink, VlanPool,
-    appliance::refuse_taken,
+    appliance::{refuse_router, refuse_taken},
     hardware_plan::used,
     kind, uses_of_network,
     vlan_pool::{claim_vlan, claim_vlans, release_vlan},
