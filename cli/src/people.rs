@@ -358,7 +358,7 @@ pub fn token(session: &Session, verb: &TokenVerb) -> Result<(), Failure> {
             print(
                 session,
                 &answer,
-                &["id", "created", "expires", "description"],
+                &["id", "created", "expires", "last_used", "description"],
             );
         }
         TokenVerb::Create { hours, description } => {

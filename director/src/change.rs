@@ -19,12 +19,13 @@ use crate::{
     api::{Attempts, Problem},
     audit::{self, Head, Outcome, Subject},
     environment::uid,
+    last_use::LastUses,
     live::{
         ANSWER_LIFETIME, Live, LoadError, MAX_STORED_ANSWER_LEN, MAX_STORED_ANSWERS,
         STORED_ANSWER_PREFIX, StoredAnswer,
     },
     metrics::Metrics,
-    people::{self, Actor, PASSWORD},
+    people::{self, Actor, PASSWORD, TOKENS, Token},
 };
 
 /// Times that a change is computed again when another director was faster.
@@ -57,6 +58,8 @@ pub struct Director {
     pub(crate) attempts: Attempts,
     /// Accesses that the audit does not have yet.
     pub(crate) accesses: Accesses,
+    /// Last uses of tokens.
+    pub(crate) last_uses: LastUses,
     /// Permits to hash a password.
     pub(crate) passwords: Semaphore,
     /// Permits to wait for one of them.
@@ -114,6 +117,7 @@ impl Director {
             metrics: Metrics::default(),
             attempts: Attempts::default(),
             accesses: Accesses::default(),
+            last_uses: LastUses::default(),
             passwords: Semaphore::new(PASSWORDS),
             password_queue: Semaphore::new(PASSWORD_QUEUE),
         })
@@ -257,6 +261,36 @@ impl Director {
             Err(error) => tracing::error!(%error, "cannot apply a commit"),
         }
         Ok(revision)
+    }
+
+    /// Stores the last use of a token. It is no change of anybody's, and has no entry in the audit;
+    /// if it fails, a later one is stored.
+    pub(crate) async fn store_last_use(&self, hash: &str, at: Timestamp) {
+        let _guard = self.change_lock.lock().await;
+        if self.is_closed.load(Ordering::Acquire) || self.reload().await.is_err() {
+            return;
+        }
+        let live = self.live.read().await;
+        self.last_uses.retain(|hash| live.tokens.contains_key(hash));
+        let Some((token, revision)) = live.tokens.get(hash) else {
+            return;
+        };
+        let used = Token {
+            last_used: Some(at),
+            ..token.clone()
+        };
+        let Ok(text) = serde_json::to_string(&used) else {
+            return;
+        };
+        let mut transaction = Transaction::default();
+        let key = format!("{TOKENS}{hash}");
+        let precondition = Precondition::At(*revision);
+        transaction.preconditions.insert(key.clone(), precondition);
+        transaction.put.insert(key, text);
+        drop(live);
+        if let Err(error) = self.commit(transaction).await {
+            tracing::warn!(%error, "cannot store the last use of a token");
+        }
     }
 
     /// Computes a change and commits it with its audit entry.

@@ -22,6 +22,7 @@ pub mod config;
 pub mod daemon;
 mod environment;
 mod init;
+mod last_use;
 mod live;
 mod metrics;
 pub mod offline;

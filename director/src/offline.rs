@@ -210,6 +210,7 @@ pub(crate) fn add_token(
         created: now,
         expires: now.checked_add(LIFETIME).unwrap_or(now),
         session: false,
+        last_used: None,
     };
     let key = format!("{TOKENS}{hash}");
     transaction.create(key, serde_json::to_string(&token)?);

@@ -67,6 +67,11 @@ pub struct Token {
     /// Whether a log-in made it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub session: bool,
+    /// Last request with it; in the store, and so after a restart, up to an hour earlier. Omitted
+    /// before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub last_used: Option<Timestamp>,
 }
 
 /// The user of a request.

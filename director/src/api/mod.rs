@@ -231,11 +231,16 @@ async fn authenticate(
     let secret = secret.ok_or_else(Problem::no_token)?;
     // The hash of a secret of 256 bits is looked up: its time tells nothing of other secrets.
     let hash = token_hash(secret);
+    let now = director.environment.now();
     let live = director.live().await?;
-    let actor = live.actor(&hash, director.environment.now());
-    actor
-        .map(|actor| (actor, hash))
-        .ok_or_else(Problem::no_token)
+    let actor = live.actor(&hash, now).ok_or_else(Problem::no_token)?;
+    let token = live.tokens.get(&hash).map(|(token, _)| token);
+    let is_due = token.is_some_and(|token| director.last_uses.note(&hash, token, now));
+    drop(live);
+    if is_due {
+        director.store_last_use(&hash, now).await;
+    }
+    Ok((actor, hash))
 }
 
 async fn read_body(

@@ -17,6 +17,7 @@ use super::{
     totp,
 };
 use crate::{
+    Director,
     audit::Subject,
     change::{Planned, Wanted},
     live::{Live, MAX_SESSIONS, MAX_TOKENS},
@@ -170,6 +171,7 @@ pub(super) async fn issue(call: &Call, actor: &Actor, new: Issue<'_>) -> Result<
             created: origin.now,
             expires: expires.unwrap_or(Timestamp::MAX),
             session: is_session,
+            last_used: None,
         };
         let mut transaction = forget_expired(live, origin.now);
         if is_session {
@@ -244,7 +246,7 @@ fn forget_expired(live: &Live, now: Timestamp) -> Transaction {
 async fn tokens(call: Call) -> Result<Answer, Problem> {
     let actor = call.actor()?;
     let live = call.director.live().await?;
-    let answer = token_list(&live, &actor.user)?;
+    let answer = token_list(&call.director, &live, &actor.user)?;
     Ok(Answer::json(StatusCode::OK, &answer))
 }
 
@@ -315,13 +317,18 @@ async fn tokens_of_user(call: Call) -> Result<Answer, Problem> {
     authorize(actor, ObjectGroup::People, Verb::Read, None)?;
     let live = call.director.live().await?;
     let (user, _) = found_user(&live, actor, first(&call))?;
-    let answer = token_list(&live, &user.name)?;
+    let answer = token_list(&call.director, &live, &user.name)?;
     Ok(Answer::json(StatusCode::OK, &answer))
 }
 
-fn token_list(live: &Live, user: &str) -> Result<Value, Problem> {
-    let tokens = live.tokens.values().map(|(token, _)| token);
-    let mut items: Vec<_> = tokens.filter(|token| token.user == user).cloned().collect();
+fn token_list(director: &Director, live: &Live, user: &str) -> Result<Value, Problem> {
+    let tokens = live.tokens.iter();
+    let tokens = tokens.filter(|(_, (token, _))| token.user == user);
+    let tokens = tokens.map(|(hash, (token, _))| Token {
+        last_used: director.last_uses.of(hash, token),
+        ..token.clone()
+    });
+    let mut items: Vec<_> = tokens.collect();
     items.sort_by_key(|token| token.created);
     body(&TokenList { items })
 }

@@ -9,6 +9,7 @@ mod conditions;
 mod document;
 mod headers;
 mod kill;
+mod last_use;
 mod matrix;
 mod offline;
 mod password;
@@ -84,6 +85,22 @@ impl Server {
             address,
             admin: String::new(),
             path: path.to_owned(),
+            task,
+            _folder: tempfile::tempdir().expect("a folder"),
+        }
+    }
+
+    /// A server that runs already.
+    pub fn at(
+        address: SocketAddr,
+        admin: String,
+        path: PathBuf,
+        task: tokio::task::JoinHandle<()>,
+    ) -> Self {
+        Self {
+            address,
+            admin,
+            path,
             task,
             _folder: tempfile::tempdir().expect("a folder"),
         }
