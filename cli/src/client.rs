@@ -383,9 +383,27 @@ pub fn encoded(text: &str) -> String {
     out
 }
 
+/// Text as the value of a header: ASCII as it is, other text in the extended form (RFC 8187
+/// section 3.2).
+pub fn header_text(text: &str) -> String {
+    let is_plain = text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+    match is_plain && !text.starts_with("UTF-8''") {
+        true => text.to_owned(),
+        false => format!("UTF-8''{}", encoded(text)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn texts_of_headers_are_ascii() {
+        assert_eq!(header_text("contract ended, 50%"), "contract ended, 50%");
+        assert_eq!(header_text("Wünsche"), "UTF-8''W%C3%BCnsche");
+        assert_eq!(header_text("UTF-8''x"), "UTF-8''UTF-8%27%27x");
+        assert_eq!(header_text("a\nb"), "UTF-8''a%0Ab");
+    }
 
     #[test]
     fn addresses_are_read_strictly() {

@@ -21,6 +21,7 @@ mod failure;
 mod objects;
 mod output;
 mod people;
+mod policy;
 mod settings;
 mod status;
 mod watch;
@@ -232,7 +233,7 @@ fn run(matches: &clap::ArgMatches) -> Result<Option<Exit>, Failure> {
     if let Some((noun, given)) = matches.subcommand()
         && let Some(info) = control::kind(noun)
     {
-        return objects::run(&Session::new(global)?, info, given).map(|()| None);
+        return objects::run(&Session::new(global)?, info, given);
     }
     let other = Other::from_arg_matches(matches).map_err(wrong)?;
     if let Other::Completion { shell } = other {
@@ -286,6 +287,40 @@ mod tests {
                 assert!(verbs.contains(&verb), "{} {verb}", info.kind);
             }
         }
+    }
+
+    /// Verbs that people know of other products, beside those that every kind has.
+    #[test]
+    fn nouns_have_the_verbs_of_the_field() {
+        let found = |words: &str| {
+            let words = std::iter::once("causeway").chain(words.split(' '));
+            command().try_get_matches_from(words)
+        };
+        for words in [
+            "host add h1",
+            "host show h1",
+            "host remove h1",
+            "vlan-pool usage pool",
+            "address-pool add public",
+            "address assign a1 --tenant acme",
+            "address release a1 --tenant acme",
+            "hardware-plan tenants small",
+            "tenant set acme --fallback true",
+            "tenant set acme --lease-ends 2027-12-31T00:00:00Z --bandwidth 100",
+            "tenant set acme --gateway-pool gold --gateway-pool silver",
+            "subscription create web -t acme --hardware-plan small --public-addresses 2",
+            "gateway drain gw1",
+            "network set web-1 -t acme --gateway 10.1.0.1 --gateway fd00::1",
+            "policy allow web db -t acme",
+            "policy deny web db -t acme --one-way",
+            "rule add https -t acme",
+            "plan check all -t acme",
+        ] {
+            found(words).unwrap_or_else(|error| panic!("{words}: {error}"));
+        }
+        // A change of nothing.
+        assert!(found("network set web-1 -t acme").is_err());
+        assert!(found("host set h1").is_err());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{io::Read as _, path::Path};
 
-use clap::{Arg, ArgAction, ArgMatches, Command, parser::ValueSource, value_parser};
+use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, parser::ValueSource, value_parser};
 use control::{KINDS, KindInfo, Scope};
 use hyper::Method;
 use serde_json::{Value, json};
@@ -10,9 +10,9 @@ use service::{errln, outln};
 
 use crate::{
     Session,
-    client::{Call, encoded},
-    failure::Failure,
-    output,
+    client::{Call, encoded, header_text},
+    failure::{Exit, Failure},
+    output, policy,
 };
 
 /// The commands of all kinds.
@@ -38,19 +38,39 @@ fn noun(info: &'static KindInfo) -> Command {
     let more = more_verbs(info).iter().map(|more| {
         let command = verb(more.name, more.about.to_owned()).arg(name());
         match more.does {
-            Does::Read => command,
+            Does::Read | Does::Check => command,
             Does::Set(..) => with_change(command, true),
         }
     });
+    let more_of_policies = match info.kind {
+        "policy" => {
+            let verbs = policy::commands().into_iter();
+            verbs
+                .map(|verb| with_change(with_tenant(info, verb), false))
+                .collect()
+        }
+        _ => Vec::new(),
+    };
+    let (new, gone) = match info.kind {
+        "address" => (&["add", "assign"][..], &["remove", "release"][..]),
+        _ => (&["add"][..], &["remove"][..]),
+    };
     Command::new(info.kind)
         .subcommands(more)
+        .subcommands(more_of_policies)
         .about(format!("List, get and change {plural}"))
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(list)
-        .subcommand(verb("get", format!("Get a {words}")).arg(name()))
+        .subcommand(
+            verb("get", format!("Get a {words}"))
+                .visible_alias("show")
+                .arg(name()),
+        )
         .subcommand(with_change(
-            with_spec(verb("create", format!("Create a {words}")).arg(name())),
+            with_spec(verb("create", format!("Create a {words}")).arg(name()))
+                .visible_aliases(new.iter().copied())
+                .args(short_options(info)),
             false,
         ))
         .subcommand(with_change(
@@ -62,17 +82,123 @@ fn noun(info: &'static KindInfo) -> Command {
         .subcommand(with_change(
             verb("set", format!("Set some fields of a {words}"))
                 .arg(name())
-                .arg(field().required(true))
+                .arg(field())
+                .args(short_options(info))
+                .group(
+                    ArgGroup::new("fields")
+                        .args(["set"])
+                        .args(shorts(info.kind).iter().map(|short| short.long))
+                        .multiple(true)
+                        .required(true),
+                )
                 .arg(owner())
                 .arg(take_over()),
             true,
         ))
         .subcommand(with_change(
             verb("delete", format!("Delete a {words}"))
-                .visible_alias("remove")
+                .visible_aliases(gone.iter().copied())
                 .arg(name()),
             true,
         ))
+}
+
+/// An option that stands for a field of the spec.
+struct Short {
+    long: &'static str,
+    field: &'static str,
+    /// Whether it may be repeated, for the items of a list.
+    is_list: bool,
+    help: &'static str,
+}
+
+fn shorts(kind: &str) -> &'static [Short] {
+    const fn one(long: &'static str, field: &'static str, help: &'static str) -> Short {
+        Short {
+            long,
+            field,
+            is_list: false,
+            help,
+        }
+    }
+    const fn list(long: &'static str, field: &'static str, help: &'static str) -> Short {
+        Short {
+            is_list: true,
+            ..one(long, field, help)
+        }
+    }
+    match kind {
+        "network" => {
+            &const {
+                [
+                    list(
+                        "gateway",
+                        "gateways",
+                        "A default gateway; repeat it for both families",
+                    ),
+                    list(
+                        "prefix",
+                        "prefixes",
+                        "A prefix of the production network; may be repeated",
+                    ),
+                ]
+            }
+        }
+        "tenant" => {
+            &const {
+                [
+                    one(
+                        "lease-ends",
+                        "lease_ends",
+                        "End of the lease, such as 2027-12-31T00:00:00Z",
+                    ),
+                    one(
+                        "bandwidth",
+                        "limits.bandwidth_mbit",
+                        "Bandwidth of the tunnels, Mbit/s",
+                    ),
+                    list(
+                        "gateway-pool",
+                        "gateway_pools",
+                        "A gateway pool; repeat it in their order",
+                    ),
+                    one(
+                        "fallback",
+                        "gateway_fallback",
+                        "Whether gateways without a pool may be used when those of the pools fail: \
+                     true or false",
+                    ),
+                ]
+            }
+        }
+        "subscription" => {
+            &const {
+                [
+                    one("hardware-plan", "hardware_plan", "The hardware plan"),
+                    one(
+                        "public-addresses",
+                        "public_addresses",
+                        "Number of public addresses that the tenant may have by it",
+                    ),
+                ]
+            }
+        }
+        _ => &[],
+    }
+}
+
+fn short_options(info: &KindInfo) -> impl Iterator<Item = Arg> {
+    shorts(info.kind).iter().map(|short| {
+        let action = match short.is_list {
+            true => ArgAction::Append,
+            false => ArgAction::Set,
+        };
+        Arg::new(short.long)
+            .long(short.long)
+            .value_name("VALUE")
+            .action(action)
+            .help(short.help)
+    })
 }
 
 /// A verb that only some kinds have.
@@ -87,6 +213,8 @@ struct More {
 enum Does {
     /// Prints what is at the path of the same name, below the object's.
     Read,
+    /// Prints the conditions, and exits with 1 if one is not well.
+    Check,
     /// Sets this field to this value.
     Set(&'static str, bool),
 }
@@ -106,6 +234,7 @@ fn more_verbs(info: &KindInfo) -> &'static [More] {
                 )]
             }
         }
+        "plan" => &const { [more("check", "Check whether a plan could run", Does::Check)] },
         "hardware-plan" => &const { [more("tenants", "List the tenants of a plan", Does::Read)] },
         "tenant" => {
             &const {
@@ -248,27 +377,35 @@ fn with_change(command: Command, of_existing: bool) -> Command {
         )
 }
 
-/// Runs a verb of a kind.
-pub fn run(session: &Session, info: &KindInfo, matches: &ArgMatches) -> Result<(), Failure> {
+/// Runs a verb of a kind: its exit code if that is not 0.
+pub fn run(
+    session: &Session,
+    info: &KindInfo,
+    matches: &ArgMatches,
+) -> Result<Option<Exit>, Failure> {
     let Some((verb, given)) = matches.subcommand() else {
         return Err(Failure::usage(
             "write a verb: list, get, create, replace, set or delete",
         ));
     };
     if verb == "list" {
-        return list(session, info, given);
+        return list(session, info, given).map(|()| None);
     }
     let tenant = tenant(session, info, given)?;
-    let name = given.get_one::<String>("name").map_or("", String::as_str);
+    let name = given.try_get_one::<String>("name").ok().flatten();
+    let name = name.map_or("", String::as_str);
     let collection = info.collection(&encoded(&tenant));
     let path = format!("{collection}/{}", encoded(name));
     if let Some(more) = more_verbs(info).iter().find(|more| more.name == verb) {
         return match more.does {
-            Does::Read => read_below(session, &format!("{path}/{verb}")),
-            Does::Set(field, value) => set_flag(session, given, &path, field, value),
+            Does::Read => read_below(session, &format!("{path}/{verb}")).map(|()| None),
+            Does::Check => check(session, &path),
+            Does::Set(field, value) => set_flag(session, given, &path, field, value).map(|()| None),
         };
     }
-    match verb {
+    let done = match verb {
+        "allow" => policy::allow(session, given, &collection),
+        "deny" => policy::deny(session, given, &collection),
         "get" => {
             let object = session.client()?.get(&path, Vec::new())?;
             match session.json {
@@ -278,7 +415,7 @@ pub fn run(session: &Session, info: &KindInfo, matches: &ArgMatches) -> Result<(
             Ok(())
         }
         "create" => {
-            let mut body = json!({ "name": name, "spec": spec(given, None)? });
+            let mut body = json!({ "name": name, "spec": spec(info, given, None)? });
             set_owner(&mut body, given);
             change(session, given, Method::POST, &collection, Some(&body), None)
         }
@@ -290,13 +427,28 @@ pub fn run(session: &Session, info: &KindInfo, matches: &ArgMatches) -> Result<(
             let revision = before
                 .as_ref()
                 .and_then(|object| object["metadata"]["revision"].as_u64());
-            let spec = spec(given, before.map(|object| object["spec"].clone()))?;
+            let spec = spec(info, given, before.map(|object| object["spec"].clone()))?;
             let mut body = json!({ "spec": spec });
             set_owner(&mut body, given);
             change(session, given, Method::PUT, &path, Some(&body), revision)
         }
         _ => change(session, given, Method::DELETE, &path, None, None),
+    };
+    done.map(|()| None)
+}
+
+/// Prints the conditions of an object: the exit code of a difference if one is not well.
+fn check(session: &Session, path: &str) -> Result<Option<Exit>, Failure> {
+    let object = session.client()?.get(path, Vec::new())?;
+    let conditions = object["conditions"].as_array().cloned().unwrap_or_default();
+    match session.json {
+        true => {
+            outln!("{}", Value::Array(conditions.clone()));
+        }
+        false => output::items(&conditions).print(),
     }
+    let is_well = |condition: &Value| condition["status"] == "true";
+    Ok((!conditions.iter().all(is_well)).then_some(Exit::Different))
 }
 
 /// Prints what is at a path: items as a table, any other value field by field.
@@ -380,7 +532,7 @@ fn set_owner(body: &mut Value, given: &ArgMatches) {
 }
 
 /// The spec: that of the file or the one before, with the fields of the command line.
-fn spec(given: &ArgMatches, before: Option<Value>) -> Result<Value, Failure> {
+fn spec(info: &KindInfo, given: &ArgMatches, before: Option<Value>) -> Result<Value, Failure> {
     let file = given.try_get_one::<String>("spec").ok().flatten();
     let mut spec = match file {
         Some(file) => read(Path::new(file))?,
@@ -390,10 +542,25 @@ fn spec(given: &ArgMatches, before: Option<Value>) -> Result<Value, Failure> {
         let (field, value) = text
             .split_once('=')
             .ok_or_else(|| Failure::usage(format!("--set {text:?}: write FIELD=VALUE")))?;
-        let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
-        set(&mut spec, field, value)?;
+        set(&mut spec, field, value_of(value))?;
+    }
+    for short in shorts(info.kind) {
+        let Ok(Some(values)) = given.try_get_many::<String>(short.long) else {
+            continue;
+        };
+        let mut values: Vec<_> = values.map(|text| value_of(text)).collect();
+        let value = match short.is_list {
+            true => Value::Array(values),
+            false => values.pop().unwrap_or_default(),
+        };
+        set(&mut spec, short.field, value)?;
     }
     Ok(spec)
+}
+
+/// A value of the command line: JSON, or else text.
+fn value_of(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|_| text.into())
 }
 
 /// Sets a field, of which the path has dots. `null` removes it.
@@ -437,7 +604,8 @@ pub fn read(path: &Path) -> Result<Value, Failure> {
     control::json::parse(text.as_bytes()).map_err(|error| wrong(&error))
 }
 
-fn change(
+/// Sends a change, and prints what it made, or would make.
+pub fn change(
     session: &Session,
     given: &ArgMatches,
     method: Method,
@@ -473,7 +641,7 @@ fn change(
         call.headers.push(("if-match", format!("\"{revision}\"")));
     }
     if let Some(reason) = reason {
-        call.headers.push(("x-reason", reason.clone()));
+        call.headers.push(("x-reason", header_text(reason)));
     }
     let answer = session.client()?.send(&call)?;
     let mut warnings = answer.warnings;
