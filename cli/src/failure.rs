@@ -34,7 +34,20 @@ pub struct Failure {
     pub text: String,
     /// The director's answer (RFC 9457), if there is one.
     pub problem: Option<Value>,
+    /// Of several requests, those that were carried out, and the others.
+    pub progress: Option<Progress>,
 }
+
+/// Requests for people: `create host h1`.
+#[derive(Debug)]
+pub struct Progress {
+    pub made: Vec<String>,
+    /// The first one has failed.
+    pub not_made: Vec<String>,
+}
+
+/// Requests that are printed of each part.
+const MAX_LISTED: usize = 20;
 
 impl Failure {
     pub fn new(exit: Exit, text: impl Into<String>) -> Self {
@@ -42,6 +55,7 @@ impl Failure {
             exit,
             text: text.into(),
             problem: None,
+            progress: None,
         }
     }
 
@@ -63,7 +77,12 @@ impl Failure {
     /// For programs: the director's problem, or else one of the same form, with the exit code.
     pub fn json(&self) -> Value {
         let own = || json!({ "type": "about:blank", "detail": self.text, "exit": self.exit as u8 });
-        self.problem.clone().unwrap_or_else(own)
+        let mut value = self.problem.clone().unwrap_or_else(own);
+        if let (Some(progress), Some(fields)) = (&self.progress, value.as_object_mut()) {
+            fields.insert("made".to_owned(), json!(progress.made));
+            fields.insert("not_made".to_owned(), json!(progress.not_made));
+        }
+        value
     }
 
     /// The failure of a request that the director has answered with this status and body.
@@ -88,6 +107,7 @@ impl Failure {
             exit,
             text,
             problem,
+            progress: None,
         }
     }
 }
@@ -109,6 +129,22 @@ impl fmt::Display for Failure {
             match text("value") {
                 "" => {}
                 value => write!(f, " = {value}")?,
+            }
+        }
+        let Some(Progress { made, not_made }) = &self.progress else {
+            return Ok(());
+        };
+        let (done, all) = (made.len(), made.len() + not_made.len());
+        write!(
+            f,
+            "\n  {done} of {all} changes are made; apply the files again to go on"
+        )?;
+        for (head, requests) in [("made", made), ("not made", not_made)] {
+            for request in requests.iter().take(MAX_LISTED) {
+                write!(f, "\n  {head}: {request}")?;
+            }
+            if requests.len() > MAX_LISTED {
+                write!(f, "\n  {head}: {} more", requests.len() - MAX_LISTED)?;
             }
         }
         Ok(())

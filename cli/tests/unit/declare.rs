@@ -324,11 +324,21 @@ fn a_wrong_file_changes_nothing() {
         .exits(8)
         .says("cannot read");
     assert_eq!(revision(), before);
-    // A change that the director refuses says how far it came.
+    // What the director would refuse is found before anything is changed.
     let text = "[[object]]\nkind = \"tenant\"\nname = \"t\"\n[[object]]\nkind = \"subscription\"\n\
                 tenant = \"t\"\nname = \"s\"\nspec = { hardware_plan = \"none\" }";
     let file = site.write("late.toml", text).display().to_string();
-    site.run(&format!("apply -f {file}"))
-        .exits(4)
-        .says("1 of 2 changes are made");
+    site.run(&format!("apply -f {file}")).exits(4).says(
+        "would refuse 1 of the changes, so that none is made: subscription t/s: hardware_plan",
+    );
+    let refused = site.run(&format!("apply -f {file} --json")).exits(4);
+    let problem: serde_json::Value = serde_json::from_str(&refused.error).expect("JSON");
+    assert_eq!(
+        problem["conflicts"][0]["kind"], "hardware-plan",
+        "{problem}"
+    );
+    site.run(&format!("diff -f {file}"))
+        .exits(1)
+        .says("warning: the director would refuse");
+    assert_eq!(revision(), before);
 }

@@ -2,12 +2,21 @@
 
 mod commands;
 mod declare;
+mod order;
+mod round_trip;
 
 use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::Arc,
+    sync::{Arc, Mutex},
+};
+
+use axum::{
+    body::Body,
+    extract::Request,
+    http::Response,
+    middleware::{Next, from_fn},
 };
 
 use director::{
@@ -25,6 +34,8 @@ pub struct Site {
     pub admin: String,
     pub server: String,
     pub runtime: Runtime,
+    /// Part of the method and path of changes that fail, as if the store was away.
+    pub broken: Arc<Mutex<Option<&'static str>>>,
 }
 
 /// The result of a command.
@@ -76,6 +87,22 @@ impl Site {
         let files = certificate(folder.path());
         let store = folder.path().join("store");
         let tls = Arc::new(Tls::load(files).expect("a certificate"));
+        let broken = Arc::<Mutex<Option<&'static str>>>::default();
+        let kept = Arc::clone(&broken);
+        let breaks = from_fn(move |request: Request, next: Next| {
+            let target = format!("{} {}", request.method(), request.uri());
+            let broken = *kept.lock().expect("no panic");
+            let is_broken = !target.contains("dry_run") && !target.starts_with("GET");
+            let is_broken = is_broken && broken.is_some_and(|part| target.contains(part));
+            async move {
+                if !is_broken {
+                    return next.run(request).await;
+                }
+                let answer = Response::builder().status(503);
+                let body = r#"{"detail": "the store cannot be used at present"}"#;
+                answer.body(Body::from(body)).expect("an answer")
+            }
+        });
         let (director, admin, address) = runtime.block_on(async {
             let admin = init(&store, "admin", None, &Kernel).await.expect("a store");
             let store = open(&store);
@@ -83,7 +110,7 @@ impl Site {
             let director = Arc::new(director.expect("a director"));
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
             let address = listener.local_addr().expect("its address");
-            let router = api::router(Arc::clone(&director));
+            let router = api::router(Arc::clone(&director)).layer(breaks);
             tokio::spawn(tls::serve(listener, Some(Arc::clone(&tls)), router));
             (director, admin, address)
         });
@@ -94,6 +121,7 @@ impl Site {
             admin,
             server: format!("https://{address}"),
             runtime,
+            broken,
         };
         let set = format!(
             "context set lab --server {} --ca {} --token-stdin",

@@ -1,7 +1,20 @@
 //! Objects declared in files: what differs from the director's, and the changes that make it equal.
 //!
+//! ```text
+//!   files ─▶ plan: what differs ─▶ order: each change tried on a copy ─▶ apply: requests
+//!                │                     │ refused: nothing is changed        │ refused: what is made
+//!                └▶ diff               └ a change on the way, if needed     └ and what is not
+//! ```
+//!
 //! A plan is made of what the director has at that time. Each change names the revision that the
 //! plan has seen, so that a change by others in between is refused and not overwritten.
+
+mod apply;
+mod export;
+mod order;
+
+pub use apply::apply;
+pub use export::export;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,8 +22,7 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
-use control::{KINDS, KindInfo, Scope, audit::hex, kind, spec_differences};
-use hyper::Method;
+use control::{KINDS, KindInfo, Scope, audit::hex, spec_differences};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use service::{errln, outln};
@@ -18,18 +30,19 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     Session,
-    client::{Call, Client, encoded},
+    client::{Client, encoded},
     failure::{Exit, Failure},
     objects::read,
     output,
 };
+use order::{Permission, order};
 
 #[derive(Args)]
 pub struct Source {
     /// File of objects, in JSON or (*.toml) TOML; `-` reads JSON from standard input.
     #[arg(long = "file", short, required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Delete objects of the files' owner that are not in the files. Networks and appliances, which
+    /// Delete objects of the files' owners that are not in the files. Networks and appliances, which
     /// their subscription removes, lose their settings.
     #[arg(long)]
     prune: bool,
@@ -98,6 +111,9 @@ struct Declared {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tenant: Option<String>,
     name: String,
+    /// The set of objects that this one belongs to; that of the file unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    owner: Option<String>,
     #[serde(default = "nothing")]
     spec: Value,
 }
@@ -140,22 +156,6 @@ impl Action {
         self.before["metadata"]["revision"].as_u64()
     }
 
-    fn collection(&self) -> String {
-        self.info().collection(&encoded(&self.key.1))
-    }
-
-    fn path(&self) -> String {
-        format!("{}/{}", self.collection(), encoded(&self.key.2))
-    }
-
-    fn shown(&self) -> String {
-        let (_, tenant, name) = &self.key;
-        match tenant.is_empty() {
-            true => format!("{} {name}", self.info().kind),
-            false => format!("{} {tenant}/{name}", self.info().kind),
-        }
-    }
-
     /// As an item of the answer to a dry run.
     fn difference(&self) -> Value {
         let change = match self.step {
@@ -181,6 +181,15 @@ impl Action {
         let tenant = Some(&self.key.1).filter(|tenant| !tenant.is_empty());
         json!({ "change": change, "kind": self.info().kind, "tenant": tenant,
             "name": self.key.2, "revision": self.revision(), "fields": fields })
+    }
+}
+
+/// For people: `network acme/web-1`.
+fn shown((place, tenant, name): &Key) -> String {
+    let kind = KINDS[*place].kind;
+    match tenant.is_empty() {
+        true => format!("{kind} {name}"),
+        false => format!("{kind} {tenant}/{name}"),
     }
 }
 
@@ -235,7 +244,7 @@ fn declared(source: &Source) -> Result<(BTreeMap<Key, Wanted>, BTreeSet<String>)
             let spec = info.normalize(object.spec.clone());
             let spec = spec.map_err(|error| wrong(format!("spec: {error}")))?;
             let key = (place, tenant, object.name.clone());
-            let owner = file.owner.clone();
+            let owner = object.owner.or_else(|| file.owner.clone());
             if wanted.insert(key, Wanted { spec, owner }).is_some() {
                 return Err(wrong("it is there twice: declare it once".to_owned()));
             }
@@ -256,54 +265,83 @@ fn name_of(object: &Value) -> &str {
     object["metadata"]["name"].as_str().unwrap_or_default()
 }
 
-fn plan(client: &Client, source: &Source) -> Result<Vec<Action>, Failure> {
-    let (mut wanted, owners) = declared(source)?;
+/// What differs, and all objects that the changes could depend on.
+struct Plan {
+    /// The changes, each after those of the kinds that it refers to; deletions come last.
+    actions: Vec<Action>,
+    there: BTreeMap<Key, Value>,
+}
+
+/// Kinds whose rules look at objects of their own tenant only.
+const OF_TENANT_ALONE: [&str; 5] = ["network", "mapping", "policy", "rule", "plan"];
+
+/// Reads the objects that the changes of these could depend on, as far as the user may.
+fn load(
+    client: &Client,
+    source: &Source,
+    wanted: &BTreeMap<Key, Wanted>,
+) -> Result<BTreeMap<Key, Value>, Failure> {
     let mut collections: BTreeSet<(usize, String)> = wanted
         .keys()
         .map(|(place, tenant, _)| (*place, tenant.clone()))
         .collect();
-    if source.prune {
-        collections.extend(all_collections(client, None)?);
+    let is_alone = |place: &usize| OF_TENANT_ALONE.contains(&KINDS[*place].kind);
+    let tenants: BTreeSet<_> = collections.iter().map(|(_, of)| of.clone()).collect();
+    let only = !source.prune && collections.iter().all(|(place, _)| is_alone(place));
+    let visible = all_collections(client, None)?;
+    collections.extend(
+        visible
+            .into_iter()
+            .filter(|(_, of)| !only || of.is_empty() || tenants.contains(of)),
+    );
+    let mut there = BTreeMap::new();
+    for (place, tenant) in collections {
+        for object in collection(client, &KINDS[place], &tenant)? {
+            let key = (place, tenant.clone(), name_of(&object).to_owned());
+            there.insert(key, object);
+        }
     }
+    Ok(there)
+}
+
+fn plan(client: &Client, source: &Source) -> Result<Plan, Failure> {
+    let (mut wanted, owners) = declared(source)?;
+    let there = load(client, source, &wanted)?;
     let (mut actions, mut deletions) = (Vec::new(), Vec::new());
     let mut subscriptions = Vec::new();
-    for (place, tenant) in collections {
-        let info = &KINDS[place];
-        for object in collection(client, info, &tenant)? {
-            let key = (place, tenant.clone(), name_of(&object).to_owned());
-            let owner = owner_of(&object).map(ToOwned::to_owned);
-            if info.kind == "subscription" {
-                let host = object["status"]["host"].as_str().unwrap_or_default();
-                let is_kept = wanted.contains_key(&key)
-                    || owner.as_ref().is_none_or(|owner| !owners.contains(owner));
-                subscriptions.push((key.clone(), host.to_owned(), is_kept));
-            }
-            let Some(wanted) = wanted.remove(&key) else {
-                let is_ours = owner.as_ref().is_some_and(|owner| owners.contains(owner));
-                if source.prune && is_ours {
-                    deletions.extend(undeclared(info, key, object, owner));
-                }
-                continue;
-            };
-            let is_declared = is_as_declared(info, &object, &wanted.spec);
-            if is_declared && (wanted.owner.is_none() || wanted.owner == owner) {
-                continue;
-            }
-            // Of an object that has its values, only the owner is changed.
-            let after = match is_declared {
-                true => object["spec"].clone(),
-                false => wanted.spec,
-            };
-            let action = Action {
-                step: Step::Replace,
-                key,
-                before: object,
-                after,
-                owner: wanted.owner,
-            };
-            refuse_other_owner(&action, source)?;
-            actions.push(action);
+    for (key, object) in &there {
+        let info = &KINDS[key.0];
+        let owner = owner_of(object).map(ToOwned::to_owned);
+        let is_ours = owner.as_ref().is_some_and(|owner| owners.contains(owner));
+        if info.kind == "subscription" {
+            let host = object["status"]["host"].as_str().unwrap_or_default();
+            let is_kept = wanted.contains_key(key) || !is_ours;
+            subscriptions.push((key.clone(), host.to_owned(), is_kept));
         }
+        let Some(wanted) = wanted.remove(key) else {
+            if source.prune && is_ours {
+                deletions.extend(undeclared(info, key.clone(), object.clone(), owner));
+            }
+            continue;
+        };
+        let is_declared = is_as_declared(info, object, &wanted.spec);
+        if is_declared && (wanted.owner.is_none() || wanted.owner == owner) {
+            continue;
+        }
+        // Of an object that has its values, only the owner is changed.
+        let after = match is_declared {
+            true => object["spec"].clone(),
+            false => changeable(info, wanted.spec),
+        };
+        let action = Action {
+            step: Step::Replace,
+            key: key.clone(),
+            before: object.clone(),
+            after,
+            owner: wanted.owner,
+        };
+        refuse_other_owner(&action, source)?;
+        actions.push(action);
     }
     // Networks and appliances are removed with their subscription.
     deletions.retain(|action| {
@@ -331,7 +369,17 @@ fn plan(client: &Client, source: &Source) -> Result<Vec<Action>, Failure> {
     actions.sort_by(|a, b| a.key.cmp(&b.key));
     deletions.sort_by(|a, b| b.key.cmp(&a.key));
     actions.append(&mut deletions);
-    Ok(actions)
+    Ok(Plan { actions, there })
+}
+
+/// The part of a declared spec that can be changed: what only a new object takes is left out.
+fn changeable(info: &KindInfo, mut spec: Value) -> Value {
+    if info.kind == "subscription"
+        && let Some(fields) = spec.as_object_mut()
+    {
+        fields.remove("allocation");
+    }
+    spec
 }
 
 fn owner_of(object: &Value) -> Option<&str> {
@@ -352,7 +400,7 @@ fn refuse_other_owner(action: &Action, source: &Source) -> Result<(), Failure> {
     };
     let text = format!(
         "{} is declared by {owner:?}: change it there, or {remedy}",
-        action.shown()
+        shown(&action.key)
     );
     Err(Failure::new(Exit::Refused, text))
 }
@@ -392,7 +440,7 @@ fn is_as_declared(info: &KindInfo, object: &Value, spec: &Value) -> bool {
             object["spec"]["pool"] == spec["pool"]
                 && (address.is_null() || *address == object["status"]["address"])
         }
-        _ => object["spec"] == *spec,
+        _ => object["spec"] == changeable(info, spec.clone()),
     }
 }
 
@@ -422,8 +470,8 @@ fn all_collections(
 
 pub fn diff(session: &Session, given: &Diff) -> Result<Option<Exit>, Failure> {
     let plan = plan(session.client()?, &given.source)?;
-    let differences: Vec<_> = plan.iter().map(Action::difference).collect();
-    let digest = digest(&plan);
+    let differences: Vec<_> = plan.actions.iter().map(Action::difference).collect();
+    let digest = digest(&plan.actions);
     match session.json {
         true => {
             outln!(
@@ -431,7 +479,7 @@ pub fn diff(session: &Session, given: &Diff) -> Result<Option<Exit>, Failure> {
                 json!({ "differences": differences, "digest": digest })
             );
         }
-        false if plan.is_empty() => {
+        false if differences.is_empty() => {
             outln!("no differences");
         }
         false => {
@@ -439,171 +487,12 @@ pub fn diff(session: &Session, given: &Diff) -> Result<Option<Exit>, Failure> {
             outln!("\nmake exactly these changes: causeway apply --expect {digest}");
         }
     }
-    Ok(Some(Exit::Different).filter(|_| !plan.is_empty()))
-}
-
-pub fn apply(session: &Session, given: &Apply) -> Result<(), Failure> {
-    if given.force && given.reason.is_none() {
-        return Err(Failure::force_without_reason());
-    }
-    let client = session.client()?;
-    let plan = plan(client, &given.source)?;
-    if let Some(expected) = &given.expect {
-        let digest = digest(&plan);
-        if digest != *expected {
-            let text = format!(
-                "the changes have the digest {digest} by now, not {expected}: look at `causeway \
-                 diff` again"
-            );
-            return Err(Failure::new(Exit::Moved, text));
-        }
-    }
-    let count = plan.len();
-    for (done, mut action) in plan.into_iter().enumerate() {
-        let result = match action.step {
-            // A subscription or a larger hardware plan has made it by now.
-            Step::Create if made(action.info()).is_some() => {
-                let is_to_do = adopt(client, given, &mut action);
-                is_to_do.and_then(|is_to_do| match is_to_do {
-                    true => execute(client, given, &action),
-                    false => Ok(Vec::new()),
-                })
-            }
-            _ => execute(client, given, &action),
-        };
-        let warnings = result.map_err(|mut failure| {
-            failure.text = format!(
-                "{}: {} ({done} of {count} changes are made; correct the file and apply it again)",
-                action.shown(),
-                failure.text
-            );
-            failure
-        })?;
-        let verb = match action.step {
-            Step::Create => "created",
-            Step::Replace => "changed",
-            Step::Delete => "deleted",
-        };
-        match session.json {
-            true => outln!("{}", action.difference()),
-            false => outln!("{verb} {}", action.shown()),
-        };
-        for warning in warnings {
-            errln!("causeway: warning: {warning}");
-        }
-    }
-    if !session.json {
-        outln!("{count} changes");
-    }
-    Ok(())
-}
-
-/// Looks whether an object that was to be created is there by now, as part of another one. False if
-/// it is as declared.
-fn adopt(client: &Client, given: &Apply, action: &mut Action) -> Result<bool, Failure> {
-    match client.get(&action.path(), Vec::new()) {
-        Ok(object) => {
-            let is_done = object["spec"] == action.after
-                && (action.owner.is_none() || action.owner.as_deref() == owner_of(&object));
-            action.step = Step::Replace;
-            action.before = object;
-            if !is_done {
-                refuse_other_owner(action, &given.source)?;
-            }
-            Ok(!is_done)
-        }
-        Err(failure) if failure.exit == Exit::Absent => Ok(true),
-        Err(failure) => Err(failure),
-    }
-}
-
-fn execute(client: &Client, given: &Apply, action: &Action) -> Result<Vec<String>, Failure> {
-    let (method, path, mut body) = match action.step {
-        Step::Create => {
-            let body = json!({ "name": action.key.2, "spec": action.after });
-            (Method::POST, action.collection(), Some(body))
-        }
-        Step::Replace => {
-            let body = json!({ "spec": action.after });
-            (Method::PUT, action.path(), Some(body))
-        }
-        Step::Delete => (Method::DELETE, action.path(), None),
+    let permission = Permission {
+        force: false,
+        take_over: given.source.take_over,
     };
-    if let (Some(body), Some(owner)) = (&mut body, &action.owner) {
-        body["owner"] = owner.as_str().into();
+    if let Err(failure) = order(&plan, permission) {
+        errln!("causeway: warning: {failure}");
     }
-    let mut call = Call {
-        method,
-        path: &path,
-        body: body.as_ref(),
-        ..Call::default()
-    };
-    let is_change = action.step != Step::Create;
-    if is_change && given.force {
-        call.query.push(("force", "true".to_owned()));
-    }
-    if action.step == Step::Replace && given.source.take_over {
-        call.query.push(("take_over", "true".to_owned()));
-    }
-    if let Some(revision) = action.revision() {
-        call.headers.push(("if-match", format!("\"{revision}\"")));
-    }
-    if let Some(reason) = &given.reason {
-        call.headers.push(("x-reason", reason.clone()));
-    }
-    Ok(client.send(&call)?.warnings)
-}
-
-pub fn export(session: &Session, given: &Export) -> Result<(), Failure> {
-    let client = session.client()?;
-    for name in &given.kind {
-        if kind(name).is_none() {
-            let kinds: Vec<_> = KINDS.iter().map(|info| info.kind).collect();
-            return Err(Failure::usage(format!(
-                "--kind {name}: write one of {}",
-                kinds.join(", ")
-            )));
-        }
-    }
-    let mut file = File {
-        owner: given.owner.clone(),
-        ..File::default()
-    };
-    for (place, tenant) in all_collections(client, given.tenant.as_deref())? {
-        let info = &KINDS[place];
-        let is_kind = given.kind.is_empty() || given.kind.iter().any(|name| name == info.kind);
-        let is_tenants = info.scope == Scope::Tenant || info.kind == "tenant";
-        if !is_kind || (given.tenant.is_some() && !is_tenants) {
-            continue;
-        }
-        for object in collection(client, info, &tenant)? {
-            let (name, mut spec) = (name_of(&object).to_owned(), object["spec"].clone());
-            let owner = owner_of(&object);
-            // Another director would pick another one.
-            if info.kind == "address" {
-                spec["address"] = object["status"]["address"].clone();
-            }
-            let is_other = given.owner.is_some() && given.owner.as_deref() != owner;
-            let is_other = is_other
-                || (info.kind == "tenant" && given.tenant.as_ref().is_some_and(|t| *t != name));
-            // It comes with its subscription.
-            let is_default = made(info).as_ref() == Some(&spec);
-            if is_other || is_default {
-                continue;
-            }
-            file.object.push(Declared {
-                kind: info.kind.to_owned(),
-                tenant: Some(tenant.clone()).filter(|tenant| !tenant.is_empty()),
-                name,
-                spec,
-            });
-        }
-    }
-    let failed = |error: &dyn std::fmt::Display| Failure::local(format!("cannot export: {error}"));
-    let text = match given.format {
-        Format::Json => serde_json::to_string_pretty(&file).map_err(|error| failed(&error))?,
-        Format::Toml => toml::to_string_pretty(&file).map_err(|error| failed(&error))?,
-    };
-    outln!("{}", text.trim_end());
-    Ok(())
+    Ok(Some(Exit::Different).filter(|_| !differences.is_empty()))
 }
