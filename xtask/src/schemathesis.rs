@@ -1,5 +1,6 @@
 //! Tests the director's API against its own document: schemathesis, from Python's registry, sends
-//! what the document allows and what it does not, without a token and by each role.
+//! what the document allows and what it does not, without a token and by each role. At the end it
+//! prints the number of requests of each run.
 
 use std::{
     fs,
@@ -59,6 +60,8 @@ const ENDING: [&str; 8] = [
     "user.token.list",
     "user.token.remove",
 ];
+/// Errors of the director's log that are printed.
+const MAX_ERRORS_SHOWN: usize = 10;
 /// Objects of each kind, so that operations find some.
 const OBJECTS: &str = include_str!("schemathesis.toml");
 
@@ -225,7 +228,7 @@ pub fn schemathesis(examples: u32, only: Option<&str>) -> anyhow::Result<ExitCod
         &["apply", "--file", &file, "--reason", "set up"],
         "",
     )?;
-    let mut failed = Vec::new();
+    let (mut failed, mut counts) = (Vec::new(), Vec::new());
     for (role, token) in director.tokens(&admin)? {
         if only.is_some_and(|only| only != role) {
             continue;
@@ -235,7 +238,8 @@ pub fn schemathesis(examples: u32, only: Option<&str>) -> anyhow::Result<ExitCod
             folder: &folder,
             examples,
         };
-        let done = run.by(&role, token.as_deref(), &SKIPPED)?;
+        let (done, cases) = run.by(&role, token.as_deref(), &SKIPPED)?;
+        counts.push((role.clone(), cases));
         let holds = token.is_none_or(|token| director.causeway(&token, &["whoami"], "").is_ok());
         if !holds {
             errln!("xtask: the token of {role} has ended, so that the rest was refused");
@@ -258,9 +262,24 @@ pub fn schemathesis(examples: u32, only: Option<&str>) -> anyhow::Result<ExitCod
             examples,
         };
         let name = format!("{role}, who may end");
-        if !run.by(&name, Some(&token), &arguments)? {
+        let (done, cases) = run.by(&name, Some(&token), &arguments)?;
+        counts.push((name.clone(), cases));
+        if !done {
             failed.push(name);
         }
+    }
+    for (name, cases) in counts {
+        outln!("{name}: {cases}");
+    }
+    // A failure that the client was told of as a plain refusal, or that came after the answer.
+    let log = folder.join("director.log");
+    let errors = fs::read_to_string(&log)?;
+    let errors: Vec<_> = errors.lines().filter(|line| is_error(line)).collect();
+    for line in errors.iter().take(MAX_ERRORS_SHOWN) {
+        errln!("xtask: {}: {line}", log.display());
+    }
+    if !errors.is_empty() {
+        failed.push("the director's log".to_owned());
     }
     if failed.is_empty() {
         return Ok(ExitCode::SUCCESS);
@@ -280,8 +299,14 @@ struct Run<'r> {
 }
 
 impl Run<'_> {
-    /// Runs it with a token, and prints its summary: whether it found nothing.
-    fn by(&self, name: &str, token: Option<&str>, arguments: &[&str]) -> anyhow::Result<bool> {
+    /// Runs it with a token, and prints its summary: whether it found nothing, and the number of
+    /// requests and findings.
+    fn by(
+        &self,
+        name: &str,
+        token: Option<&str>,
+        arguments: &[&str],
+    ) -> anyhow::Result<(bool, String)> {
         let mut command = Command::new(self.program);
         command
             .current_dir(self.folder)
@@ -305,8 +330,26 @@ impl Run<'_> {
         let text = fs::read_to_string(&log)?;
         let summary = text.rsplit(" SUMMARY ").next().unwrap_or_default();
         outln!("{}", summary.trim_start_matches('=').trim());
-        Ok(done)
+        // Without the line, schemathesis has not sent a request, whatever it ended with.
+        let cases = cases(summary).with_context(|| {
+            let text = "the output names no test cases: schemathesis has tested nothing";
+            format!("{}: {text}", log.display())
+        })?;
+        Ok((done, cases.to_owned()))
     }
+}
+
+/// The line of a summary that counts requests and findings.
+fn cases(summary: &str) -> Option<&str> {
+    let (_, rest) = summary.split_once("Test cases:")?;
+    let line = rest.trim_start().lines().next()?;
+    line.starts_with(|c: char| c.is_ascii_digit())
+        .then_some(line)
+}
+
+/// Whether a line of a daemon's log is of the level ERROR.
+fn is_error(line: &str) -> bool {
+    line.split_whitespace().take(3).any(|word| word == "ERROR")
 }
 
 /// Installs schemathesis in a folder of its own: its program.
@@ -324,4 +367,28 @@ fn install() -> anyhow::Result<PathBuf> {
     })
     .context("install python3 and its module venv: apt-get install -y python3-venv")?;
     Ok(program)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_counts_requests() {
+        let summary = "====\n\nTest cases:\n  7411 generated, 7411 passed\n\nSeed: 1\n";
+        assert_eq!(cases(summary), Some("7411 generated, 7411 passed"));
+        assert_eq!(cases("Test cases:\n  No test cases were generated\n"), None);
+        assert_eq!(cases("Errors: 1"), None);
+    }
+
+    #[test]
+    fn errors_of_the_log_are_found() {
+        assert!(is_error(
+            "2026-11-30T18:00:00Z ERROR director: cannot commit a change"
+        ));
+        assert!(is_error("ERROR request failed error=x"));
+        assert!(!is_error(
+            "2026-11-30T18:00:00Z  WARN director: log-in refused user=ERROR"
+        ));
+    }
 }
