@@ -186,8 +186,63 @@ impl Numbers {
     }
 }
 
+/// What a tenant has that its rules, policies and plans refer to.
+#[derive(Default)]
+struct Known {
+    networks: Vec<Value>,
+    addresses: Vec<Value>,
+    rules: Vec<Value>,
+}
+
+impl Known {
+    fn of(source: &Source, tenant: &str) -> Self {
+        let list = |kind: &str| {
+            let path = format!("/v1/tenants/{tenant}/{kind}?limit=1000");
+            let (_, body) = source.call("GET", &path, &Value::Null);
+            body["items"].as_array().cloned().unwrap_or_default()
+        };
+        Self {
+            networks: list("networks"),
+            addresses: list("addresses"),
+            rules: list("rules"),
+        }
+    }
+
+    /// The name of a network: mostly of one that is there.
+    fn network(&self, n: &mut Numbers) -> String {
+        if self.networks.is_empty() || n.one_in(6) {
+            return network(n);
+        }
+        let found = &n.pick(&self.networks)["metadata"]["name"];
+        found.as_str().expect("a name").to_owned()
+    }
+
+    /// An address of a machine: mostly within a prefix that is there.
+    fn machine(&self, n: &mut Numbers) -> String {
+        let prefixes = self.networks.iter().filter_map(|network| {
+            let prefix = network["spec"]["prefixes"][0].as_str()?;
+            prefix.strip_suffix("0/24")
+        });
+        let prefixes: Vec<_> = prefixes.collect();
+        let last = 10 + n.below(6);
+        match prefixes.is_empty() || n.one_in(6) {
+            true => format!("10.{}.0.{last}", n.below(6)),
+            false => format!("{}{last}", n.pick(&prefixes)),
+        }
+    }
+
+    /// A public address: mostly one of the tenant's.
+    fn public(&self, n: &mut Numbers) -> String {
+        if self.addresses.is_empty() || n.one_in(6) {
+            return format!("192.0.2.{}", 10 + n.below(80));
+        }
+        let found = &n.pick(&self.addresses)["status"]["address"];
+        found.as_str().expect("an address").to_owned()
+    }
+}
+
 /// A random spec of a kind. Many contradict what is there, and are refused.
-fn spec(kind: &str, n: &mut Numbers) -> Value {
+fn spec(kind: &str, known: &Known, n: &mut Numbers) -> Value {
     let range = |n: &mut Numbers, first: u64, size: u64| {
         let first = first + n.below(size);
         format!("{first}-{}", first + n.below(size))
@@ -275,27 +330,27 @@ fn spec(kind: &str, n: &mut Numbers) -> Value {
             spec
         }
         "mapping" => {
-            let (production, network) = (n.below(4), network(n));
+            let (production, network) = (n.below(4), known.network(n));
             json!({ "production": format!("LAN {production}"), "replica": network })
         }
         "policy" => {
-            let (from, to, both) = (network(n), network(n), n.one_in(2));
+            let (from, to, both) = (known.network(n), known.network(n), n.one_in(2));
             json!({ "from": from, "to": to, "both": both })
         }
         "rule" => {
-            let (public, port, part) = (10 + n.below(80), 80 + n.below(3), n.below(6));
-            json!({ "public_ip": format!("192.0.2.{public}"), "public_port": port,
-                "internal_ip": format!("10.{part}.0.{}", 10 + n.below(3)) })
+            let (public, port, machine) = (known.public(n), 80 + n.below(3), known.machine(n));
+            json!({ "public_ip": public, "public_port": port, "internal_ip": machine })
         }
         _ => {
-            let (first, machine) = (network(n), n.below(4));
+            let (first, machine) = (known.network(n), n.below(4));
             let mut spec = json!({ "networks": [{ "name": first }],
                 "vms": [{ "name": format!("vm{machine}") }] });
-            let rules = json!([format!("rule-{}", n.below(3))]);
-            maybe(n, "rules", rules, &mut spec);
+            if !known.rules.is_empty() {
+                let rules = json!([n.pick(&known.rules)["metadata"]["name"]]);
+                maybe(n, "rules", rules, &mut spec);
+            }
             if n.one_in(2) {
-                let address = format!("10.{}.0.{}", n.below(6), 10 + n.below(3));
-                spec["vms"][0]["addresses"] = json!([address]);
+                spec["vms"][0]["addresses"] = json!([known.machine(n)]);
             }
             spec
         }
@@ -319,19 +374,23 @@ fn operate(source: &Source, n: &mut Numbers) -> bool {
     let info = n.pick(KINDS);
     let tenant = format!("tenant-{}", n.below(3));
     let collection = info.collection(&tenant);
+    let known = match info.kind {
+        "network" | "mapping" | "policy" | "rule" | "plan" => Known::of(source, &tenant),
+        _ => Known::default(),
+    };
     let name = match info.kind {
-        "network" => network(n),
+        "network" => known.network(n),
         "host" | "appliance" => format!("h{}", n.below(2)),
         kind => format!("{kind}-{}", n.below(3)),
     };
-    let mut body = json!({ "spec": spec(info.kind, n) });
+    let mut body = json!({ "spec": spec(info.kind, &known, n) });
     if n.one_in(6) {
         body["owner"] = (*n.pick(&["site", "other"])).into();
     }
     let one = format!("{collection}/{name}?force={}", n.one_in(4));
-    let (status, answer) = match n.below(8) {
+    let (status, answer) = match n.below(10) {
         0 => source.call("DELETE", &one, &Value::Null),
-        1..4 => source.call("PUT", &format!("{one}&take_over=true"), &body),
+        1..5 => source.call("PUT", &format!("{one}&take_over=true"), &body),
         _ => {
             body["name"] = name.into();
             source.call("POST", &collection, &body)
@@ -358,12 +417,13 @@ fn any_sequence_of_changes_survives_a_round_trip() {
         // Each kind after those that it refers to, so that there is something to change.
         for info in KINDS {
             for name in 0..3 {
-                let spec = spec(info.kind, &mut numbers);
+                let tenant = format!("tenant-{}", numbers.below(3));
+                let known = Known::of(&source, &tenant);
+                let spec = spec(info.kind, &known, &mut numbers);
                 let name = match info.kind {
                     "host" => format!("h{name}"),
                     kind => format!("{kind}-{name}"),
                 };
-                let tenant = format!("tenant-{}", numbers.below(3));
                 let body = json!({ "name": name, "spec": spec });
                 source.call("POST", &info.collection(&tenant), &body);
             }
