@@ -1,5 +1,5 @@
-//! The last use of tokens: in memory at each request, and in the store at most once an hour, so that
-//! requests that only read commit next to nothing.
+//! The last use of tokens: in memory at each request, and in the store at most once an hour, so
+//! that requests that only read commit next to nothing.
 
 use std::{
     collections::HashMap,

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   files ─▶ plan: what differs ─▶ order: each change tried on a copy ─▶ apply: requests
-//!                │                     │ refused: nothing is changed        │ refused: what is made
-//!                └▶ diff               └ a change on the way, if needed     └ and what is not
+//!                │                     │ refused: nothing is changed       │ refused: what is made
+//!                └▶ diff               └ a change on the way, if needed    └ and what is not
 //! ```
 //!
 //! A plan is made of what the director has at that time. Each change names the revision that the
@@ -42,8 +42,8 @@ pub struct Source {
     /// File of objects, in JSON or (*.toml) TOML; `-` reads JSON from standard input.
     #[arg(long = "file", short, required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Delete objects of the files' owners that are not in the files. Networks and appliances, which
-    /// their subscription removes, lose their settings.
+    /// Delete objects of the files' owners that are not in the files. Networks and appliances,
+    /// which their subscription removes, lose their settings.
     #[arg(long)]
     prune: bool,
     /// Take objects from other owners; a file without an owner changes them.

@@ -131,8 +131,8 @@ pub(super) struct ProblemBody {
 
 /// Types begin with this.
 const TYPE: &str = "urn:causeway:problem:";
-/// Time after which a request that was refused for its number, or for the state of the director, may
-/// be sent again, unless the refusal knows better, seconds.
+/// Time after which a request that was refused for its number, or for the state of the director,
+/// may be sent again, unless the refusal knows better, seconds.
 const RETRY_SECONDS: u64 = 5;
 
 /// Longest detail, and longest value of a conflict, characters.

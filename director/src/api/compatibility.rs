@@ -5,8 +5,8 @@
 //! ```text
 //!   requests: what was accepted is accepted     (no parameter, field, value or bound taken away,
 //!                                                nothing else required)
-//!   answers: what was promised is there         (no status, header or field taken away or no longer
-//!                                                always there, no other type)
+//!   answers: what was promised is there         (no status, header or field taken away, or not
+//!                                                always there any more, and no other type)
 //! ```
 //!
 //! More paths, optional parameters, fields and values break no client: clients ignore fields and
@@ -16,8 +16,8 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-/// The changes from the document `before` to the document `after` that break clients, one line each;
-/// `None` if one of the two is no document with paths.
+/// The changes from the document `before` to the document `after` that break clients, one line
+/// each; `None` if one of the two is no document with paths.
 #[must_use]
 pub fn breaking_changes(before: &Value, after: &Value) -> Option<Vec<String>> {
     let (old, new) = (before["paths"].as_object()?, after["paths"].as_object()?);

@@ -63,8 +63,8 @@ fn operations_have_names_of_their_own_and_describe_their_parameters() {
     assert_eq!((ids.len(), count), (count, 101), "{ids:?}");
 }
 
-/// Fails if the document does not have the status of an answer of the server, or if the answer lacks
-/// a header that the document promises.
+/// Fails if the document does not have the status of an answer of the server, or if the answer
+/// lacks a header that the document promises.
 pub fn assert_documented(method: &str, path: &str, answer: &Answered) {
     let status = answer.status;
     let path = path.split('?').next().expect("a path");

@@ -1,5 +1,5 @@
-//! The order of changes. Each is tried on a copy of the director's objects, so that a set of changes
-//! is made in an order that the director accepts, or not begun at all.
+//! The order of changes. Each is tried on a copy of the objects, so that a set of changes is made
+//! in an order that the director accepts, or not begun at all.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -346,8 +346,8 @@ fn settle_appliance(
     Ok(())
 }
 
-/// Most public addresses of a tenant, and the objects that say so: the tenant by its limits, or else
-/// all its subscriptions together. `None` for no limit.
+/// Most public addresses of a tenant, and the objects that say so: the tenant by its limits, or
+/// else all its subscriptions together. `None` for no limit.
 pub(crate) fn public_address_limit(
     state: &State,
     tenant: &Object<super::Tenant>,

@@ -107,8 +107,15 @@ fn an_allocation_gives_numbers_and_vlans_back() {
     let mut world = World::with_tenant();
     world.gone::<Subscription>("acme", "db");
     world.gone::<Subscription>("acme", "web");
-    let with = |networks: Value, next: u32| json!({"hardware_plan": "large", "allocation": {"networks": networks, "next": next}});
-    let network = |number: u32, internet: bool, vlan: u16| json!({"number": number, "internet": internet, "vlan": vlan});
+    let with = |networks: Value, next: u32| {
+        let allocation = json!({"networks": networks, "next": next});
+        json!({"hardware_plan": "large", "allocation": allocation})
+    };
+    let network = |number: u32, internet: bool, vlan: u16| {
+        let mut network = json!({"number": number, "vlan": vlan});
+        network["internet"] = internet.into();
+        network
+    };
     let networks = json!([network(7, true, 103), network(2, false, 204)]);
     let done = world.ok::<Subscription>("acme", "db", with(networks, 9));
     // The third network of the plan is the next free one.
@@ -130,7 +137,10 @@ fn an_allocation_gives_numbers_and_vlans_back() {
         "subscription db networks db-7, db-2, db-9",
         "is for a new subscription",
     );
-    let other = |networks: Value| json!({"hardware_plan": "small", "allocation": {"networks": networks, "next": 1}});
+    let other = |networks: Value| {
+        let allocation = json!({"networks": networks, "next": 1});
+        json!({"hardware_plan": "small", "allocation": allocation})
+    };
     for (networks, reason, conflict, text) in [
         (
             json!([network(1, true, 103)]),
