@@ -198,6 +198,8 @@ impl Director {
             let words = ["user", "token", object, "--hours", "24"];
             tokens.push((role.to_owned(), Some(self.causeway(admin, &words, "")?)));
         }
+        // After the users of its tenant, whose passwords it sets and whose tokens it removes.
+        tokens.sort_by_key(|(role, _)| role == "tenant-admin");
         // The last one: it removes objects that the others read.
         tokens.push(("provider-admin".to_owned(), Some(admin.to_owned())));
         Ok(tokens)
