@@ -98,7 +98,7 @@ pub fn deny(session: &Session, given: &ArgMatches, collection: &str) -> Result<(
     Err(Failure::new(Exit::Absent, text))
 }
 
-/// What a policy still allows when directions are denied: nothing, or one direction. `None` if it
+/// The direction that a policy still allows when others are denied, if any. `None` if it
 /// allows none of them.
 fn left<'s>(spec: &'s Value, denied: &[(&str, &str)]) -> Option<Option<(&'s str, &'s str)>> {
     let (from, to) = (spec["from"].as_str()?, spec["to"].as_str()?);

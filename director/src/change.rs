@@ -263,7 +263,7 @@ impl Director {
         Ok(revision)
     }
 
-    /// Stores the last use of a token. It is no change of anybody's, and has no entry in the audit;
+    /// Stores the last use of a token. It is no change of an object, and has no entry in the audit;
     /// if it fails, a later one is stored.
     pub(crate) async fn store_last_use(&self, hash: &str, at: Timestamp) {
         let _guard = self.change_lock.lock().await;

@@ -265,7 +265,7 @@ fn name_of(object: &Value) -> &str {
     object["metadata"]["name"].as_str().unwrap_or_default()
 }
 
-/// What differs, and all objects that the changes could depend on.
+/// The differences, and all objects that the changes could depend on.
 struct Plan {
     /// The changes, each after those of the kinds that it refers to; deletions come last.
     actions: Vec<Action>,

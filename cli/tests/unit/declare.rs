@@ -324,7 +324,7 @@ fn a_wrong_file_changes_nothing() {
         .exits(8)
         .says("cannot read");
     assert_eq!(revision(), before);
-    // What the director would refuse is found before anything is changed.
+    // A refusal of the director is found before anything is changed.
     let text = "[[object]]\nkind = \"tenant\"\nname = \"t\"\n[[object]]\nkind = \"subscription\"\n\
                 tenant = \"t\"\nname = \"s\"\nspec = { hardware_plan = \"none\" }";
     let file = site.write("late.toml", text).display().to_string();

@@ -186,7 +186,7 @@ impl Numbers {
     }
 }
 
-/// What a tenant has that its rules, policies and plans refer to.
+/// Objects of a tenant that its rules, policies and plans refer to.
 #[derive(Default)]
 struct Known {
     networks: Vec<Value>,

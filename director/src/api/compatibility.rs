@@ -43,7 +43,7 @@ pub fn breaking_changes(before: &Value, after: &Value) -> Option<Vec<String>> {
     Some(found)
 }
 
-/// Who writes a value: the client in requests, the director in answers.
+/// Writer of a value: the client in requests, the director in answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Direction {
     Request,

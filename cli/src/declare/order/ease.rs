@@ -43,7 +43,7 @@ fn ways(
         "gateway-pool" => items("gateways", there, wanted, others),
         // Gateways of the pools that it keeps.
         "tenant" => kept(&["gateway_pools"], there, wanted),
-        // What it needs of the new and the old ones.
+        // The parts that are both in the new and in the old one.
         "plan" => {
             let mut all = kept(&["rules", "networks", "vms"], there, wanted);
             all.extend(there.map(|_| None));

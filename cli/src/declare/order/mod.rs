@@ -17,7 +17,7 @@ const LEASE_MARGIN: SignedDuration = SignedDuration::from_hours(1);
 /// Objects of a refusal that are named.
 const MAX_NAMED: usize = 10;
 
-/// What changes may do beyond their own objects.
+/// Rights of changes beyond their own objects.
 #[derive(Clone, Copy)]
 pub(super) struct Permission {
     pub force: bool,
