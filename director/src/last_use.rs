@@ -70,6 +70,7 @@ mod tests {
             description: String::new(),
             created: at(0),
             expires: at(10_000),
+            session: false,
             last_used: None,
         };
         let uses = LastUses::default();

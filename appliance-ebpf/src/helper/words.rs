@@ -12,7 +12,7 @@
 #[inline(always)]
 pub unsafe fn copy<T: Copy>(to: &mut T, from: *const T) {
     const {
-        assert!(align_of::<T>() >= 4 && size_of::<T>() % align_of::<T>() == 0);
+        assert!(align_of::<T>() >= 4);
     }
     // SAFETY: both are aligned to the word, and have as many. Volatile, so that LLVM does not join
     // them to a call again.

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{AddressPool, Network, Rule, Tenant, kind, network::with_gateway, public_address_limit};
+use super::{
+    AddressPool, Network, Rule, Tenant, kind, network::with_gateway, public_address_limit,
+};
 use crate::{
     Claim, Conflict, Kind as _, Object, Reason, Refusal,
     addressing::host_problem,
