@@ -101,10 +101,14 @@ fn the_status_tells_what_is_not_well_by_its_exit_code() {
 fn verbs_and_options_of_the_field_change_objects() {
     let site = Site::with_tenants();
     let run = |words: &str| site.run(words).exits(0);
+    let change = |words: &str| site.run(&format!("{words} --reason set-up")).exits(0);
+    site.run("network set web-1 -t acme --prefix 10.1.0.0/24")
+        .exits(4)
+        .says("--reason");
     run("host add h2 -s platform=kvm");
     run("host show h2");
-    run("network set web-1 -t acme --prefix 10.1.0.0/24 --gateway 10.1.0.1");
-    run("network set web-2 -t acme --prefix 10.2.0.0/24 --prefix fd00:2::/64");
+    change("network set web-1 -t acme --prefix 10.1.0.0/24 --gateway 10.1.0.1");
+    change("network set web-2 -t acme --prefix 10.2.0.0/24 --prefix fd00:2::/64");
     let network = run("network get web-2 -t acme --json").json();
     assert_eq!(network["spec"]["prefixes"][1], "fd00:2::/64");
     run("tenant set acme --bandwidth 100 --lease-ends 2099-01-01T00:00:00Z --fallback true");
@@ -112,22 +116,22 @@ fn verbs_and_options_of_the_field_change_objects() {
     assert_eq!(tenant["spec"]["limits"]["bandwidth_mbit"], 100);
     assert_eq!(tenant["spec"]["gateway_fallback"], true);
     let policies = || run("policy list -t acme").out;
-    run("policy allow web-1 web-2 -t acme");
+    change("policy allow web-1 web-2 -t acme");
     assert!(policies().contains("web-1-web-2  yes"), "{}", policies());
-    run("policy deny web-1 web-2 -t acme --one-way");
+    change("policy deny web-1 web-2 -t acme --one-way");
     let policy = run("policy get web-1-web-2 -t acme --json").json();
     assert_eq!(policy["spec"]["from"], "web-2");
     assert_eq!(policy["spec"]["both"], false);
     site.run("policy deny web-1 web-2 -t acme --one-way")
         .exits(3)
         .says("no policy allows routing");
-    run("policy deny web-1 web-2 -t acme");
+    change("policy deny web-1 web-2 -t acme");
     assert!(!policies().contains("web-1-web-2"), "{}", policies());
     site.run("policy allow web-1 web-with-a-name-that-is-longer -t acme")
         .exits(2)
         .says("write --name");
     let plan = r#"plan add all -t acme -s networks=[{"name":"web-1"}] -s vms=[{"name":"db"}]"#;
-    run(plan);
+    change(plan);
     let checked = run("plan check all -t acme");
     assert!(checked.out.contains("Valid"), "{checked:?}");
     run("tenant disable acme");

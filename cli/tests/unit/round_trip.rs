@@ -129,12 +129,13 @@ fn disabled_tenants_limits_and_gaps_in_numbers_are_restored() {
         run(&format!("address create {name} -t acme -s pool=public"));
     }
     // web-1 stays, as it is in use; web-2 goes, and web-3 comes.
-    run(r#"network set web-1 -t acme --prefix 10.1.0.0/24 --gateway 10.1.0.1"#);
-    run(r#"network set web-2 -t globex --prefix 10.1.0.0/24 --owner site"#);
+    let change = |words: &str| source.run(&format!("{words} --reason set-up")).exits(0);
+    change(r#"network set web-1 -t acme --prefix 10.1.0.0/24 --gateway 10.1.0.1"#);
+    change(r#"network set web-2 -t globex --prefix 10.1.0.0/24 --owner site"#);
     run("hardware-plan set small -s networks_with_internet=1");
     run("hardware-plan set small -s networks_with_internet=2");
-    run("mapping create lan -t acme -s production=LAN -s replica=web-1");
-    run("policy allow web-1 web-3 -t acme");
+    change("mapping create lan -t acme -s production=LAN -s replica=web-1");
+    change("policy allow web-1 web-3 -t acme");
     run("tenant set globex --lease-ends 2020-01-01T00:00:00Z");
     run("tenant set acme -s enabled=false -s limits={\"public_addresses\":0,\"objects\":1}");
     let export = run("export").out;

@@ -126,7 +126,12 @@ async fn operations_on_users_and_tokens_have_dry_runs() {
             .get(&server.admin, "/v1/audit?limit=1000")
             .await
             .expect(200);
-        [users.text, mine.text, machines.text, audit.text]
+        // Each of these requests is a use of a token.
+        let mut mine = mine.json();
+        for token in mine["items"].as_array_mut().expect("a list") {
+            token.as_object_mut().expect("a token").remove("last_used");
+        }
+        [users.text, mine.to_string(), machines.text, audit.text]
     };
     let before = everything().await;
     let token = format!("/v1/tokens/{id}");

@@ -497,3 +497,18 @@ fn paths_and_names_are_recognised() {
     assert!(is_name("a_b_c") && is_name("rfc1_req2_…") && is_name("a_b…"));
     assert!(!is_name("a_b") && !is_name("a_B_c") && !is_name("a_b_total"));
 }
+
+#[test]
+fn every_file_of_tests_is_in_their_list() {
+    const LIST: &str = "tests/README.md";
+    let list = read(&root().join(LIST));
+    let missing: Vec<_> = tracked()
+        .into_iter()
+        .filter(|path| path.contains("/tests/") && path.ends_with(".rs") && !path.contains("/src/"))
+        .filter(|path| {
+            let name = path.rsplit('/').next().unwrap_or(path);
+            !["main.rs", "mod.rs"].contains(&name) && !list.contains(name)
+        })
+        .collect();
+    assert!(missing.is_empty(), "not in {LIST}:\n{}", missing.join("\n"));
+}
