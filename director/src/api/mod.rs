@@ -31,7 +31,10 @@ pub use compatibility::breaking_changes;
 pub use document::document;
 pub use table::{Operation, operations};
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -59,6 +62,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The router of a director.
 pub fn router(director: Arc<Director>) -> Router {
+    LazyLock::force(&records::DOCUMENT);
     let operations: Arc<[Operation]> = operations().into();
     Router::new()
         .fallback(async move |request: Request| answer(director, operations, request).await)

@@ -50,6 +50,9 @@ struct CheckpointList {
     key: Option<String>,
 }
 
+/// The document, which is the same for all requests. To make it takes longer than a request may.
+pub(super) static DOCUMENT: LazyLock<String> = LazyLock::new(|| document().to_string());
+
 pub(super) fn register(all: &mut Vec<Operation>) {
     let ok = |schema| Success::json(StatusCode::OK, schema);
     all.push(Operation {
@@ -98,11 +101,7 @@ pub(super) fn register(all: &mut Vec<Operation>) {
             Method::GET,
             "/v1/openapi.json",
             "Get this document.",
-            |_| {
-                // It is the same for all requests.
-                static DOCUMENT: LazyLock<String> = LazyLock::new(|| document().to_string());
-                Box::pin(async { Ok(Answer::text(StatusCode::OK, DOCUMENT.clone())) })
-            },
+            |_| Box::pin(async { Ok(Answer::text(StatusCode::OK, DOCUMENT.clone())) }),
         )
     });
 }
