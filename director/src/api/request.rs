@@ -250,6 +250,16 @@ fn list_as_object(all: &[(String, Value)], schema: &Value, value: &Value) -> Opt
     }
 }
 
+/// The pairs of a query: the text of each, and its name and value; `None` where these are not
+/// encoded as UTF-8.
+pub(super) fn pairs(text: &str) -> impl Iterator<Item = (&str, Option<(String, String)>)> {
+    let pairs = text.split('&').filter(|pair| !pair.is_empty());
+    pairs.map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (pair, decoded(name).zip(decoded(value)))
+    })
+}
+
 /// The parameters of a query.
 pub struct Query {
     values: BTreeMap<String, String>,
@@ -260,9 +270,7 @@ impl Query {
     /// Reads a query with only these parameters, each once.
     pub(super) fn parse(text: &str, known: &[Parameter]) -> Result<Self, Problem> {
         let mut values = BTreeMap::new();
-        for pair in text.split('&').filter(|pair| !pair.is_empty()) {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let both = decoded(name).zip(decoded(value));
+        for (pair, both) in pairs(text) {
             let (name, value) = both.ok_or_else(|| {
                 Problem::bad_request(format!("{pair:?} of the query is not encoded as UTF-8"))
             })?;

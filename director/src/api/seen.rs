@@ -7,6 +7,7 @@ use axum::http::{Method, StatusCode, request::Parts};
 
 use super::{
     answer::{Answer, Problem},
+    request::pairs,
     table::Operation,
 };
 use crate::{
@@ -42,11 +43,12 @@ impl Seen {
             found.map(|(_, value)| shortened(value))
         };
         let query = parts.uri.query().unwrap_or_default();
-        let asked = query
-            .split('&')
-            .find_map(|part| part.strip_prefix("tenant="));
-        let asked = asked.filter(|tenant| control::is_name(tenant));
-        let tenant = of("{tenant}").or_else(|| asked.map(ToOwned::to_owned));
+        let sent = |wanted: &str| {
+            let mut both = pairs(query).filter_map(|(_, both)| both);
+            both.find_map(|(name, value)| (name == wanted).then_some(value))
+        };
+        let asked = sent("tenant").filter(|tenant| control::is_name(tenant));
+        let tenant = of("{tenant}").or(asked);
         let name = of("{name}").or_else(|| of("{id}"));
         let kind = operation.id.rsplit_once('.').map_or("", |(kind, _)| kind);
         let is_foreign = actor.tenant.is_some() && tenant.is_some() && tenant != actor.tenant;
@@ -70,7 +72,7 @@ impl Seen {
                 outcome: Outcome::done(StatusCode::OK.as_u16()),
             },
             is_read: operation.method == Method::GET,
-            is_dry_run: query.split('&').any(|part| part == "dry_run=true"),
+            is_dry_run: sent("dry_run").as_deref() == Some("true"),
             tenant,
             actor,
         }

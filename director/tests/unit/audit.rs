@@ -147,6 +147,22 @@ async fn a_tenant_sees_that_the_provider_reads_its_objects() {
 }
 
 #[tokio::test]
+async fn a_read_is_in_the_audit_however_its_query_is_encoded() {
+    let server = Server::with_tenants().await;
+    let auditor = server.user("eve", "provider-auditor", None).await;
+    server
+        .get(&auditor, "/v1/status?%74enant=%67lobex")
+        .await
+        .expect(200);
+    let all = entries(&server, &server.admin).await;
+    let read = all
+        .iter()
+        .find(|entry| entry["user"] == "eve" && entry["operation"] == "status")
+        .expect("an entry");
+    assert_eq!(read["tenant"], "globex");
+}
+
+#[tokio::test]
 async fn the_provider_gives_a_reason_for_changes_of_a_tenants_own_objects() {
     let server = Server::with_tenants().await;
     let operator = server.user("op", "provider-operator", None).await;
