@@ -221,14 +221,14 @@ fn refuse_own_addresses(state: &State, new: &Object<AddressPool>) -> Result<(), 
         }
     }
     for appliance in state.appliances.iter() {
-        if let Some(address) = appliance.spec.address().filter(|a| new.spec.has(*a)) {
+        if let Some(address) = appliance.spec.uplink.address().filter(|a| new.spec.has(*a)) {
             let conflict = Conflict::new::<Appliance>(appliance.name(), "uplink.address", address);
             conflicts.push(conflict.of(appliance.tenant()));
         }
-        let prefix = appliance.spec.prefix();
+        let prefix = appliance.spec.uplink.prefix();
         let ends = prefix.map_or_else(Vec::new, |prefix| network_and_broadcast(&prefix));
         let fields = ends.into_iter().map(|end| ("uplink.prefix_length", end));
-        let router = appliance.spec.router();
+        let router = appliance.spec.uplink.router();
         let fields = fields.chain(router.map(|router| ("uplink.router", router)));
         for (field, address) in fields.filter(|(_, address)| new.spec.contains(*address)) {
             let conflict = Conflict::new::<Appliance>(appliance.name(), field, address);

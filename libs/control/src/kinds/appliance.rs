@@ -67,23 +67,6 @@ kind!(
     ApplianceStatus
 );
 
-impl Appliance {
-    /// The static address, if there is one.
-    pub(super) const fn address(&self) -> Option<IpAddr> {
-        self.uplink.address()
-    }
-
-    /// The static next hop, if there is one.
-    pub(super) const fn router(&self) -> Option<IpAddr> {
-        self.uplink.router()
-    }
-
-    /// The prefix of the static address, if there is one and its length fits.
-    pub(super) fn prefix(&self) -> Option<IpPrefix> {
-        self.uplink.prefix()
-    }
-}
-
 impl Uplink {
     /// The static address, if there is one.
     pub(super) const fn address(&self) -> Option<IpAddr> {
@@ -94,7 +77,7 @@ impl Uplink {
     }
 
     /// The static next hop, if there is one.
-    const fn router(&self) -> Option<IpAddr> {
+    pub(super) const fn router(&self) -> Option<IpAddr> {
         match self {
             Self::Dhcp => None,
             Self::Static { router, .. } => Some(*router),
@@ -102,7 +85,7 @@ impl Uplink {
     }
 
     /// The prefix of the static address, if there is one and its length fits.
-    fn prefix(&self) -> Option<IpPrefix> {
+    pub(super) fn prefix(&self) -> Option<IpPrefix> {
         match *self {
             Self::Dhcp => None,
             Self::Static {
@@ -188,7 +171,7 @@ impl Rules for Appliance {
                 vec![Conflict::new::<Subscription>(name, field, uplink).of(new.tenant())],
             ));
         }
-        let Some(address) = new.spec.address() else {
+        let Some(address) = new.spec.uplink.address() else {
             return Ok(());
         };
         let own = Some((new.tenant(), new.name()));
@@ -230,8 +213,8 @@ pub(super) fn refuse_taken(
             continue;
         }
         for (field, theirs) in [
-            ("uplink.address", other.spec.address()),
-            ("uplink.router", other.spec.router()),
+            ("uplink.address", other.spec.uplink.address()),
+            ("uplink.router", other.spec.uplink.router()),
         ] {
             if theirs == Some(address) {
                 let conflict = Conflict::new::<Appliance>(other.name(), field, address);
@@ -267,12 +250,12 @@ pub(super) fn refuse_taken(
 /// Refuses an uplink whose router has the address of another object, or whose prefix has its
 /// network or broadcast address in a pool. Several appliances and pools may have the same router.
 pub(super) fn refuse_router(state: &State, new: &Object<Appliance>) -> Result<(), Refusal> {
-    let Some(router) = new.spec.router() else {
+    let Some(router) = new.spec.uplink.router() else {
         return Ok(());
     };
     let mut conflicts = Vec::new();
     for other in state.appliances.iter() {
-        if other.spec.address() == Some(router) {
+        if other.spec.uplink.address() == Some(router) {
             let conflict = Conflict::new::<Appliance>(other.name(), "uplink.address", router);
             conflicts.push(conflict.of(other.tenant()));
         }
@@ -284,6 +267,7 @@ pub(super) fn refuse_router(state: &State, new: &Object<Appliance>) -> Result<()
     }
     let mut none = new
         .spec
+        .uplink
         .prefix()
         .map_or_else(Vec::new, |p| network_and_broadcast(&p));
     none.push(router);
