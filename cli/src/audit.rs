@@ -18,16 +18,15 @@ use crate::{
 pub enum Verb {
     /// List entries.
     List {
-        /// Entries after this number.
+        /// List entries after this number.
         #[arg(long, default_value_t = 0)]
         after: u64,
-        /// At most this number of entries.
+        /// List at most this number of entries.
         #[arg(long, default_value_t = 100)]
         limit: usize,
     },
-    /// Check that no entry was altered, removed or put in between, and that the signed checkpoints
-    /// agree. Only with --since it finds that the last entries are missing. Exits with 1 if the
-    /// chain is broken.
+    /// Check that no entry was altered, removed or inserted, and that the signed checkpoints agree.
+    /// Missing last entries are found only with --since. Exits with 1 if the chain is broken.
     Verify {
         /// Public key that must have signed the last checkpoints, hexadecimal; may be repeated.
         /// Keep it apart from the director.
@@ -137,14 +136,38 @@ fn list(session: &Session, after: u64, limit: usize) -> Result<(), Failure> {
         "operation",
         "tenant",
         "name",
+        "result",
         "reason",
     ];
     let mut table = Table::new(&fields);
     for entry in &all {
-        table.row(fields.iter().map(|field| cell(&entry[field])).collect());
+        let row = fields.iter().map(|field| match *field {
+            "result" => result(&entry[field]),
+            field => cell(&entry[field]),
+        });
+        table.row(row.collect());
     }
     table.print();
     Ok(())
+}
+
+/// The result of an operation in one cell: `403 forbidden`, and `(3 times)` if the entry stands for
+/// several equal ones.
+fn result(result: &Value) -> String {
+    let mut words = Vec::new();
+    for field in ["status", "problem"] {
+        if !result[field].is_null() {
+            words.push(cell(&result[field]));
+        }
+    }
+    if let Some(count) = result["count"].as_u64().filter(|count| *count > 1) {
+        words.push(format!("({count} times)"));
+    }
+    match words.is_empty() {
+        // An entry of an earlier version.
+        true => "-".to_owned(),
+        false => words.join(" "),
+    }
 }
 
 fn read<T: DeserializeOwned>(value: &Value) -> Result<T, Failure> {
@@ -221,6 +244,29 @@ fn verify(session: &Session, trust: &Trust) -> Result<Option<Exit>, Failure> {
                 false => outln!("BROKEN: {broken}"),
             };
             Ok(Some(Exit::Different))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_one_cell() {
+        for (value, expected) in [
+            (json!({ "status": 201 }), "201"),
+            (
+                json!({ "status": 403, "problem": "forbidden" }),
+                "403 forbidden",
+            ),
+            (
+                json!({ "status": 409, "problem": "conflict", "count": 3 }),
+                "409 conflict (3 times)",
+            ),
+            (Value::Null, "-"),
+        ] {
+            assert_eq!(result(&value), expected);
         }
     }
 }

@@ -64,8 +64,8 @@ enum Other {
     Logout,
     /// Show the user of the token.
     Whoami,
-    /// Change your password, and end all your tokens but that of the context. The passwords are
-    /// asked for, or read from standard input: the present one, then the new one.
+    /// Change your password, and end all your tokens but that of the context. The command asks for
+    /// the current password and the new one, or reads them from standard input in this order.
     Password,
     /// List, create and delete users.
     #[command(subcommand)]
@@ -73,7 +73,7 @@ enum Other {
     /// List, create and delete your API tokens.
     #[command(subcommand)]
     Token(people::TokenVerb),
-    /// Make and confirm an authenticator (TOTP) of yours.
+    /// Create and confirm your authenticator (TOTP).
     #[command(subcommand)]
     Totp(people::TotpVerb),
     /// List and check the audit.
@@ -84,7 +84,7 @@ enum Other {
     Status(status::Status),
     /// Print changes of objects as they are made.
     Watch(watch::Watch),
-    /// Create and replace the objects of a file.
+    /// Create and change the objects that files declare; with `--prune`, delete others.
     Apply(declare::Apply),
     /// Show what `apply` would change; exits with 1 if there are differences.
     Diff(declare::Diff),
@@ -93,7 +93,7 @@ enum Other {
     /// List, set and select contexts.
     #[command(subcommand)]
     Context(settings::Verb),
-    /// Print the completion of a shell.
+    /// Print a completion script for a shell.
     Completion {
         /// The shell.
         shell: clap_complete::Shell,
@@ -315,6 +315,7 @@ mod tests {
             "policy deny web db -t acme --one-way",
             "rule add https -t acme",
             "plan check all -t acme",
+            "plan export all -t acme --format json",
         ] {
             found(words).unwrap_or_else(|error| panic!("{words}: {error}"));
         }

@@ -11,6 +11,7 @@ use service::{errln, outln};
 use crate::{
     Session,
     client::{Call, encoded, header_text},
+    declare::{Format, export_one},
     failure::{Exit, Failure},
     output, policy,
 };
@@ -32,13 +33,20 @@ fn noun(info: &'static KindInfo) -> Command {
             Arg::new("all-tenants")
                 .long("all-tenants")
                 .action(ArgAction::SetTrue)
-                .help("List those of all tenants"),
+                .help("List the objects of all tenants"),
         ),
     };
     let more = more_verbs(info).iter().map(|more| {
         let command = verb(more.name, more.about.to_owned()).arg(name());
         match more.does {
             Does::Read | Does::Check => command,
+            Does::Export => command.arg(
+                Arg::new("format")
+                    .long("format")
+                    .value_parser(value_parser!(Format))
+                    .default_value("toml")
+                    .help("Format of the file; with `--json`, JSON"),
+            ),
             Does::Set(..) => with_change(command, true),
         }
     });
@@ -178,7 +186,7 @@ fn shorts(kind: &str) -> &'static [Short] {
                     one(
                         "public-addresses",
                         "public_addresses",
-                        "Number of public addresses that the tenant may have by it",
+                        "Maximum of public addresses that the subscription gives the tenant",
                     ),
                 ]
             }
@@ -215,6 +223,8 @@ enum Does {
     Read,
     /// Prints the conditions, and exits with 1 if one is not well.
     Check,
+    /// Prints the object as a file for `apply`.
+    Export,
     /// Sets this field to this value.
     Set(&'static str, bool),
 }
@@ -224,34 +234,33 @@ fn more_verbs(info: &KindInfo) -> &'static [More] {
         More { name, about, does }
     }
     match info.kind {
-        "vlan-pool" => &const { [more("usage", "Show VLANs in use and free ones", Does::Read)] },
-        "address-pool" => {
+        "vlan-pool" => &const { [more("usage", "Show used and free VLANs", Does::Read)] },
+        "address-pool" => &const { [more("usage", "Show used and free addresses", Does::Read)] },
+        "plan" => {
             &const {
-                [more(
-                    "usage",
-                    "Show addresses in use and free ones",
-                    Does::Read,
-                )]
+                [
+                    more("check", "Check whether a plan can run", Does::Check),
+                    more("export", "Print a plan as a file for `apply`", Does::Export),
+                ]
             }
         }
-        "plan" => &const { [more("check", "Check whether a plan could run", Does::Check)] },
         "hardware-plan" => &const { [more("tenants", "List the tenants of a plan", Does::Read)] },
         "tenant" => {
             &const {
                 [
                     more(
                         "usage",
-                        "Show what a tenant has, and its limits",
+                        "Show the usage and the limits of a tenant",
                         Does::Read,
                     ),
                     more(
                         "enable",
-                        "Let a tenant get new things",
+                        "Enable a tenant: objects can be created for it",
                         Does::Set("enabled", true),
                     ),
                     more(
                         "disable",
-                        "Give a tenant nothing new",
+                        "Disable a tenant: no objects can be created for it",
                         Does::Set("enabled", false),
                     ),
                 ]
@@ -262,22 +271,22 @@ fn more_verbs(info: &KindInfo) -> &'static [More] {
                 [
                     more(
                         "enable",
-                        "Let tenants use a gateway",
+                        "Enable a gateway: tenants may use it",
                         Does::Set("enabled", true),
                     ),
                     more(
                         "disable",
-                        "Let no tenant use a gateway",
+                        "Disable a gateway: no tenant may use it",
                         Does::Set("enabled", false),
                     ),
                     more(
                         "drain",
-                        "Give a gateway no new circuits; those that it has go on",
+                        "Drain a gateway: it gets no new circuits, and its circuits continue",
                         Does::Set("drain", true),
                     ),
                     more(
                         "undrain",
-                        "Give a drained gateway new circuits again",
+                        "End the drain of a gateway: it gets new circuits again",
                         Does::Set("drain", false),
                     ),
                 ]
@@ -300,7 +309,7 @@ fn with_tenant(info: &KindInfo, command: Command) -> Command {
                 .short('t')
                 .value_name("TENANT")
                 .env("CAUSEWAY_TENANT")
-                .help("The tenant; without it, that of the context"),
+                .help("Tenant; without it, the tenant of the context"),
         ),
     }
 }
@@ -334,14 +343,14 @@ fn owner() -> Arg {
     Arg::new("owner")
         .long("owner")
         .value_name("OWNER")
-        .help("Make this the object's owner")
+        .help("Set the owner of the object: the name of the set that declares it")
 }
 
 fn take_over() -> Arg {
     Arg::new("take-over")
         .long("take-over")
         .action(ArgAction::SetTrue)
-        .help("Take the object from another owner")
+        .help("Take the object over from another owner")
 }
 
 fn with_change(command: Command, of_existing: bool) -> Command {
@@ -350,13 +359,13 @@ fn with_change(command: Command, of_existing: bool) -> Command {
             Arg::new("dry-run")
                 .long("dry-run")
                 .action(ArgAction::SetTrue)
-                .help("Show the differences without making them"),
+                .help("Show what the change would do, without making it"),
         )
         .arg(
             Arg::new("reason")
                 .long("reason")
                 .value_name("TEXT")
-                .help("The reason, for the audit"),
+                .help("Reason for the change, which the audit records"),
         );
     if !of_existing {
         return command;
@@ -366,7 +375,10 @@ fn with_change(command: Command, of_existing: bool) -> Command {
             Arg::new("force")
                 .long("force")
                 .action(ArgAction::SetTrue)
-                .help("Do what would be refused for the sake of others; needs --reason"),
+                .help(
+                    "Make a change that is refused because it harms others: take the last gateway \
+                     from tenants, or delete a tenant with all its objects. Requires --reason",
+                ),
         )
         .arg(
             Arg::new("if-revision")
@@ -400,6 +412,11 @@ pub fn run(
         return match more.does {
             Does::Read => read_below(session, &format!("{path}/{verb}")).map(|()| None),
             Does::Check => check(session, &path),
+            Does::Export => {
+                let object = session.client()?.get(&path, Vec::new())?;
+                let format = given.get_one("format").copied().unwrap_or(Format::Toml);
+                export_one(session, info, &tenant, &object, format).map(|()| None)
+            }
             Does::Set(field, value) => set_flag(session, given, &path, field, value).map(|()| None),
         };
     }

@@ -44,7 +44,7 @@ pub enum UserVerb {
     /// Delete a user and its tokens.
     #[command(visible_alias = "remove")]
     Delete { name: String },
-    /// Create a token of a machine and print its secret, which is shown this once.
+    /// Create a token for a machine and print its secret, which is shown only once.
     Token {
         name: String,
         /// Lifetime, hours, 1 to 8784.
@@ -60,9 +60,9 @@ pub enum UserVerb {
 
 #[derive(Subcommand)]
 pub enum TotpVerb {
-    /// Make an authenticator of yours. Its secret and the recovery codes are shown this once.
+    /// Create your authenticator. Its secret and the recovery codes are shown only once.
     Create,
-    /// Confirm it by a code: from then on, a log-in takes a code.
+    /// Confirm your authenticator by a code: from then on, a login requires a code.
     Confirm,
 }
 
@@ -71,7 +71,7 @@ pub enum TokenVerb {
     /// List your tokens.
     #[command(visible_alias = "ls")]
     List,
-    /// Create a token and print its secret, which is shown this once.
+    /// Create a token and print its secret, which is shown only once.
     Create {
         /// Lifetime, hours, 1 to 8784.
         #[arg(long)]

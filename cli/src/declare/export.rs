@@ -37,31 +37,69 @@ pub fn export(session: &Session, given: &Export) -> Result<(), Failure> {
             false => BTreeMap::new(),
         };
         for object in objects {
-            let name = name_of(&object).to_owned();
             let owner = owner_of(&object);
             let is_other = given.owner.is_some() && given.owner.as_deref() != owner;
             let is_other = is_other
-                || (info.kind == "tenant" && given.tenant.as_ref().is_some_and(|t| *t != name));
+                || (info.kind == "tenant"
+                    && given
+                        .tenant
+                        .as_deref()
+                        .is_some_and(|tenant| tenant != name_of(&object)));
             // It comes with its subscription.
             let is_default = made(info).as_ref() == Some(&object["spec"]) && owner.is_none();
             if is_other || is_default {
                 continue;
             }
-            file.object.push(Declared {
-                kind: info.kind.to_owned(),
-                tenant: Some(tenant.clone()).filter(|tenant| !tenant.is_empty()),
-                name,
-                owner: owner
-                    .filter(|owner| given.owner.as_deref() != Some(*owner))
-                    .map(ToOwned::to_owned),
-                spec: spec(info, &object, &networks),
-            });
+            let mut object = declaration(info, &tenant, &object, &networks);
+            object
+                .owner
+                .take_if(|owner| file.owner.as_ref() == Some(owner));
+            file.object.push(object);
         }
     }
+    print(session, &file, given.format)
+}
+
+/// Prints one object as a file. It needs no other one, unless its kind is `subscription`.
+pub fn export_one(
+    session: &Session,
+    info: &KindInfo,
+    tenant: &str,
+    object: &Value,
+    format: Format,
+) -> Result<(), Failure> {
+    let file = File {
+        owner: None,
+        object: vec![declaration(info, tenant, object, &BTreeMap::new())],
+    };
+    print(session, &file, format)
+}
+
+/// An object as a file declares it. `networks` are those of its tenant, for a subscription.
+fn declaration(
+    info: &KindInfo,
+    tenant: &str,
+    object: &Value,
+    networks: &BTreeMap<String, Value>,
+) -> Declared {
+    Declared {
+        kind: info.kind.to_owned(),
+        tenant: Some(tenant.to_owned()).filter(|tenant| !tenant.is_empty()),
+        name: name_of(object).to_owned(),
+        owner: owner_of(object).map(ToOwned::to_owned),
+        spec: spec(info, object, networks),
+    }
+}
+
+fn print(session: &Session, file: &File, format: Format) -> Result<(), Failure> {
     let failed = |error: &dyn std::fmt::Display| Failure::local(format!("cannot export: {error}"));
-    let text = match given.format {
-        Format::Json => serde_json::to_string_pretty(&file).map_err(|error| failed(&error))?,
-        Format::Toml => toml::to_string_pretty(&file).map_err(|error| failed(&error))?,
+    let text = match format {
+        Format::Toml if !session.json => {
+            toml::to_string_pretty(file).map_err(|error| failed(&error))?
+        }
+        Format::Json | Format::Toml => {
+            serde_json::to_string_pretty(file).map_err(|error| failed(&error))?
+        }
     };
     outln!("{}", text.trim_end());
     Ok(())

@@ -14,7 +14,7 @@ mod export;
 mod order;
 
 pub use apply::apply;
-pub use export::export;
+pub use export::{export, export_one};
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -46,7 +46,8 @@ pub struct Source {
     /// which their subscription removes, lose their settings.
     #[arg(long)]
     prune: bool,
-    /// Take objects from other owners; a file without an owner changes them.
+    /// Take objects over from other owners. A file without an owner changes them, and they keep
+    /// their owners.
     #[arg(long)]
     take_over: bool,
 }
@@ -61,13 +62,15 @@ pub struct Diff {
 pub struct Apply {
     #[command(flatten)]
     source: Source,
-    /// Begin only if the changes are those that `diff` has shown with this digest.
+    /// Apply only if the changes have this digest, which `diff` prints.
     #[arg(long, value_name = "DIGEST")]
     expect: Option<String>,
-    /// Do what would be refused for the sake of others; needs `--reason`.
+    /// Make changes that are refused because they harm others: take the last gateway from tenants,
+    /// or delete a tenant with all its objects. Requires `--reason`.
     #[arg(long)]
     force: bool,
-    /// The reason, for the audit.
+    /// Reason for the changes, which the audit records. Required of the provider for changes of
+    /// tenants' networks, mappings, policies, rules and plans.
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
 }
@@ -83,12 +86,13 @@ pub struct Export {
     /// Only objects of this owner.
     #[arg(long)]
     owner: Option<String>,
+    /// Format of the file; with `--json`, JSON.
     #[arg(long, value_enum, default_value_t = Format::Toml)]
     format: Format,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Format {
+pub enum Format {
     Json,
     Toml,
 }
