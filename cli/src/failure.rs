@@ -70,6 +70,20 @@ impl Failure {
         )
     }
 
+    /// Changes of tenants' own objects by the provider, without `--reason`.
+    pub fn change_without_reason(requests: &[String]) -> Self {
+        let mut text = "the audit of a tenant must tell why the provider changes the tenant's own \
+                        objects: add --reason TEXT (nothing is changed)"
+            .to_owned();
+        for request in requests.iter().take(MAX_LISTED) {
+            text += &format!("\n  needs a reason: {request}");
+        }
+        if requests.len() > MAX_LISTED {
+            text += &format!("\n  needs a reason: {} more", requests.len() - MAX_LISTED);
+        }
+        Self::usage(text)
+    }
+
     pub fn local(text: impl Into<String>) -> Self {
         Self::new(Exit::Local, text)
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use control::reason_for;
 use hyper::Method;
 use serde_json::{Value, json};
 use service::{errln, outln};
@@ -39,6 +40,7 @@ pub fn apply(session: &Session, given: &Apply) -> Result<(), Failure> {
         take_over: given.source.take_over,
     };
     let requests = order(&plan, permission)?;
+    require_reason(client, given, &requests)?;
     rehearse(client, given, &requests)?;
     for (done, request) in requests.iter().enumerate() {
         let warnings = execute(client, given, request).map_err(|failure| {
@@ -88,6 +90,24 @@ fn report(session: &Session, request: &Request, action: Option<&Action>) {
     };
 }
 
+/// Refuses all changes if one of them must have a reason, which is not given: the director would
+/// refuse it after those before it.
+fn require_reason(client: &Client, given: &Apply, requests: &[Request]) -> Result<(), Failure> {
+    let is_without = |request: &&Request, by_provider| {
+        given.reason.is_none() && reason_for(request.info().kind, false, by_provider).is_some()
+    };
+    if !requests.iter().any(|request| is_without(&request, true)) {
+        return Ok(());
+    }
+    let by_provider = client.get("/v1/self", Vec::new())?["tenant"].is_null();
+    let without = requests.iter().filter(|r| is_without(r, by_provider));
+    let without: Vec<_> = without.map(Request::shown).collect();
+    match without.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::change_without_reason(&without)),
+    }
+}
+
 /// Asks the director for what can be asked before anything is changed: whether the user may make
 /// changes of each kind, and whether those that depend on no other one are accepted.
 fn rehearse(client: &Client, given: &Apply, requests: &[Request]) -> Result<(), Failure> {
@@ -125,7 +145,7 @@ fn execute(client: &Client, given: &Apply, request: &Request) -> Result<Vec<Stri
     if let Before::Made(expected) = &request.before {
         let object = client.get(&path, Vec::new())?;
         if object["spec"] != *expected {
-            let text = "someone else has changed it meanwhile: look at `causeway diff` again";
+            let text = "another user has changed it meanwhile: look at `causeway diff` again";
             return Err(Failure::new(Exit::Moved, text));
         }
         let revision = object["metadata"]["revision"].as_u64().unwrap_or_default();

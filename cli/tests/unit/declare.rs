@@ -342,3 +342,87 @@ fn a_wrong_file_changes_nothing() {
         .says("warning: the director would refuse");
     assert_eq!(revision(), before);
 }
+
+#[test]
+fn apply_begins_nothing_if_a_change_needs_a_reason() {
+    let site = Site::start();
+    let file = site.write("base.toml", BASE).display().to_string();
+    let apply = ["apply", "-f", &file];
+    let refused = site.words(&apply, "").exits(2);
+    refused
+        .says("add --reason TEXT (nothing is changed)")
+        .says("needs a reason: change network acme/web-1\n  needs a reason: create plan acme/all");
+    site.run("host list --json").exits(0).prints("[]");
+    let json = site
+        .words(&[&apply[..], &["--json"]].concat(), "")
+        .exits(2)
+        .error;
+    assert!(
+        json.contains("needs a reason: create plan acme/all"),
+        "{json}"
+    );
+
+    // Objects that are not the tenant's own need none.
+    let own = ["\"plan\"", "\"network\""];
+    let others = BASE.split("[[object]]").filter(|part| {
+        !own.iter()
+            .any(|kind| part.contains(&format!("kind = {kind}")))
+    });
+    let others = others.collect::<Vec<_>>().join("[[object]]");
+    let others = site.write("others.toml", &others).display().to_string();
+    site.words(&["apply", "-f", &others], "").exits(0);
+    site.words(&apply, "")
+        .exits(2)
+        .says("change network acme/web-1");
+    let plan = site.words(&["plan", "get", "all", "-t", "acme"], "");
+    plan.exits(3);
+    let reason = [&apply[..], &["--reason", "ticket 12"]].concat();
+    site.words(&reason, "").exits(0);
+
+    // The tenant needs none for its own.
+    let password = "correct horse battery\n";
+    site.typed("user create alice --role tenant-admin -t acme", password)
+        .exits(0);
+    let server = format!(
+        "--server {} --ca {}",
+        site.server,
+        site.path("ca.pem").display()
+    );
+    site.run(&format!("context set acme {server}")).exits(0);
+    site.typed("--context acme login --user alice", password)
+        .exits(0);
+    let changed = BASE
+        .split("[[object]]")
+        .filter(|part| part.contains("owner =") || part.contains("kind = \"network\""));
+    let changed = changed.collect::<Vec<_>>().join("[[object]]");
+    let changed = changed.replace("\"10.1.0.1\"", "\"10.1.0.254\"");
+    let changed = site.write("tenant.toml", &changed).display().to_string();
+    let words = ["--context", "acme", "apply", "-f", &changed];
+    site.words(&words, "")
+        .exits(0)
+        .prints("changed network acme/web-1\n1 changes");
+}
+
+#[test]
+fn a_plan_is_exported_as_a_file_for_apply() {
+    let site = Site::start();
+    let file = site.write("base.toml", BASE).display().to_string();
+    site.run(&format!("apply -f {file}")).exits(0);
+    let plan = site.run("plan export all -t acme").exits(0).out;
+    assert!(plan.contains("owner = \"site-a\""), "{plan}");
+    let exported = site.write("plan.toml", &plan).display().to_string();
+    site.run(&format!("diff -f {exported}"))
+        .exits(0)
+        .prints("no differences");
+    site.run("plan delete all -t acme --reason test").exits(0);
+    site.run(&format!("apply -f {exported}"))
+        .exits(0)
+        .prints("created plan acme/all\n1 changes");
+    let again = site.run("plan export all -t acme").exits(0).out;
+    assert_eq!(again, plan);
+    for words in ["--format json", "--json"] {
+        let json = site.run(&format!("plan export all -t acme {words}")).json();
+        assert_eq!(json["object"][0]["name"], "all", "{json}");
+    }
+    site.run("plan export none -t acme").exits(3);
+}

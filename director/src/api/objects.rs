@@ -4,8 +4,8 @@ use axum::http::{Method, StatusCode};
 use control::{
     Accepted, Address, AddressPool, Appliance, Condition, Conflict, Difference, Gateway,
     GatewayPool, HardwarePlan, Host, Kind, Mapping, Metadata, Network, Object, Observed, Options,
-    Plan, Policy, Refusal, Revision, Rule, Scope, Subscription, Tenant, VlanPool, create, remove,
-    replace,
+    Plan, Policy, ReasonFor, Refusal, Revision, Rule, Scope, Subscription, Tenant, VlanPool,
+    create, remove, replace,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -576,12 +576,11 @@ fn require_reason<K: Served>(force: bool, wanted: &Wanted<'_>) -> Result<(), Pro
     if wanted.dry_run || wanted.subject.reason.is_some() {
         return Ok(());
     }
-    if force {
-        return Err(Problem::reason());
-    }
-    match (K::GROUP, wanted.actor.tenant.is_none()) {
-        (ObjectGroup::Networking, true) => Err(Problem::tenant_reason()),
-        _ => Ok(()),
+    let by_provider = wanted.actor.tenant.is_none();
+    match control::reason_for(K::KIND, force, by_provider) {
+        None => Ok(()),
+        Some(ReasonFor::Force) => Err(Problem::reason()),
+        Some(ReasonFor::TenantsOwn) => Err(Problem::tenant_reason()),
     }
 }
 
@@ -600,4 +599,19 @@ pub(super) fn changed(applied: Applied, dry_run: bool) -> Result<Answer, Problem
         .unwrap_or_default();
     let answer = Answer::json(status, &applied.body).tagged(revision);
     Ok(answer.with_warnings(&applied.warnings))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenants_own_objects_are_those_that_it_may_change() {
+        for info in control::KINDS {
+            let (group, _) = group_of(info.kind).expect("a row");
+            let reason = control::reason_for(info.kind, false, true);
+            let is_own = reason == Some(ReasonFor::TenantsOwn);
+            assert_eq!(is_own, group == ObjectGroup::Networking, "{}", info.kind);
+        }
+    }
 }

@@ -57,6 +57,29 @@ macro_rules! list {
 /// be created.
 pub const KINDS: &[KindInfo] = for_all_kinds!(list);
 
+/// Why the audit must have the reason for a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReasonFor {
+    /// It is forced: it overrules what protects others.
+    Force,
+    /// The provider changes an object that is the tenant's own.
+    TenantsOwn,
+}
+
+/// Kinds of a tenant's own objects: the tenant makes them, not the provider.
+const TENANTS_OWN: [&str; 5] = ["network", "mapping", "policy", "rule", "plan"];
+
+/// Whether a change of an object of this kind must have a reason, and why. `force` tells whether it
+/// is forced, `by_provider` whether a user of the provider makes it. A dry run needs none.
+#[must_use]
+pub fn reason_for(kind: &str, force: bool, by_provider: bool) -> Option<ReasonFor> {
+    match (force, by_provider && TENANTS_OWN.contains(&kind)) {
+        (true, _) => Some(ReasonFor::Force),
+        (false, true) => Some(ReasonFor::TenantsOwn),
+        (false, false) => None,
+    }
+}
+
 /// The kind of this name.
 #[must_use]
 pub fn kind(name: &str) -> Option<&'static KindInfo> {
@@ -81,6 +104,23 @@ mod tests {
             "{error}"
         );
         assert!(kind("nothing").is_none());
+    }
+
+    #[test]
+    fn forced_changes_and_those_of_a_tenants_own_objects_have_a_reason() {
+        for info in KINDS {
+            let name = info.kind;
+            assert_eq!(reason_for(name, true, false), Some(ReasonFor::Force));
+            assert_eq!(reason_for(name, true, true), Some(ReasonFor::Force));
+            assert_eq!(reason_for(name, false, false), None);
+            let own = TENANTS_OWN.contains(&name);
+            let expected = own.then_some(ReasonFor::TenantsOwn);
+            assert_eq!(reason_for(name, false, true), expected, "{name}");
+            assert!(!own || info.scope == Scope::Tenant, "{name}");
+        }
+        for name in TENANTS_OWN {
+            assert!(kind(name).is_some(), "{name}");
+        }
     }
 
     #[test]

@@ -47,7 +47,7 @@ mod tenant_view;
 mod transaction;
 mod usage;
 
-pub use catalogue::{KINDS, KindInfo, kind};
+pub use catalogue::{KINDS, KindInfo, ReasonFor, kind, reason_for};
 pub use change::{Accepted, Options, create, remove, replace};
 pub use claims::ClaimError;
 pub use condition::{Condition, Holds, NO_AGENT, Observed};
