@@ -10,10 +10,10 @@ mod cli;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 fn main() -> ExitCode {
-    service::cli::main("causeway-appliance", || cli::run(cli::Cli::parse()))
+    service::cli::main("causeway-appliance", || {
+        cli::run(service::cli::parse(|cli: &cli::Cli| cli.command.asks()))
+    })
 }
 
 #[cfg(test)]

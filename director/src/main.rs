@@ -32,7 +32,7 @@ use store::Backup;
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
-    /// Control socket of the director.
+    /// Control socket of the director, for commands that ask it.
     #[arg(
         long,
         global = true,
@@ -46,8 +46,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Create the store, the key of the audit and the first administrator, and print a token for 24
-    /// hours. On a terminal it asks for a password, with which the administrator can log in.
+    /// Create the store, the key of the audit and the first administrator, and print a token that
+    /// is valid for 24 hours. On a terminal the command asks for the administrator's password.
     Init {
         /// Configuration file.
         #[arg(long)]
@@ -79,7 +79,8 @@ enum Command {
         /// Configuration file.
         #[arg(long)]
         config: PathBuf,
-        /// The old key is lost: do not sign the new one. Tell everyone who checks the audit.
+        /// Replace a lost key: the new one is not signed. Those who check the audit need the new
+        /// public key.
         #[arg(long)]
         lost: bool,
     },
@@ -96,8 +97,8 @@ enum Command {
         #[arg(long)]
         store: bool,
     },
-    /// Make the claims of VLANs and public addresses again of the objects that have them, while the
-    /// director is stopped: for a store that is refused because they contradict each other.
+    /// Rebuild the claims of VLANs and public addresses from the objects that have them, while the
+    /// director is stopped: for a store that is refused because claims contradict objects.
     RepairClaims {
         /// Configuration file.
         #[arg(long)]
@@ -116,7 +117,7 @@ enum Command {
         /// The file, as an absolute path.
         file: PathBuf,
     },
-    /// Create the store from a backup, which is checked before. The store must not exist.
+    /// Check a backup, and create the store from it. The store must not exist.
     Restore {
         /// Configuration file.
         #[arg(long)]
@@ -124,17 +125,17 @@ enum Command {
         /// The backup.
         file: PathBuf,
     },
-    /// Write the running director's store as text, a key a line, to a new file.
+    /// Write the running director's store as text, one key per line, to a new file.
     Export {
         /// The file, as an absolute path.
         file: PathBuf,
     },
-    /// Create the store from an export. The store must not exist; a wrong text creates none.
+    /// Create the store from an export. The store must not exist; an invalid export creates none.
     Import {
         /// Configuration file.
         #[arg(long)]
         config: PathBuf,
-        /// The text.
+        /// The export.
         file: PathBuf,
     },
     /// Check the chain of the audit in a backup, and its signed checkpoints.
@@ -144,7 +145,7 @@ enum Command {
         /// Public key that must have signed the last checkpoints, hexadecimal; may be repeated.
         #[arg(long, value_name = "HEX")]
         key: Vec<String>,
-        /// File with a checkpoint that was kept: the chain must have its entry.
+        /// File with a checkpoint that was saved before: the chain must have its entry.
         #[arg(long, value_name = "FILE")]
         since: Option<PathBuf>,
     },
@@ -158,7 +159,28 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    cli::main("causeway-director", || run(Cli::parse()))
+    cli::main("causeway-director", || {
+        run(cli::parse(|cli: &Cli| cli.command.asks()))
+    })
+}
+
+impl Command {
+    /// Whether it asks the running director.
+    const fn asks(&self) -> bool {
+        match self {
+            Self::Status { .. } | Self::Reload | Self::Backup { .. } | Self::Export { .. } => true,
+            Self::Init { .. }
+            | Self::Recover { .. }
+            | Self::ReplaceAuditKey { .. }
+            | Self::Run(_)
+            | Self::Check { .. }
+            | Self::RepairClaims { .. }
+            | Self::Restore { .. }
+            | Self::Import { .. }
+            | Self::VerifyAudit { .. }
+            | Self::Openapi { .. } => false,
+        }
+    }
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {

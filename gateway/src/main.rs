@@ -27,7 +27,7 @@ use service::{
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
-    /// Control socket of the gateway.
+    /// Control socket of the gateway, for commands that ask it.
     #[arg(
         long,
         global = true,
@@ -54,7 +54,7 @@ enum Command {
         /// Print JSON.
         #[arg(long)]
         json: bool,
-        /// Leave tenants and circuits out.
+        /// Omit tenants and circuits.
         #[arg(long, conflicts_with = "tenant")]
         summary: bool,
         /// Show circuits of this tenant only.
@@ -69,7 +69,7 @@ enum Command {
         /// File with the key of the end, as `causeway-appliance preshared-key` writes it.
         file: PathBuf,
     },
-    /// Put a snapshot or delta of the desired state in force, whole or not at all. The
+    /// Apply a snapshot or delta of the desired state, completely or not at all. The
     /// configuration file must have no tenants, circuits, backends and routes.
     Apply {
         /// File with the snapshot or delta, as JSON.
@@ -77,7 +77,7 @@ enum Command {
     },
     /// Print the desired state in force as a snapshot, which `apply` accepts if it has the keys.
     Desired {
-        /// Print the keys of circuits, too: they are secrets.
+        /// Also print the keys of circuits, which are secrets.
         #[arg(long)]
         keys: bool,
     },
@@ -92,7 +92,24 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    cli::main("causeway-gateway", || run(Cli::parse()))
+    cli::main("causeway-gateway", || {
+        run(cli::parse(|cli: &Cli| cli.command.asks()))
+    })
+}
+
+impl Command {
+    /// Whether it asks the running gateway.
+    const fn asks(&self) -> bool {
+        match self {
+            Self::Status { .. }
+            | Self::Apply { .. }
+            | Self::Desired { .. }
+            | Self::Reload
+            | Self::Drain
+            | Self::Undrain => true,
+            Self::Run(_) | Self::Check { .. } | Self::CircuitKey { .. } => false,
+        }
+    }
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {

@@ -11,7 +11,7 @@ use service::cli::RunArgs;
 #[derive(Parser)]
 #[command(version)]
 pub struct Cli {
-    /// Control socket of the daemon.
+    /// Control socket of the daemon, for commands that ask it.
     #[arg(
         long,
         global = true,
@@ -92,7 +92,7 @@ pub enum Command {
         #[arg(long)]
         private_key: PathBuf,
     },
-    /// Put a snapshot or delta of the desired state in force, whole or not at all. The
+    /// Apply a snapshot or delta of the desired state, completely or not at all. The
     /// configuration file must have no tenants, gateways, peers and networks.
     Apply {
         /// File with the update, JSON.
@@ -100,7 +100,7 @@ pub enum Command {
     },
     /// Print the desired state in force as a snapshot, which `apply` accepts if it has the keys.
     Desired {
-        /// Print the keys that updates brought, too: they are secrets.
+        /// Also print the keys that updates contained, which are secrets.
         #[arg(long)]
         keys: bool,
     },
@@ -114,6 +114,31 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Whether it asks the running daemon.
+    pub const fn asks(&self) -> bool {
+        match self {
+            Self::Status { .. }
+            | Self::Counters { .. }
+            | Self::Mode(_)
+            | Self::Maintenance { .. }
+            | Self::Rule { .. }
+            | Self::Flows(_)
+            | Self::Endpoint { .. }
+            | Self::Trace(_)
+            | Self::Apply { .. }
+            | Self::Desired { .. }
+            | Self::Reload => true,
+            Self::Run(_)
+            | Self::Check { .. }
+            | Self::Keygen { .. }
+            | Self::PresharedKey { .. }
+            | Self::Pubkey { .. }
+            | Self::Detach { .. } => false,
+        }
+    }
+}
+
 #[derive(Args)]
 pub struct ModeArgs {
     /// Tenant; may be left out if there is only one.
@@ -124,13 +149,13 @@ pub struct ModeArgs {
     /// Failover plan file. Reapplying the active plan applies and prints the differences.
     #[arg(long)]
     pub plan: Option<PathBuf>,
-    /// End a running partial failover for the full failover.
+    /// End a running partial failover, and begin the full failover.
     #[arg(long)]
     pub force: bool,
     /// Turn the running partial failover into the full failover; its addresses stay failed over.
     #[arg(long, conflicts_with = "force")]
     pub promote: bool,
-    /// Take addresses over in spite of an owner: do not ask whether they are in use.
+    /// Take addresses over without asking whether another machine has them.
     #[arg(long)]
     pub take_over: bool,
     /// Print JSON.
@@ -242,7 +267,7 @@ pub enum RuleCommand {
         /// File with a `[[rule]]` for each rule.
         #[arg(long, conflicts_with_all = ["name", "line", "allow", "description"])]
         file: Option<PathBuf>,
-        /// Take new public addresses over in spite of an owner: do not ask whether they are in use.
+        /// Take new public addresses over without asking whether another machine has them.
         #[arg(long)]
         take_over: bool,
     },

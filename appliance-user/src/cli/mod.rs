@@ -1,7 +1,6 @@
 //! The command line: `args` defines the commands and options, `commands` carries them out.
 //!
-//! Every command but `run`, `check`, `keygen`, `preshared-key`, `pubkey` and `detach` is one
-//! request to the daemon.
+//! Every command is one request to the daemon, but for those of which `Command::asks` says no.
 
 mod args;
 mod commands;

@@ -313,7 +313,7 @@ impl<'a> Handle<'a> {
         Ok((text("gateway"), text("transport")))
     }
 
-    /// Runs its command line against its socket: `causeway-appliance --socket S WORDS…`.
+    /// Runs its command line, `causeway-appliance WORDS…`, against its socket.
     ///
     /// # Errors
     /// If it cannot be started or takes longer than 30 s. A status other than 0 is no error.

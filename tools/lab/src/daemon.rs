@@ -170,7 +170,10 @@ impl Daemon<'_> {
 
     fn cli_command<S: Into<OsString> + Clone>(&self, words: &[S]) -> Command {
         let mut command = Command::new(self.program);
-        command.arg("--socket").arg(self.socket_path());
+        // Commands that ask no daemon ignore the variables, and refuse the option.
+        for variable in ["CAUSEWAY_SOCKET", "CAUSEWAY_GATEWAY_SOCKET"] {
+            command.env(variable, self.socket_path());
+        }
         command.args(words.iter().map(|w| w.clone().into()));
         command
     }

@@ -362,7 +362,7 @@ impl<'a> GatewayHandle<'a> {
         self.daemon().kill()
     }
 
-    /// Runs its command line against its socket: `causeway-gateway --socket S WORDS…`.
+    /// Runs its command line, `causeway-gateway WORDS…`, against its socket.
     ///
     /// # Errors
     /// If it cannot be started or takes longer than 30 s. A status other than 0 is no error.
