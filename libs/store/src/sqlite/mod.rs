@@ -71,8 +71,20 @@ struct Handle {
     requests: Option<mpsc::Sender<Request>>,
     revision: watch::Receiver<Revision>,
     thread: Option<thread::JoinHandle<()>>,
-    /// The kernel unlocks it when it is closed.
-    _lock: File,
+    _lock: Lock,
+}
+
+/// The lock of a store. The kernel releases a lock when the last copy of its descriptor is closed,
+/// and a child process has one between `fork` and `exec`: so it is unlocked when it is
+/// dropped, whichever process has a copy.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Then it is released with the last descriptor.
+        let _ = self.0.unlock();
+    }
 }
 
 impl Sqlite {
@@ -233,7 +245,7 @@ pub fn give(file: &File, path: &Path) -> io::Result<()> {
 }
 
 /// Takes the lock of a store: a file beside it, so that SQLite's own locks stay undisturbed.
-fn lock(path: &Path) -> Result<File, Error> {
+fn lock(path: &Path) -> Result<Lock, Error> {
     let lock = beside(path, ".lock");
     let failed = |source| file_error("create", &lock, source);
     let file = OpenOptions::new()
@@ -245,10 +257,32 @@ fn lock(path: &Path) -> Result<File, Error> {
         .map_err(failed)?;
     give(&file, &lock).map_err(failed)?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(std::fs::TryLockError::WouldBlock) => Err(Error::InUse {
             path: path.to_owned(),
         }),
         Err(std::fs::TryLockError::Error(source)) => Err(file_error("lock", &lock, source)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_of_the_descriptor_in_a_child_does_not_keep_the_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        let store = Sqlite::open(&path, Options::default()).unwrap();
+        // As a child that another thread has forked, before it executes its program.
+        let copy = store.0._lock.0.try_clone().unwrap();
+        drop(store);
+        drop(Sqlite::open(&path, Options::default()).unwrap());
+        // That child's end does not release the lock of the next process.
+        let store = Sqlite::open(&path, Options::default()).unwrap();
+        drop(copy);
+        let second = Sqlite::open(&path, Options::default());
+        assert!(matches!(second, Err(Error::InUse { .. })), "{second:?}");
+        drop(store);
     }
 }
