@@ -15,7 +15,7 @@ use tokio::sync::{Mutex, Notify, RwLock, RwLockReadGuard, Semaphore};
 
 use crate::{
     Environment,
-    access::{Access, Accesses},
+    access::{Access, Accesses, DELAY, Take, WINDOW},
     api::{Attempts, Problem},
     audit::{self, Head, Outcome, Subject},
     environment::uid,
@@ -177,23 +177,42 @@ impl Director {
         let _guard = self.change_lock.lock().await;
         self.is_closed.store(true, Ordering::Release);
         self.reload().await?;
-        self.write_accesses().await?;
+        self.write_accesses(Take::All).await?;
         self.sign(key).await
     }
 
-    /// Adds refusals and reads to the audit that it does not have yet.
+    /// Adds refusals and reads to the audit a second after they are made, without an end: one
+    /// commit in a second at most, however many they are.
+    pub async fn keep_accesses(self: Arc<Self>) {
+        loop {
+            // A window with counts ends without another access, too.
+            let _ = tokio::time::timeout(WINDOW, self.accesses.noted()).await;
+            tokio::time::sleep(DELAY).await;
+            let due = Take::Due(self.environment.now());
+            // It runs to its end also if this loop is aborted at a stop: what is committed must not
+            // be given back. After an error, which is logged, they are kept for the next time.
+            let director = Arc::clone(&self);
+            let _ = tokio::spawn(async move { director.flush(due).await }).await;
+        }
+    }
+
+    /// Adds all refusals and reads to the audit that it does not have yet.
     ///
     /// # Errors
     /// [`Problem`] when the store cannot be used; they are added later then.
     pub async fn flush_accesses(&self) -> Result<(), Problem> {
+        self.flush(Take::All).await
+    }
+
+    async fn flush(&self, take: Take) -> Result<(), Problem> {
         let _guard = self.change_lock.lock().await;
         self.reload().await?;
-        self.write_accesses().await
+        self.write_accesses(take).await
     }
 
     /// The same. The caller has the turn.
-    async fn write_accesses(&self) -> Result<(), Problem> {
-        let taken = Taken::of(&self.accesses);
+    async fn write_accesses(&self, take: Take) -> Result<(), Problem> {
+        let taken = Taken::of(&self.accesses, take);
         if taken.list.is_empty() {
             return Ok(());
         }
@@ -334,7 +353,7 @@ impl Director {
             let mut taken = None;
             if !is_unchanged {
                 // Those of before come first, in the same commit.
-                let before = Taken::of(&self.accesses);
+                let before = Taken::of(&self.accesses, Take::Due(origin.now));
                 let head = before.append(&mut transaction, &live)?;
                 taken = Some(before);
                 audit::append(
@@ -406,8 +425,8 @@ struct Taken<'a> {
 }
 
 impl<'a> Taken<'a> {
-    fn of(from: &'a Accesses) -> Self {
-        let list = from.take();
+    fn of(from: &'a Accesses, take: Take) -> Self {
+        let list = from.take(take);
         Self { from, list }
     }
 
@@ -541,4 +560,138 @@ fn keep_answer(
         transaction.put.insert(stored, text);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use control::Role;
+    use jiff::SignedDuration;
+    use store::Options;
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+    use crate::{Kernel, init};
+
+    /// The clock of the runtime, which a test moves.
+    #[derive(Debug)]
+    struct Clock(Instant);
+
+    impl Environment for Clock {
+        fn now(&self) -> Timestamp {
+            let elapsed = SignedDuration::try_from(self.0.elapsed()).expect("short");
+            Timestamp::UNIX_EPOCH + elapsed
+        }
+
+        fn fill(&self, bytes: &mut [u8]) -> std::io::Result<()> {
+            Kernel.fill(bytes)
+        }
+    }
+
+    async fn director(path: &std::path::Path) -> Arc<Director> {
+        let clock = Clock(Instant::now());
+        init(path, "admin", None, &clock).await.expect("a store");
+        let mut opened = Sqlite::open(path, Options::default());
+        // The thread of `init` closes the store when it ends.
+        for _ in 0..500 {
+            if opened.is_ok() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+            opened = Sqlite::open(path, Options::default());
+        }
+        let director = Director::new(opened.expect("a store"), Arc::new(clock)).await;
+        Arc::new(director.expect("a director"))
+    }
+
+    fn refuse(director: &Director, user: &str, name: &str) {
+        director.accesses.refused(Access {
+            at: director.environment.now(),
+            actor: Actor {
+                user: user.to_owned(),
+                role: Role::TenantOperator,
+                tenant: Some("acme".to_owned()),
+                object: None,
+                token: "t".to_owned(),
+            },
+            subject: Subject {
+                operation: "policy.remove".to_owned(),
+                kind: "policy".to_owned(),
+                tenant: Some("acme".to_owned()),
+                name: name.to_owned(),
+                reason: None,
+                address: None,
+                outcome: Outcome::refused(403, "forbidden"),
+            },
+        });
+    }
+
+    async fn audit(director: &Director) -> u64 {
+        director.live().await.expect("the state").head.number
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refusals_are_in_the_audit_after_a_second() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let director = director(&folder.path().join("store")).await;
+        let before = audit(&director).await;
+        let keeper = tokio::spawn(Arc::clone(&director).keep_accesses());
+        let mut revisions = director.store.revisions();
+        revisions.mark_unchanged();
+        sleep(Duration::from_secs(100)).await;
+        assert!(
+            !revisions.has_changed().expect("a store"),
+            "there is nothing"
+        );
+        let begun = Instant::now();
+        for name in ["a", "b", "b"] {
+            refuse(&director, "alice", name);
+        }
+        sleep(DELAY - Duration::from_millis(1)).await;
+        assert!(
+            !revisions.has_changed().expect("a store"),
+            "they are collected"
+        );
+        revisions.changed().await.expect("a commit");
+        assert!(begun.elapsed() <= DELAY + Duration::from_millis(10));
+        // A director that is killed here has them.
+        let snapshot = director.store.snapshot(audit::PREFIX).await.expect("it");
+        assert_eq!(snapshot.entries.len() as u64, before + 2);
+        keeper.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refusals_cause_one_commit_in_a_second_at_most() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let director = director(&folder.path().join("store")).await;
+        let before = audit(&director).await;
+        let keeper = tokio::spawn(Arc::clone(&director).keep_accesses());
+        let revisions = director.store.revisions();
+        let first = *revisions.borrow();
+        for number in 0..2000_u32 {
+            refuse(&director, "alice", &number.to_string());
+            refuse(&director, &format!("user-{}", number % 10), "p");
+            sleep(Duration::from_millis(10)).await;
+        }
+        let commits = *revisions.borrow() - first;
+        assert!((1..=20).contains(&commits), "{commits} in 20 seconds");
+        keeper.abort();
+        // At a stop all are written, and what exceeds the limits is counted.
+        let key = Ed25519KeyPair::generate().expect("a key");
+        assert!(director.close(&key).await.expect("a checkpoint"));
+        let entries = director.store.snapshot(audit::PREFIX).await.expect("it");
+        let entries = entries.entries[before as usize..].iter();
+        let entries: Vec<audit::Entry> = entries
+            .map(|entry| serde_json::from_str(&entry.value).expect("an entry"))
+            .collect();
+        let counts = entries.iter().map(|entry| {
+            let result = entry.result.as_ref().expect("a result");
+            result.count
+        });
+        assert_eq!(counts.sum::<u64>(), 4000);
+        let of_alice = entries.iter().filter(|entry| entry.user == "alice");
+        assert_eq!(of_alice.count(), 21);
+        assert!(entries.len() <= 11 * 21, "{}", entries.len());
+    }
 }

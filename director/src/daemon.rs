@@ -27,7 +27,7 @@ use store::{Export, Options, Sqlite, Store as _};
 use tokio::{net::TcpListener, task::JoinHandle};
 
 use crate::{
-    Director, Kernel, access, api, audit_key,
+    Director, Kernel, api, audit_key,
     config::{self, Config},
     live::LoadError,
     self_test::{self, SelfTest},
@@ -217,9 +217,9 @@ impl Daemon {
             async move { self_test::api_answers(address, has_tls, &own).await }
         });
         let signing = sign(Arc::clone(&director), Arc::clone(&key), config.checkpoint);
-        let writing = write_accesses(Arc::clone(&director));
+        let keeper = Arc::clone(&director);
         let checkpoints = tokio::spawn(async move {
-            tokio::join!(signing, writing);
+            tokio::join!(signing, keeper.keep_accesses());
         });
         Ok(Self {
             path,
@@ -269,15 +269,6 @@ async fn sign(director: Arc<Director>, key: Arc<Ed25519KeyPair>, interval: Durat
         let _ = director.checkpoint(&key).await;
         // Its result only says which of the two came first.
         let _ = tokio::time::timeout(interval, director.signature_due()).await;
-    }
-}
-
-/// Commits the audit's entries of refusals and reads that no change has taken along.
-async fn write_accesses(director: Arc<Director>) {
-    loop {
-        tokio::time::sleep(access::INTERVAL).await;
-        // After an error, which is logged, they are kept for the next time.
-        let _ = director.flush_accesses().await;
     }
 }
 
