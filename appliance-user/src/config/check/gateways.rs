@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use gateway_client::{
-    dial::{BadServiceAddress, ServiceAddress},
+    dial::{BadServiceAddress, MAX_ADDRESSES, ServiceAddress},
     pool::Access,
     wire::CircuitId,
 };
@@ -15,9 +15,6 @@ use crate::config::{
     Circuit, Gateway, Gateways, IpPrefix, KeySource, KeyText, Peer, PeerKind, Role, Tls, TlsListen,
     Uplink, file,
 };
-
-/// Addresses and names of a gateway at most.
-const MAX_ADDRESSES: usize = 8;
 
 /// The gateways, and those that this appliance may use.
 pub(super) fn check(

@@ -5,6 +5,7 @@ use std::{
     net::IpAddr,
 };
 
+use gateway_client::dial::MAX_ADDRESSES;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -21,8 +22,6 @@ use crate::{
 
 /// Port of gateways unless configured.
 const PORT: u16 = 6180;
-/// Most addresses of a gateway.
-const MAX_ADDRESSES: usize = 16;
 /// Longest DNS name, characters (RFC 1035 section 2.3.4, without the root).
 const DNS_NAME: usize = 253;
 
@@ -31,7 +30,7 @@ const DNS_NAME: usize = 253;
 #[serde(deny_unknown_fields)]
 pub struct Gateway {
     /// Addresses that tenants connect to, public ones where the gateway is behind NAT.
-    #[schema(value_type = Vec<AddressText>, min_items = 1, max_items = 16)]
+    #[schema(value_type = Vec<AddressText>, min_items = 1, max_items = 8)]
     pub addresses: Vec<IpAddr>,
     /// DNS name of these addresses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -70,9 +69,9 @@ impl Gateway {
 impl Rules for Gateway {
     fn check(&self, problems: &mut Problems) {
         problems.require(
-            (1..=MAX_ADDRESSES).contains(&self.addresses.len()),
+            !self.addresses.is_empty(),
             "addresses",
-            self.addresses.len(),
+            0,
             format_args!("write 1 to {MAX_ADDRESSES} addresses"),
         );
         let mut seen = BTreeSet::new();
@@ -105,6 +104,14 @@ impl Rules for Gateway {
         new: &mut Object<Self>,
         draft: &mut Draft<'_>,
     ) -> Result<(), Refusal> {
+        // Earlier versions allowed more. Such a gateway can be drained and disabled as it is.
+        let count = new.spec.addresses.len();
+        if count > MAX_ADDRESSES && old.is_none_or(|old| old.spec.addresses != new.spec.addresses) {
+            let mut problems = Problems::new::<Self>(None, new.name());
+            let rule = format_args!("write 1 to {MAX_ADDRESSES} addresses");
+            problems.add("addresses", count, rule);
+            problems.into_result()?;
+        }
         for address in &new.spec.addresses {
             refuse_taken(draft.state, *address, None, Some(new.name()))?;
         }

@@ -1,6 +1,6 @@
 //! Addresses that an object cannot have, whichever object takes them first.
 
-use control::{Address, AddressPool, Appliance, Gateway, Network, Plan};
+use control::{Address, AddressPool, Appliance, Gateway, Network, Plan, Precondition, Transaction};
 use serde_json::{Value, json};
 
 use super::refusals::{CONFLICT, INVALID, World, refused};
@@ -232,5 +232,61 @@ fn an_address_is_that_of_one_machine_in_all_plans() {
         CONFLICT,
         "plan all vms 10.1.0.9",
         "machine \"a\" in plan \"all\"",
+    );
+}
+
+#[test]
+fn a_gateway_has_as_many_addresses_as_ends_use() {
+    let addresses = |count: u8| {
+        (1..=count)
+            .map(|n| format!("192.0.2.{n}"))
+            .collect::<Vec<_>>()
+    };
+    let mut world = World::with_tenant();
+    let most = u8::try_from(gateway_client::dial::MAX_ADDRESSES).expect("small");
+    for count in [0, most + 1] {
+        let result = world.create::<Gateway>("", "gw1", json!({"addresses": addresses(count)}));
+        let conflict = format!("gateway gw1 addresses {count}");
+        refused(result, INVALID, &conflict, "write 1 to 8 addresses");
+    }
+    world.ok::<Gateway>("", "gw1", json!({"addresses": addresses(most)}));
+
+    // One that an earlier version has stored with more is read, and can be changed but for them.
+    world.ok::<Gateway>("", "gw2", json!({"addresses": ["198.51.100.7"]}));
+    let key = "gateway/gw1";
+    let text = world.store.value(key).expect("a gateway");
+    let [few, many] = [most, 16].map(|count| json!(addresses(count)).to_string());
+    let revision = world
+        .state
+        .get::<Gateway>(None, "gw1")
+        .expect("it")
+        .metadata
+        .revision;
+    let mut transaction = Transaction::default();
+    let precondition = Precondition::At(revision);
+    transaction
+        .preconditions
+        .insert(key.to_owned(), precondition);
+    transaction
+        .put
+        .insert(key.to_owned(), text.replace(&few, &many));
+    let revision = world.store.commit(&transaction).expect("a fresh state");
+    world.state.apply(&transaction, revision).expect("readable");
+    let drained = json!({"addresses": addresses(16), "drain": true});
+    world.set::<Gateway>("", "gw1", drained.clone());
+    let result = world.replace::<Gateway>("", "gw1", json!({"addresses": addresses(15)}));
+    refused(
+        result,
+        INVALID,
+        "gateway gw1 addresses 15",
+        "write 1 to 8 addresses",
+    );
+    world.set::<Gateway>("", "gw1", json!({"addresses": addresses(most)}));
+    let result = world.replace::<Gateway>("", "gw1", drained);
+    refused(
+        result,
+        INVALID,
+        "gateway gw1 addresses 16",
+        "write 1 to 8 addresses",
     );
 }

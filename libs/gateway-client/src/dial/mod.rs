@@ -26,6 +26,10 @@ pub use service_address::{BadServiceAddress, ServiceAddress, dns_name};
 
 use std::net::SocketAddr;
 
+/// Addresses of a gateway at most, in the configuration of an end and at the director, and those of
+/// a DNS name that are used: each one that does not answer costs time.
+pub const MAX_ADDRESSES: usize = 8;
+
 /// A service that can be connected to, such as a gateway, and all its addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {

@@ -19,11 +19,8 @@ use std::{
     time::Duration,
 };
 
-use super::{ServiceAddress, Target, interleave};
+use super::{MAX_ADDRESSES, ServiceAddress, Target, interleave};
 use crate::random::SplitMix64;
-
-/// Addresses of a name that are used; further ones are ignored.
-const MAX_ADDRESSES: usize = 8;
 
 /// Times of lookups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
