@@ -36,6 +36,8 @@ const PASSWORDS: usize = 2;
 const PASSWORD_QUEUE: usize = 64;
 /// Entries of the audit after which a checkpoint is signed before its time.
 pub const MAX_UNSIGNED_ENTRIES: u64 = 1000;
+/// Keys of a transaction that takes long to free.
+const MANY_KEYS: usize = 100;
 /// Stored answers that a change forgets at most.
 const MAX_EXPIRED_REMOVED: usize = 16;
 
@@ -278,6 +280,10 @@ impl Director {
         match applied {
             Ok(()) => std::mem::forget(known),
             Err(error) => tracing::error!(%error, "cannot apply a commit"),
+        }
+        if transaction.put.len() > MANY_KEYS {
+            // Its memory is freed beside the answer.
+            drop(tokio::task::spawn_blocking(move || drop(transaction)));
         }
         Ok(revision)
     }

@@ -5,11 +5,13 @@
 //!                          │ all commits that wait ─▶ BEGIN IMMEDIATE … COMMIT ─▶ fsync ─▶ answers
 //!                          │ snapshot, changes: between two such transactions
 //!                          │ with each: up to MAX_TRIMMED_ROWS old rows of the log are deleted
-//!                          └ after the answers: a long write-ahead log is copied into the file
+//!                          └ after the answers, if the write-ahead log is long
+//!                               └─▶ log_copier.rs, a thread: copies it into the file meanwhile
 //!   backup ─▶ a connection of its own, which reads one snapshot of the write-ahead log (backup.rs)
 //! ```
 
 mod backup;
+mod log_copier;
 mod schema;
 mod writer;
 

@@ -1,13 +1,18 @@
 //! The thread that owns the connection.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use rusqlite::{
-    Connection, OptionalExtension as _, TransactionBehavior, named_params, params, types::Value,
+    Connection, OptionalExtension as _, ToSql, TransactionBehavior, named_params, params,
+    params_from_iter, types::Value,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Options, sql_error};
+use super::{Options, log_copier::LogCopier, sql_error};
 use crate::{
     Campaign, Change, Changes, CommitError, Entry, Error, Fence, MAX_CHANGES, Precondition,
     ReadError, Revision, Snapshot, Transaction,
@@ -16,8 +21,16 @@ use crate::{
 
 /// Transactions in one commit of SQLite.
 const GROUP: usize = 256;
-/// Pages of the write-ahead log from which it is copied into the file: those of SQLite's default.
+/// Pages of the write-ahead log from which it is copied into the file, beside the commits: those of
+/// SQLite's default.
 const MAX_LOG_PAGES: i64 = 1000;
+/// Pages of the log from which commits wait for the copy, so that it stays short under a load
+/// without a pause.
+const MAX_WAITING_PAGES: i64 = 2500;
+/// Prepared statements that are kept: more than there are.
+const STATEMENTS: usize = 32;
+/// Rows of the log that one statement inserts.
+const LOG_ROWS: usize = 32;
 /// Rows of the log that are deleted after a commit, unless one revision has more.
 const MAX_TRIMMED_ROWS: usize = 256;
 
@@ -64,6 +77,7 @@ struct Waiting {
 
 pub(super) struct Writer {
     connection: Connection,
+    copier: LogCopier,
     path: PathBuf,
     options: Options,
     sender: watch::Sender<Revision>,
@@ -83,8 +97,11 @@ impl Writer {
     ) -> Result<Self, Error> {
         let number = |name| number(&connection, name).map_err(sql_error("read", &path));
         let (revision, compacted) = (number("revision")?, number("compacted")?);
+        let copier = LogCopier::start(&path)?;
+        connection.set_prepared_statement_cache_capacity(STATEMENTS);
         let mut writer = Self {
             connection,
+            copier,
             path,
             options,
             sender,
@@ -178,15 +195,17 @@ impl Writer {
         }
     }
 
-    /// Copies a write-ahead log of many pages into the file; the next commit begins the log anew.
-    /// SQLite would do it within a commit, whose callers would wait for it.
+    /// Has a write-ahead log of many pages copied into the file; a later commit begins the log
+    /// anew. SQLite would copy it within a commit, whose callers would wait for it.
     fn copy_log(&self) -> rusqlite::Result<()> {
-        let run = |sql| {
-            let mut statement = self.connection.prepare_cached(sql)?;
-            statement.query_row([], |row| row.get::<_, i64>(1))
-        };
-        if run("PRAGMA wal_checkpoint(NOOP)")? >= MAX_LOG_PAGES {
-            run("PRAGMA wal_checkpoint(PASSIVE)")?;
+        let mut statement = self
+            .connection
+            .prepare_cached("PRAGMA wal_checkpoint(NOOP)")?;
+        let pages = statement.query_row([], |row| row.get::<_, i64>(1))?;
+        match pages {
+            MAX_WAITING_PAGES.. => self.copier.copy(),
+            MAX_LOG_PAGES.. => self.copier.ask(),
+            _ => {}
         }
         Ok(())
     }
@@ -413,7 +432,7 @@ fn write(
     wall: Duration,
 ) -> rusqlite::Result<Option<String>> {
     let (revision, at) = (revision.cast_signed(), milliseconds(wall));
-    let mut log = sql.prepare_cached("INSERT INTO log VALUES (?, ?, ?, ?)")?;
+    let mut log: Vec<(&str, Option<&str>)> = Vec::new();
     let mut delete = sql.prepare_cached("DELETE FROM entries WHERE key = ?")?;
     let mut delete_at = sql.prepare_cached("DELETE FROM entries WHERE key = ? AND revision = ?")?;
     for key in &transaction.delete {
@@ -427,7 +446,7 @@ fn write(
             Some(Precondition::Absent) | None => delete.execute([key])? > 0,
         };
         if is_deleted {
-            log.execute(params![revision, key, None::<&str>, at])?;
+            log.push((key, None));
         }
     }
     // To replace a row is to delete and insert it: an update finds it once.
@@ -452,9 +471,45 @@ fn write(
         if written == 0 {
             return Ok(Some(key.clone()));
         }
-        log.execute(params![revision, key, value, at])?;
+        log.push((key, Some(value)));
     }
+    write_log(sql, revision, at, log)?;
     Ok(None)
+}
+
+/// The statement that inserts [`LOG_ROWS`] rows of the log. Its parameters are revision and time,
+/// then key and value of each row.
+static INSERT_LOG_ROWS: LazyLock<String> = LazyLock::new(|| {
+    let row = |number: usize| format!("(?1, ?{}, ?{}, ?2)", 2 * number + 3, 2 * number + 4);
+    let rows: Vec<_> = (0..LOG_ROWS).map(row).collect();
+    format!("INSERT INTO log VALUES {}", rows.join(", "))
+});
+
+/// Writes the rows of the log in the order of their keys, many with each statement: those of a new
+/// revision are the last of the table, and SQLite finds the place of the first one only.
+fn write_log(
+    sql: &rusqlite::Transaction<'_>,
+    revision: i64,
+    at: i64,
+    mut rows: Vec<(&str, Option<&str>)>,
+) -> rusqlite::Result<()> {
+    rows.sort_unstable_by_key(|(key, _)| *key);
+    let (many, rest) = rows.as_chunks::<LOG_ROWS>();
+    if !many.is_empty() {
+        let mut statement = sql.prepare_cached(&INSERT_LOG_ROWS)?;
+        for rows in many {
+            let head = [&revision as &dyn ToSql, &at];
+            let rows = rows
+                .iter()
+                .flat_map(|(key, value)| [key as &dyn ToSql, value]);
+            statement.execute(params_from_iter(head.into_iter().chain(rows)))?;
+        }
+    }
+    let mut statement = sql.prepare_cached("INSERT INTO log VALUES (?, ?, ?, ?)")?;
+    for (key, value) in rest {
+        statement.execute(params![revision, key, value, at])?;
+    }
+    Ok(())
 }
 
 fn set_number(
