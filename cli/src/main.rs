@@ -79,8 +79,8 @@ enum Other {
     /// List and check the audit.
     #[command(subcommand)]
     Audit(audit::Verb),
-    /// Show numbers of objects, conditions that are not well, and leases that end within 7 days;
-    /// exits with 1 if a condition is not well or a lease ends.
+    /// Show numbers of objects, conditions that are not true, and leases that end within 7 days;
+    /// exits with 1 if there is such a condition or lease.
     Status(status::Status),
     /// Print changes of objects as they are made.
     Watch(watch::Watch),

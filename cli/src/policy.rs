@@ -31,12 +31,12 @@ pub fn commands() -> [Command; 2] {
     let allow = of(
         "allow",
         "Allow routing between two networks, by a new policy",
-        "Not from TO to FROM; replies need a policy of their own",
+        "Allow only packets from FROM to TO; replies need another policy",
     );
     let deny = of(
         "deny",
-        "Allow no routing between two networks any more",
-        "Leave the direction from TO to FROM as it is",
+        "Stop routing between two networks: delete or narrow the policies that allow it",
+        "Stop only packets from FROM to TO",
     );
     let name = Arg::new("as")
         .long("name")

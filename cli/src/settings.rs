@@ -18,10 +18,11 @@ pub enum Verb {
         /// Address of the director: https://HOST[:PORT].
         #[arg(long, value_name = "URL")]
         server: Option<String>,
-        /// File with the certificate authorities of the director; `` for those of the system.
+        /// File with the certificate authorities of the director; an empty text selects those of
+        /// the system.
         #[arg(long, value_name = "FILE")]
         ca: Option<PathBuf>,
-        /// Tenant of commands that name none; `` for none.
+        /// Tenant of commands that name none; an empty text removes it.
         #[arg(long)]
         tenant: Option<String>,
         /// Read an API token from the first line of standard input.

@@ -11,7 +11,7 @@ use crate::{
 
 #[derive(Args)]
 pub struct Status {
-    /// Only this tenant and its objects.
+    /// Show only this tenant and its objects.
     #[arg(long, short)]
     tenant: Option<String>,
 }

@@ -22,12 +22,12 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 
 #[derive(Args)]
 pub struct Watch {
-    /// The kind, such as network.
+    /// Kind of the objects, such as network.
     kind: String,
-    /// Only those of this tenant; that of CAUSEWAY_TENANT unless given.
+    /// Print only objects of this tenant; without it, of the tenant in CAUSEWAY_TENANT.
     #[arg(long, short)]
     tenant: Option<String>,
-    /// Changes after this revision; those to come unless given.
+    /// Print changes after this revision; without it, only changes that are made from now on.
     #[arg(long, value_name = "REVISION")]
     from: Option<u64>,
     /// End after this number of changes.

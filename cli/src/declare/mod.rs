@@ -77,13 +77,13 @@ pub struct Apply {
 
 #[derive(Args)]
 pub struct Export {
-    /// Only objects of these kinds.
+    /// Print only objects of this kind; may be repeated.
     #[arg(long, value_name = "KIND")]
     kind: Vec<String>,
-    /// Only this tenant and its objects.
+    /// Print only this tenant and its objects.
     #[arg(long, short)]
     tenant: Option<String>,
-    /// Only objects of this owner.
+    /// Print only objects of this owner.
     #[arg(long)]
     owner: Option<String>,
     /// Format of the file; with `--json`, JSON.
