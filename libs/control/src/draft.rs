@@ -216,6 +216,16 @@ impl<'s> Draft<'s> {
     /// A refusal that names the tenant and the reason.
     pub(crate) fn active_tenant(&self, name: &str) -> Result<&'s Object<Tenant>, Refusal> {
         let tenant = self.tenant(name)?;
+        self.must_be_active(tenant)?;
+        Ok(tenant)
+    }
+
+    /// Refuses a change that gives something new to a tenant which may not get it.
+    ///
+    /// # Errors
+    /// A refusal that names the tenant and the reason.
+    pub(crate) fn must_be_active(&self, tenant: &Object<Tenant>) -> Result<(), Refusal> {
+        let name = tenant.name();
         if !tenant.spec.enabled {
             return Err(Refusal::conflict(
                 format!("tenant {name:?} is disabled: enable it first"),
@@ -228,7 +238,7 @@ impl<'s> Draft<'s> {
                 vec![Conflict::new::<Tenant>(name, "lease_ends", end)],
             ));
         }
-        Ok(tenant)
+        Ok(())
     }
 
     /// Refuses a change while the tenant's networks are failed over.
@@ -236,16 +246,23 @@ impl<'s> Draft<'s> {
     /// # Errors
     /// A refusal that names the tenant and its mode.
     pub(crate) fn must_be_idle(&self, tenant: &str, change: &str) -> Result<(), Refusal> {
-        let found = self.tenant(tenant)?;
-        if !found.status.mode.is_failover() {
-            return Ok(());
-        }
-        let mode = &found.status.mode;
-        Err(Refusal::conflict(
-            format!("tenant {tenant:?} is in {mode}: undo the failover before you {change}"),
-            vec![Conflict::new::<Tenant>(tenant, "mode", mode)],
-        ))
+        must_be_idle(self.tenant(tenant)?, change)
     }
+}
+
+/// Refuses a change while the tenant's networks are failed over.
+///
+/// # Errors
+/// A refusal that names the tenant and its mode.
+pub(crate) fn must_be_idle(tenant: &Object<Tenant>, change: &str) -> Result<(), Refusal> {
+    let (name, mode) = (tenant.name(), &tenant.status.mode);
+    if !mode.is_failover() {
+        return Ok(());
+    }
+    Err(Refusal::conflict(
+        format!("tenant {name:?} is in {mode}: undo the failover before you {change}"),
+        vec![Conflict::new::<Tenant>(name, "mode", mode)],
+    ))
 }
 
 /// The first names of a list, and the number of the others.

@@ -4,11 +4,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    Network, Subscription, VlanPool, kind,
+    Network, Subscription, Tenant, VlanPool, kind,
     subscription::{add_networks, remove_networks},
 };
 use crate::{
-    Conflict, Nothing, Object, Refusal,
+    Conflict, Nothing, Object, Refusal, State,
     draft::{Draft, shown},
     name::{DESCRIPTION_RULE, NAME_RULE, is_description, is_name},
     object::Rules,
@@ -115,10 +115,11 @@ impl Rules for HardwarePlan {
         let grows = [true, false]
             .into_iter()
             .any(|internet| new.spec.networks(internet) > old.spec.networks(internet));
+        let tenants = tenants(draft.state, &subscriptions);
         if grows {
-            warn_of_disabled(draft, &subscriptions);
+            warn_of_disabled(draft, &subscriptions, &tenants);
         }
-        for subscription in subscriptions {
+        for (subscription, tenant) in subscriptions.into_iter().zip(tenants) {
             draft.guard_tenant(subscription.tenant());
             let mut changed = subscription.clone();
             for internet in [true, false] {
@@ -126,7 +127,7 @@ impl Rules for HardwarePlan {
                 if after > before {
                     add_networks(draft, &mut changed, pool, internet, after - before)?;
                 } else {
-                    remove_networks(draft, &mut changed, internet, before - after)?;
+                    remove_networks(draft, &mut changed, tenant, internet, before - after)?;
                 }
             }
             if changed != *subscription {
@@ -157,12 +158,16 @@ impl Rules for HardwarePlan {
 }
 
 /// A disabled tenant gets nothing new, but a plan is one for all of its tenants.
-fn warn_of_disabled(draft: &mut Draft<'_>, subscriptions: &[&Object<Subscription>]) {
-    let tenants = subscriptions
+fn warn_of_disabled(
+    draft: &mut Draft<'_>,
+    subscriptions: &[&Object<Subscription>],
+    tenants: &[Option<&Object<Tenant>>],
+) {
+    let disabled: Vec<_> = subscriptions
         .iter()
-        .map(|subscription| subscription.tenant());
-    let disabled: Vec<_> = tenants
-        .filter(|tenant| draft.active_tenant(tenant).is_err())
+        .zip(tenants)
+        .filter(|(_, tenant)| tenant.is_none_or(|tenant| draft.must_be_active(tenant).is_err()))
+        .map(|(subscription, _)| subscription.tenant())
         .collect();
     if !disabled.is_empty() {
         draft.warn(format!(
@@ -171,6 +176,21 @@ fn warn_of_disabled(draft: &mut Draft<'_>, subscriptions: &[&Object<Subscription
             shown(&disabled)
         ));
     }
+}
+
+/// The tenant of each subscription. Both are sorted by the tenant's name: to go through all tenants
+/// once takes less time than to look hundreds up.
+fn tenants<'s>(
+    state: &'s State,
+    subscriptions: &[&Object<Subscription>],
+) -> Vec<Option<&'s Object<Tenant>>> {
+    let mut all = state.tenants.iter().peekable();
+    let of = |subscription: &&Object<Subscription>| {
+        while all.next_if(|t| t.name() < subscription.tenant()).is_some() {}
+        let found = all.peek().copied();
+        found.filter(|tenant| tenant.name() == subscription.tenant())
+    };
+    subscriptions.iter().map(of).collect()
 }
 
 fn subscriptions<'s>(

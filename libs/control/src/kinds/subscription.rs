@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     Condition, Conflict, Kind, Metadata, Object, Observed, Refusal, State, VlanRange,
-    draft::{Draft, SUBSCRIPTION_NAME, shown},
+    draft::{Draft, SUBSCRIPTION_NAME, must_be_idle, shown},
     name::{NAME_RULE, is_name},
     object::Rules,
     refusal::Problems,
@@ -528,9 +528,11 @@ fn restore_networks(
 }
 
 /// Removes the newest networks of a subscription that have no settings and that nothing uses.
+/// `owner` is its tenant.
 pub(super) fn remove_networks(
     draft: &mut Draft<'_>,
     subscription: &mut Object<Subscription>,
+    owner: Option<&Object<super::Tenant>>,
     internet: bool,
     count: usize,
 ) -> Result<(), Refusal> {
@@ -587,7 +589,8 @@ pub(super) fn remove_networks(
         ));
     }
     if count > 0 {
-        draft.must_be_idle(subscription.tenant(), "remove networks")?;
+        let owner = owner.ok_or_else(|| Refusal::not_found::<super::Tenant>(None, tenant))?;
+        must_be_idle(owner, "remove networks")?;
     }
     subscription
         .status

@@ -21,9 +21,9 @@ use crate::{
 
 /// Transactions in one commit of SQLite.
 const GROUP: usize = 256;
-/// Pages of the write-ahead log from which it is copied into the file, beside the commits: those of
-/// SQLite's default.
-const MAX_LOG_PAGES: i64 = 1000;
+/// Pages of the write-ahead log from which it is copied into the file, beside the commits: a page
+/// that several commits have written is copied once.
+const MAX_LOG_PAGES: i64 = 2000;
 /// Pages of the log from which commits wait for the copy, so that it stays short under a load
 /// without a pause.
 const MAX_WAITING_PAGES: i64 = 2500;
