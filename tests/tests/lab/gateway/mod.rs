@@ -355,8 +355,10 @@ impl Drop for Site {
     }
 }
 
+/// The id of circuit `n`, counted from one. Its third and fourth bytes may not be zero.
 fn id(n: u64) -> CircuitId {
-    CircuitId::new(n << 32 | 0x5555_0000 | n).expect("an id")
+    let (high, middle) = ((n - 1) / 0xffff, (n - 1) % 0xffff + 1);
+    CircuitId::new(high << 48 | middle << 32 | 0x5555_0000 | n & 0xffff).expect("an id")
 }
 
 fn key(circuit: u64, side: Side) -> [u8; 32] {
