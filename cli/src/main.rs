@@ -24,6 +24,7 @@ mod people;
 mod policy;
 mod settings;
 mod status;
+mod tenant;
 mod watch;
 
 use std::{cell::OnceCell, path::PathBuf, process::ExitCode};

@@ -5,6 +5,7 @@ use std::{io::Read as _, path::Path};
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, parser::ValueSource, value_parser};
 use control::{KINDS, KindInfo, Scope};
 use hyper::Method;
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use service::{errln, outln};
 
@@ -559,13 +560,14 @@ fn spec(info: &KindInfo, given: &ArgMatches, before: Option<Value>) -> Result<Va
         let (field, value) = text
             .split_once('=')
             .ok_or_else(|| Failure::usage(format!("--set {text:?}: write FIELD=VALUE")))?;
-        set(&mut spec, field, value_of(value))?;
+        set(&mut spec, field, value_of(field, value)?)?;
     }
     for short in shorts(info.kind) {
         let Ok(Some(values)) = given.try_get_many::<String>(short.long) else {
             continue;
         };
-        let mut values: Vec<_> = values.map(|text| value_of(text)).collect();
+        let values = values.map(|text| value_of(short.field, text));
+        let mut values = values.collect::<Result<Vec<_>, _>>()?;
         let value = match short.is_list {
             true => Value::Array(values),
             false => values.pop().unwrap_or_default(),
@@ -575,9 +577,14 @@ fn spec(info: &KindInfo, given: &ArgMatches, before: Option<Value>) -> Result<Va
     Ok(spec)
 }
 
-/// A value of the command line: JSON, or else text.
-fn value_of(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|_| text.into())
+/// The value of a field on the command line: JSON, or else text.
+fn value_of(field: &str, text: &str) -> Result<Value, Failure> {
+    if serde_json::from_str::<IgnoredAny>(text).is_err() {
+        return Ok(text.into());
+    }
+    // JSON, in which a repeated name is an error.
+    control::json::parse(text.as_bytes())
+        .map_err(|error| Failure::usage(format!("{field}={text}: {error}")))
 }
 
 /// Sets a field, of which the path has dots. `null` removes it.

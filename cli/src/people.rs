@@ -282,7 +282,7 @@ pub fn user(session: &Session, verb: &UserVerb) -> Result<(), Failure> {
             let mut body = json!({ "name": name, "role": role });
             match object {
                 Some(object) => body["object"] = object.as_str().into(),
-                None => body["password"] = line("password")?.into(),
+                None => body["password"] = new_password()?.into(),
             }
             if let Some(tenant) = tenant {
                 body["tenant"] = tenant.as_str().into();
@@ -298,7 +298,7 @@ pub fn user(session: &Session, verb: &UserVerb) -> Result<(), Failure> {
         UserVerb::Token { name, hours } => {
             let path = format!("/v1/users/{}/tokens", encoded(name));
             let answer = post(client, &path, &json!({ "hours": hours }))?;
-            print_secret(session, &answer);
+            print_secret(session, &answer, &path)?;
         }
         UserVerb::SetPassword { name } => {
             let path = format!("/v1/users/{}/password", encoded(name));
@@ -312,11 +312,21 @@ pub fn user(session: &Session, verb: &UserVerb) -> Result<(), Failure> {
     Ok(())
 }
 
-fn print_secret(session: &Session, answer: &Value) {
-    match session.json {
+/// Prints the secret of a new token of this collection. A token whose secret cannot be printed is
+/// deleted: it would be valid, and in no one's hands.
+fn print_secret(session: &Session, answer: &Value, collection: &str) -> Result<(), Failure> {
+    let is_printed = match session.json {
         true => outln!("{answer}"),
         false => outln!("{}", answer["secret"].as_str().unwrap_or_default()),
     };
+    if is_printed {
+        return Ok(());
+    }
+    let id = answer["token"]["id"].as_str().unwrap_or_default();
+    delete(session.client()?, &format!("{collection}/{}", encoded(id)))?;
+    Err(Failure::local(format!(
+        "cannot print the secret of the new token: token {id} is deleted"
+    )))
 }
 
 pub fn totp(session: &Session, verb: &TotpVerb) -> Result<(), Failure> {
@@ -364,7 +374,7 @@ pub fn token(session: &Session, verb: &TokenVerb) -> Result<(), Failure> {
         TokenVerb::Create { hours, description } => {
             let body = json!({ "hours": hours, "description": description });
             let answer = post(client, "/v1/tokens", &body)?;
-            print_secret(session, &answer);
+            print_secret(session, &answer, "/v1/tokens")?;
         }
         TokenVerb::Delete { id } => delete(client, &format!("/v1/tokens/{}", encoded(id)))?,
     }

@@ -7,13 +7,13 @@ use crate::{
     Session,
     failure::{Exit, Failure},
     output::items,
+    tenant::Choice,
 };
 
 #[derive(Args)]
 pub struct Status {
-    /// Show only this tenant and its objects.
-    #[arg(long, short)]
-    tenant: Option<String>,
+    #[command(flatten)]
+    tenant: Choice,
 }
 
 /// Prints numbers of objects, conditions that are not well, and leases that end within 7 days. The
@@ -22,7 +22,8 @@ pub struct Status {
 /// # Errors
 /// [`Failure`] when the director does not answer.
 pub fn run(session: &Session, given: &Status) -> Result<Option<Exit>, Failure> {
-    let query = given.tenant.iter().map(|tenant| ("tenant", tenant.clone()));
+    let tenant = given.tenant.of(session);
+    let query = tenant.into_iter().map(|tenant| ("tenant", tenant));
     let status = session.client()?.get("/v1/status", query.collect())?;
     if session.json {
         outln!("{status}");

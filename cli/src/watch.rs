@@ -12,6 +12,7 @@ use crate::{
     client::Call,
     failure::{Exit, Failure},
     output::cell,
+    tenant::Choice,
 };
 
 /// Time before a connection that broke is made again.
@@ -24,9 +25,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 pub struct Watch {
     /// Kind of the objects, such as network.
     kind: String,
-    /// Print only objects of this tenant; without it, of the tenant in CAUSEWAY_TENANT.
-    #[arg(long, short)]
-    tenant: Option<String>,
+    #[command(flatten)]
+    tenant: Choice,
     /// Print changes after this revision; without it, only changes that are made from now on.
     #[arg(long, value_name = "REVISION")]
     from: Option<u64>,
@@ -40,7 +40,7 @@ pub struct Watch {
 pub fn run(session: &Session, given: &Watch) -> Result<(), Failure> {
     let client = session.client()?;
     let mut query = vec![("kind", given.kind.clone())];
-    query.extend(tenant(given).map(|tenant| ("tenant", tenant)));
+    query.extend(tenant(session, given).map(|tenant| ("tenant", tenant)));
     query.extend(given.from.map(|from| ("from", from.to_string())));
     let (mut last, mut left, mut is_open) = (None::<String>, given.count, true);
     let mut was_connected = false;
@@ -74,14 +74,12 @@ pub fn run(session: &Session, given: &Watch) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The tenant of the command line, or for kinds that belong to tenants, that of the environment.
-fn tenant(given: &Watch) -> Option<String> {
+/// The tenant of the query. Kinds of the provider have one only where the command line names it: it
+/// is refused there, and a default is not.
+fn tenant(session: &Session, given: &Watch) -> Option<String> {
     let is_of_tenant = kind(&given.kind).is_some_and(|info| info.scope == Scope::Tenant);
-    let of_environment = || {
-        let tenant = std::env::var("CAUSEWAY_TENANT").ok();
-        tenant.filter(|tenant| is_of_tenant && !tenant.is_empty())
-    };
-    given.tenant.clone().or_else(of_environment)
+    let is_asked = is_of_tenant || given.tenant.is_given();
+    given.tenant.of(session).filter(|_| is_asked)
 }
 
 /// Prints one change; false if the reader has closed the pipe.

@@ -7,10 +7,19 @@ use serde_json::{Value, json};
 use service::outln;
 
 use super::{Declared, Export, File, Format, all_collections, collection, made, name_of, owner_of};
-use crate::{Session, client::Client, failure::Failure};
+use crate::{
+    Session,
+    client::{Client, encoded},
+    failure::Failure,
+};
 
 pub fn export(session: &Session, given: &Export) -> Result<(), Failure> {
     let client = session.client()?;
+    let only = given.tenant.of(session);
+    if let Some(tenant) = &only {
+        // One that does not exist has no objects, but is an error.
+        client.get(&format!("/v1/tenants/{}", encoded(tenant)), Vec::new())?;
+    }
     for name in &given.kind {
         if kind(name).is_none() {
             let kinds: Vec<_> = KINDS.iter().map(|info| info.kind).collect();
@@ -24,11 +33,11 @@ pub fn export(session: &Session, given: &Export) -> Result<(), Failure> {
         owner: given.owner.clone(),
         ..File::default()
     };
-    for (place, tenant) in all_collections(client, given.tenant.as_deref())? {
+    for (place, tenant) in all_collections(client, only.as_deref())? {
         let info = &KINDS[place];
         let is_kind = given.kind.is_empty() || given.kind.iter().any(|name| name == info.kind);
         let is_tenants = info.scope == Scope::Tenant || info.kind == "tenant";
-        if !is_kind || (given.tenant.is_some() && !is_tenants) {
+        if !is_kind || (only.is_some() && !is_tenants) {
             continue;
         }
         let objects = collection(client, info, &tenant)?;
@@ -41,8 +50,7 @@ pub fn export(session: &Session, given: &Export) -> Result<(), Failure> {
             let is_other = given.owner.is_some() && given.owner.as_deref() != owner;
             let is_other = is_other
                 || (info.kind == "tenant"
-                    && given
-                        .tenant
+                    && only
                         .as_deref()
                         .is_some_and(|tenant| tenant != name_of(&object)));
             // It comes with its subscription.

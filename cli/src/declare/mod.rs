@@ -34,6 +34,7 @@ use crate::{
     failure::{Exit, Failure},
     objects::read,
     output,
+    tenant::Choice,
 };
 use order::{Permission, order};
 
@@ -50,6 +51,33 @@ pub struct Source {
     /// their owners.
     #[arg(long)]
     take_over: bool,
+}
+
+impl Source {
+    /// These options as a shell reads them, each after a space.
+    fn command_line(&self) -> String {
+        let mut text = String::new();
+        for file in &self.files {
+            text += " -f ";
+            text += &quoted(&file.to_string_lossy());
+        }
+        for (is_given, option) in [(self.prune, "--prune"), (self.take_over, "--take-over")] {
+            if is_given {
+                text.push(' ');
+                text += option;
+            }
+        }
+        text
+    }
+}
+
+/// A word as a shell reads it.
+fn quoted(word: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:@%".contains(&byte);
+    match !word.is_empty() && word.bytes().all(is_plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
 }
 
 #[derive(Args)]
@@ -80,9 +108,8 @@ pub struct Export {
     /// Print only objects of this kind; may be repeated.
     #[arg(long, value_name = "KIND")]
     kind: Vec<String>,
-    /// Print only this tenant and its objects.
-    #[arg(long, short)]
-    tenant: Option<String>,
+    #[command(flatten)]
+    tenant: Choice,
     /// Print only objects of this owner.
     #[arg(long)]
     owner: Option<String>,
@@ -488,7 +515,8 @@ pub fn diff(session: &Session, given: &Diff) -> Result<Option<Exit>, Failure> {
         }
         false => {
             output::differences(&differences).print();
-            outln!("\nmake exactly these changes: causeway apply --expect {digest}");
+            let options = given.source.command_line();
+            outln!("\nmake exactly these changes: causeway apply{options} --expect {digest}");
         }
     }
     let permission = Permission {

@@ -382,6 +382,63 @@ fn the_tenant_of_the_environment_is_a_default() {
         .says("contradict");
 }
 
+#[test]
+fn the_tenant_of_the_context_is_a_default_of_all_commands() {
+    let site = Site::with_tenants();
+    site.run("context set lab --tenant globex").exits(0);
+    let watch = "watch subscription --from 0 --count 1";
+    let of_globex = site.run(watch).exits(0).out;
+    assert!(of_globex.contains("globex/web"), "{of_globex}");
+    let of_all = site.run(&format!("{watch} --all-tenants")).exits(0).out;
+    assert!(of_all.contains("acme/web"), "{of_all}");
+    // A kind of the provider has no tenant.
+    site.run("watch host --from 0 --count 1").exits(0);
+    for (command, of_provider) in [("export", "\"host\""), ("status", "host: 1")] {
+        let own = site.run(command).out;
+        assert!(!own.contains("acme"), "{own}");
+        assert!(!own.contains(of_provider), "{own}");
+        let all = site.run(&format!("{command} --all-tenants")).out;
+        assert!(all.contains(of_provider), "{all}");
+        let acme = site.run(&format!("{command} -t acme")).out;
+        assert!(!acme.contains("globex"), "{acme}");
+        site.run(&format!("{command} --all-tenants -t acme"))
+            .exits(2)
+            .says("cannot be used with");
+        site.run(&format!("{command} -t initech"))
+            .exits(3)
+            .says("does not exist");
+    }
+}
+
+#[test]
+fn a_name_that_is_repeated_in_json_is_refused() {
+    let site = Site::start();
+    let set = r#"switches=[{"name":"a","name":"b"}]"#;
+    site.run(&format!("host create h1 -s platform=kvm -s {set}"))
+        .exits(2)
+        .says("name");
+    site.run("host get h1").exits(3);
+}
+
+#[test]
+fn a_token_whose_secret_cannot_be_printed_is_deleted() {
+    let site = Site::start();
+    let tokens = || site.run("token list --json").exits(0).json();
+    let count = |tokens: &serde_json::Value| tokens.as_array().expect("a list").len();
+    let before = tokens();
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
+    let mut command = site.command();
+    command.args(["token", "create", "--hours", "1"]);
+    command.stdout(full.expect("a device"));
+    let output = command.output().expect("its output");
+    assert_eq!(output.status.code(), Some(8), "{output:?}");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("is deleted"), "{error}");
+    assert_eq!(count(&tokens()), count(&before));
+    site.run("token create --hours 1").exits(0);
+    assert_eq!(count(&tokens()), count(&before) + 1);
+}
+
 /// Forwards connections to an address, until it is told to break them.
 struct Proxy {
     address: std::net::SocketAddr,

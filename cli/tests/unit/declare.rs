@@ -52,7 +52,10 @@ fn a_file_is_applied_in_the_order_of_references() {
         diff.out.contains("created") && diff.out.contains("spec.prefixes"),
         "{diff:?}"
     );
-    site.run(&format!("apply -f {file}")).exits(0).prints(
+    let (_, printed) = diff.out.split_once("changes: causeway ").expect("it");
+    let options = format!("apply -f {file} --expect ");
+    assert!(printed.starts_with(&options), "{printed}");
+    site.run(printed).exits(0).prints(
         "created host h1
          created vlan-pool pool
          created hardware-plan small

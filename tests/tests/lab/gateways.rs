@@ -300,7 +300,10 @@ fn idle_connections_cost_little() {
         Err(e) => {
             let count = hard.saturating_sub(files(0)) / 2;
             println!("{count} connections instead of {wanted}: {hard} open files allowed: {e}");
-            assert!(count >= 500, "a limit of {hard} open files is too low for this test");
+            assert!(
+                count >= 500,
+                "a limit of {hard} open files is too low for this test"
+            );
             setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("up to the limit");
             count
         }
