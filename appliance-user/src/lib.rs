@@ -9,7 +9,7 @@
 //!   state ────────────┼─▶ datapath::reconcile ┘
 //!   kernel::underlay ─┘      ▲                rings ─▶ engine ─▶ kernel::raw_socket
 //!   control ─────────────────┘
-//!                    encrypted packets ◀─AF_XDP─▶ crate `tunnel-worker`, by `daemon/tunnels.rs`
+//!                    encrypted packets ◀─AF_XDP─▶ crate `tunnel-worker`, by `daemon/controller/tunnels.rs`
 //! ```
 //!
 //! `engine`, `frame`, `config` and `datapath::reconcile` touch no socket, map or clock; `daemon`

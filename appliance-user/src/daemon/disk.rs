@@ -12,8 +12,32 @@
 use std::{ops::ControlFlow, pin::pin};
 
 use anyhow::Context as _;
+use service::run::Pulse;
 
 use super::Daemon;
+
+/// Shows that the loop works while a request waits for the disk.
+pub(super) struct DiskWait {
+    pulse: Pulse,
+    /// Whether a request waits.
+    waits: bool,
+}
+
+impl DiskWait {
+    pub const fn new(pulse: Pulse) -> Self {
+        Self {
+            pulse,
+            waits: false,
+        }
+    }
+
+    /// Serves the watchdog, if a request waits: the runtime does not meanwhile.
+    pub fn beat(&self) {
+        if self.waits {
+            self.pulse.beat();
+        }
+    }
+}
 
 impl Daemon {
     /// Runs a job that may wait for the disk on a thread of its own; the loop goes on meanwhile.
@@ -25,7 +49,7 @@ impl Daemon {
         job: impl FnOnce() -> T + Send + 'static,
     ) -> anyhow::Result<T> {
         let job = tokio::task::spawn_blocking(job);
-        self.waits_for_disk = true;
+        self.disk_wait.waits = true;
         let done = meanwhile(job, async || {
             match <Self as service::Daemon>::step(self).await {
                 Ok(flow) => flow,
@@ -37,7 +61,7 @@ impl Daemon {
             }
         });
         let done = done.await;
-        self.waits_for_disk = false;
+        self.disk_wait.waits = false;
         done.context("wait for a thread")
     }
 }

@@ -10,10 +10,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use appliance_common::{
-    events::{NeighbourEvent, SlowHeader, SlowReason},
-    maps::neighbour_flags,
-};
+use appliance_common::events::{NeighbourEvent, SlowHeader, SlowReason};
 use aya::maps::{MapData, RingBuf};
 use service::socket::{RequestRefusal, Responder};
 use tokio::{
@@ -22,10 +19,10 @@ use tokio::{
     time::{Interval, MissedTickBehavior, interval},
 };
 
-use super::{Daemon, engines::Output};
+use super::{Daemon, conflicts, controller, engines::Output};
 use crate::{
     control::{Answer, Done, Request},
-    datapath::Rings,
+    datapath::{Rings, nat},
     kernel::underlay::Snapshot,
 };
 
@@ -89,14 +86,12 @@ impl service::Daemon for Daemon {
     async fn step(&mut self) -> anyhow::Result<ControlFlow<()>> {
         self.poll_engines();
         self.report_groups();
-        self.work_tunnels();
+        self.controller.work_tunnels(&mut self.engines);
         let deadline = self.next_deadline();
         let Self {
             events,
-            tunnels,
-            gateway_names,
             engines,
-            forwarding,
+            controller,
             ..
         } = self;
         tokio::select! {
@@ -110,7 +105,7 @@ impl service::Daemon for Daemon {
             }
             guard = events.slow.readable_mut() => {
                 let now = Instant::now();
-                let tables = forwarding.tables();
+                let tables = controller.tables();
                 take_records!(guard.context("slow-path ring")?, |record: &[u8]| {
                     if let Some((header, frame)) = SlowHeader::from_bytes(record) {
                         engines.slow_packet(now, &header, frame, tables, jitter(&header));
@@ -121,8 +116,11 @@ impl service::Daemon for Daemon {
                 changed.context("the netlink watcher ended")?;
                 self.take_snapshot();
             }
-            () = tunnels.ready() => {}
-            () = gateway_names.changed() => self.gateways_moved(),
+            event = controller.event() => match event {
+                // The next step works on it.
+                controller::Event::Tunnels => {}
+                controller::Event::GatewaysMoved => controller.gateways_moved(),
+            },
             () = sleep_until(deadline) => {}
             _ = events.second.tick() => self.each_second(),
         }
@@ -134,7 +132,7 @@ impl service::Daemon for Daemon {
     }
 
     async fn settle(&mut self) {
-        if let Some((request, responder)) = self.checked.take() {
+        if let Some((request, responder)) = self.requests.takeover.take_checked() {
             self.carry_out(request, responder).await;
         }
     }
@@ -149,7 +147,7 @@ impl service::Daemon for Daemon {
     }
 
     fn status_line(&self) -> Option<String> {
-        let networks = self.in_force.config.networks.len();
+        let networks = self.controller.config().networks.len();
         let state = if self.is_ready() {
             "ready"
         } else {
@@ -160,15 +158,16 @@ impl service::Daemon for Daemon {
 
     fn shut_down(mut self) {
         // A stop is not a detach: programs, links and maps stay pinned.
-        self.tunnels.close();
+        self.controller.close();
         tracing::info!("daemon stops; the XDP programs continue to forward");
     }
 }
 
 impl Daemon {
     fn take_snapshot(&mut self) {
-        self.snapshot = self.events.snapshots.borrow_and_update().clone();
-        if let Err(error) = self.apply_snapshot() {
+        let snapshot = self.events.snapshots.borrow_and_update().clone();
+        self.sender.forget_gone(&snapshot);
+        if let Err(error) = self.controller.take_snapshot(snapshot, &mut self.engines) {
             tracing::error!(
                 error = format!("{error:#}"),
                 "cannot apply a change of links or routes; retrying every second"
@@ -179,8 +178,7 @@ impl Daemon {
     fn next_deadline(&self) -> Option<Instant> {
         let deadlines = [
             self.engines.next_deadline(),
-            self.tunnels.next_deadline(),
-            self.interfaces.next_report(),
+            self.controller.next_deadline(),
         ];
         deadlines.into_iter().flatten().min()
     }
@@ -188,15 +186,16 @@ impl Daemon {
     /// Polls the engines and carries their outputs out.
     fn poll_engines(&mut self) {
         let now = Instant::now();
-        let (datapath, ticks) = (&self.forwarding.datapath, crate::datapath::nat::ticks_now());
+        let (datapath, ticks) = (self.controller.datapath(), nat::ticks_now());
         let is_known = |key: &_| datapath.has_fragment_state(key, ticks);
         for (ifindex, frame) in self.engines.poll_fragments(now, is_known) {
-            if let Err(error) = self.forwarding.datapath.reinject(ifindex, &frame) {
+            let datapath = self.controller.datapath_mut();
+            if let Err(error) = datapath.reinject(ifindex, &frame) {
                 self.sender.count_error();
                 tracing::debug!(%error, ifindex, "cannot run a waiting fragment through XDP");
             }
         }
-        self.read_takeover_answers();
+        self.requests.takeover.read_answers(&mut self.engines);
         for _ in 0..MAX_OUTPUTS {
             let Some(output) = self.engines.poll(now) else {
                 return;
@@ -204,88 +203,46 @@ impl Daemon {
             match output {
                 Output::Send { ifindex, frame } => self.sender.send(ifindex, &frame),
                 Output::SendOutside { packet } => {
-                    let uplink = &self.in_force.config.uplink.interface;
-                    let link = self.snapshot.links.get(uplink);
+                    let uplink = &self.controller.config().uplink.interface;
+                    let link = self.controller.snapshot().links.get(uplink);
                     self.sender.send_outside(link, &packet);
                 }
                 Output::InstallNeighbour { key, neighbour } => {
-                    self.forwarding
-                        .install_neighbour(&mut self.tunnels, key, neighbour)
+                    self.controller.install_neighbour(key, neighbour);
                 }
-                Output::InstallAbsent { key } => {
-                    self.forwarding.install_absent(&mut self.tunnels, key);
+                Output::InstallAbsent { key } => self.controller.install_absent(key),
+                Output::RemoveNeighbour { key } => self.controller.remove_neighbour(key),
+                Output::ConflictBegun(conflict) => conflicts::begun(&self.controller, &conflict),
+                Output::ConflictEnded(conflict) => conflicts::ended(&self.controller, &conflict),
+                Output::TakeoverChecked(owners) => {
+                    let Self {
+                        controller,
+                        engines,
+                        requests,
+                        ..
+                    } = self;
+                    requests.takeover.done(controller, engines, &owners);
                 }
-                Output::RemoveNeighbour { key } => {
-                    self.forwarding.remove_neighbour(&mut self.tunnels, key);
-                }
-                Output::ConflictBegun(conflict) => self.conflict_begun(&conflict),
-                Output::ConflictEnded(conflict) => self.conflict_ended(&conflict),
-                Output::TakeoverChecked(owners) => self.takeover_checked(&owners),
             }
         }
     }
 
     /// Tells snooping switches which multicast groups the ports listen to.
     fn report_groups(&mut self) {
-        while let Some((ifindex, frame)) = self.interfaces.poll_reports(Instant::now()) {
+        while let Some((ifindex, frame)) = self.controller.poll_reports(Instant::now()) {
             self.sender.send(ifindex, &frame);
         }
     }
 
-    /// Polls the tunnels and carries their outputs out.
-    fn work_tunnels(&mut self) {
-        let config = &self.in_force.config;
-        let worked = self.tunnels.work(&mut self.forwarding.datapath, |name| {
-            config.peer(name).is_some()
-        });
-        let now = Instant::now();
-        for key in worked.hosts.used {
-            self.engines.observed(now, key, neighbour_flags::USED);
-        }
-        let tables = self.forwarding.tables();
-        for waiting in &worked.hosts.unresolved {
-            self.engines
-                .waiting_packet(now, &waiting.header, waiting.packet(), tables);
-        }
-        if worked.moved {
-            self.watch_paths();
-        }
-        if worked.mtu_changed
-            && let Err(error) = self.reconcile()
-        {
-            self.incomplete = true;
-            tracing::error!(%error, "cannot apply a change of path MTU; retrying every second");
-        }
-    }
-
-    /// Gives the tunnels the new addresses of gateways.
-    fn gateways_moved(&mut self) {
-        self.set_peers();
-        self.underlay_changed();
-    }
-
     fn each_second(&mut self) {
         let now = Instant::now();
-        if self.waits_for_disk {
-            self.pulse.beat();
-        }
-        if !self.gateway_names.is_empty() && self.tunnels.gateways_troubled() {
-            self.gateway_names.expedite();
-        }
-        self.end_stale_trace();
-        self.forwarding.datapath.flush_program_log();
-        self.check_sending();
-        if self
-            .tunnels
-            .retry(&self.snapshot, &mut self.forwarding.datapath)
-        {
-            self.incomplete = true;
-        }
-        // Where a change failed half way, the watched paths may be those of before.
-        self.watch_paths();
+        self.disk_wait.beat();
+        let controller = &mut self.controller;
+        self.requests.packet_trace.end_if_stale(controller);
+        controller.each_second();
         self.engines.expire_corrections(now);
         for key in self.engines.next_to_sweep(now) {
-            match self.forwarding.take_flags(&key) {
+            match self.controller.take_flags(&key) {
                 Ok(0) => {}
                 Ok(flags) => self.engines.observed(now, key, flags),
                 Err(error) => {
@@ -294,16 +251,10 @@ impl Daemon {
                 }
             }
         }
-        self.interfaces.check(
-            now,
-            &self.in_force.config,
-            &self.snapshot,
-            &self.forwarding.datapath,
-        );
+        self.controller.check_interfaces(now);
         self.sample_packet_health(now);
-        // An interface may have become usable, a map may have room again.
-        if (self.interfaces.incomplete() || self.incomplete)
-            && let Err(error) = self.apply_snapshot()
+        if self.controller.is_incomplete()
+            && let Err(error) = self.controller.apply_snapshot(&mut self.engines)
         {
             tracing::error!(error = format!("{error:#}"), "the data path is incomplete");
         }

@@ -6,10 +6,10 @@
 //! threads.
 //!
 //! ```text
-//!   netlink, rings, timers ─▶ event_loop ─▶ engines   poll(now) ─▶ sender, forwarding
-//!   control socket, SIGHUP ─▶ requests ──▶ controller: one transactional change ─▶ interfaces,
-//!                                          forwarding (programs, maps), tunnels, engines
-//!   worker threads ─────────▶ tunnels
+//!   netlink, rings, timers ─▶ event_loop ─▶ engines: poll(now) ─▶ sender, neighbours of the maps
+//!   control socket, SIGHUP ─▶ requests: Proposal ─▶ change ─▶ Controller ─▶ programs, maps,
+//!                                                                           tunnels, engines
+//!   worker threads ─────────▶ Controller: tunnels
 //! ```
 //!
 //! | module | contents |
@@ -17,41 +17,27 @@
 //! | `event_loop` | the loop |
 //! | `disk` | work that waits for the disk, beside the loop |
 //! | `engines` | pure: neighbours, announcements, advertisements, slow path, fragments |
-//! | `controller` | the configuration and state in force, and their changes |
+//! | `controller` | configuration and state in force, what follows them, and their one change |
 //! | `requests` | the operator's requests, checked; refusals |
-//! | `interfaces`, `claims`, `groups` | NICs and programs; our own addresses and groups |
-//! | `forwarding` | programs, maps, and a copy of the tables |
-//! | `tunnels`, `keys` | the tunnel manager and its keys |
-//! | `gateway_names` | DNS names of gateways |
-//! | `path_watch`, `sender` | watched routes, raw sockets |
-//! | `health`, `packet_health` | problems of failovers, counters that must not rise |
+//! | `keys` | the keys that a configuration names |
+//! | `sender` | raw sockets |
+//! | `packet_health` | counters that must not rise |
 //! | `kernel_drops` | counts of frames that the kernel drops after the programs |
 //! | `conflicts` | other users of our addresses, in the log and in status |
-//! | `takeover` | asks for owners of addresses before a failover takes them over |
 //! | `status`, `metrics` | the daemon's reports of itself |
 
-mod claims;
 mod conflicts;
 mod controller;
 mod disk;
 mod engines;
 mod event_loop;
-mod forwarding;
-mod gateway_names;
-mod groups;
-mod health;
-mod interfaces;
 mod kernel_drops;
 mod keys;
 mod metrics;
 mod packet_health;
-mod path_watch;
 mod requests;
 mod sender;
 mod status;
-mod takeover;
-mod timestamp_writer;
-mod tunnels;
 
 use std::{
     path::{Path, PathBuf},
@@ -63,32 +49,26 @@ use service::{
     Context,
     cli::RunArgs,
     desired::{Source, UpdateRefusal},
-    http,
-    socket::{Control, Responder},
+    socket::Control,
 };
 use tokio::sync::watch;
 
 use self::{
-    controller::{Files, InForce},
+    controller::{Controller, Files, GatewayNames, InForce, Tables, Tunnels},
+    disk::DiskWait,
     engines::Engines,
     event_loop::Events,
-    forwarding::Forwarding,
-    gateway_names::GatewayNames,
-    health::FailoverHealth,
-    interfaces::Interfaces,
     kernel_drops::KernelDrops,
     keys::Keys,
     metrics::Metrics,
     packet_health::PacketHealth,
-    path_watch::PathWatch,
-    requests::packet_trace::PacketTrace,
+    requests::{Requests, flows},
     sender::FrameSender,
-    takeover::Takeover,
-    tunnels::Tunnels,
+    status::Reports,
 };
 use crate::{
     config::{Config, Role, desired::Desired},
-    control::{self, Answer, Request},
+    control,
     datapath::Datapath,
     datapath::nat::{
         ConnectionSweeper,
@@ -101,41 +81,15 @@ use crate::{
 /// How long a start waits for the kernel's view of links and routes.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// The loop, with what it polls and what it hands events to.
 struct Daemon {
-    files: Files,
-    in_force: InForce,
     events: Events,
-    /// Links, addresses and routes, as the kernel last reported them.
-    snapshot: Snapshot,
-    forwarding: Forwarding,
-    interfaces: Interfaces,
     engines: Engines,
+    controller: Controller,
     sender: FrameSender,
-    tunnels: Tunnels,
-    gateway_names: GatewayNames,
-    path_watch: PathWatch,
-    health: FailoverHealth,
-    packet_health: PacketHealth,
-    kernel_drops: KernelDrops,
-    packet_trace: PacketTrace,
-    /// A request that waits for the check of the addresses that it takes over.
-    takeover: Option<Takeover>,
-    /// A request whose addresses were checked, to be carried out after the step.
-    checked: Option<(Request, Responder<Answer>)>,
-    metrics: Metrics,
-    /// Serves the metrics, where they are configured.
-    http: Option<http::Server>,
-    /// Shows that the loop works while a request waits for the disk.
-    pulse: service::run::Pulse,
-    /// Whether one does.
-    waits_for_disk: bool,
-    /// The state of the loop, for the HTTP server.
-    loop_health: service::Health,
-    /// The data path could not be brought in line: it is tried again each second.
-    incomplete: bool,
-    /// The neighbours that an earlier process left in the map were taken over.
-    adopted_neighbours: bool,
-    started: Instant,
+    requests: Requests,
+    reports: Reports,
+    disk_wait: DiskWait,
     /// Thread that removes connections; dropping it ends the thread.
     connection_sweeper: Option<ConnectionSweeper>,
     /// Thread that logs mappings; dropping it ends the thread.
@@ -171,10 +125,10 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
         .any(|mode| mode.failover.plan().is_some());
     let paths = config.plain_peers();
     let paths = paths
-        .chain(claims::watched_outside(&config, full))
+        .chain(controller::watched_outside(&config, full))
         .collect();
-    let (watcher, mut snapshots) =
-        Watcher::spawn(paths, interfaces::names(&config)).context("watch links and routes")?;
+    let (watcher, mut snapshots) = Watcher::spawn(paths, controller::interface_names(&config))
+        .context("watch links and routes")?;
     let seeded = state.nat_seed.is_some();
     if !seeded {
         let mut seed = [0; 4];
@@ -186,14 +140,14 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
     }
     let object = object_path(&config);
     let (datapath, rings, nat_ring) = Datapath::open(&config.pin_dir, &object, config.nat_room())?;
-    let forwarding = Forwarding::new(datapath)?;
+    let tables = Tables::new(datapath)?;
     tracing::info!(
         name = config.name,
         role = config.role.name(),
-        adopted = forwarding.datapath.adopted(),
-        programs_adopted = forwarding.datapath.programs_adopted(),
+        adopted = tables.datapath.adopted(),
+        programs_adopted = tables.datapath.programs_adopted(),
         object = %object.display(),
-        pins = %forwarding.datapath.root().display(),
+        pins = %tables.datapath.root().display(),
         "data path loaded"
     );
     let output = config.nat.log.as_ref().map(Output::open).transpose()?;
@@ -201,7 +155,7 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
     nat_log.set_output(output);
     let connection_sweeper = match config.role {
         Role::Provider => {
-            let root = forwarding.datapath.root();
+            let root = tables.datapath.root();
             let sweeper = ConnectionSweeper::spawn(root, Some(nat_log.removed()));
             Some(sweeper.context("start the connection sweeper")?)
         }
@@ -213,49 +167,52 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
     let gateway_names = GatewayNames::start(&config.state_dir, clock_seed())
         .context("start the lookups of names")?;
     let first = first_snapshot(&mut snapshots).await?;
+    let in_force = InForce {
+        config,
+        keys,
+        state,
+    };
+    let snapshot = first.unwrap_or_default();
     let mut daemon = Daemon {
-        tunnels,
-        gateway_names,
-        files,
-        in_force: InForce {
-            config,
-            keys,
-            state,
-        },
         events: Events::new(rings, snapshots)?,
-        snapshot: first.unwrap_or_default(),
-        forwarding,
-        interfaces: Interfaces::default(),
         engines: Engines::new(clock_seed()),
+        controller: Controller::new(
+            files,
+            in_force,
+            snapshot,
+            tables,
+            tunnels,
+            gateway_names,
+            watcher,
+        ),
         sender: FrameSender::default(),
-        path_watch: PathWatch::new(watcher),
-        health: FailoverHealth::default(),
-        packet_health: PacketHealth::default(),
-        kernel_drops: KernelDrops::open(Instant::now()),
-        packet_trace: PacketTrace::default(),
-        takeover: None,
-        checked: None,
-        metrics,
-        http,
-        pulse: context.pulse.clone(),
-        waits_for_disk: false,
-        loop_health: context.health.clone(),
-        incomplete: false,
-        adopted_neighbours: false,
-        started: Instant::now(),
+        requests: Requests::default(),
+        reports: Reports {
+            packet_health: PacketHealth::default(),
+            kernel_drops: KernelDrops::open(Instant::now()),
+            metrics,
+            http,
+            loop_health: context.health.clone(),
+            started: Instant::now(),
+        },
+        disk_wait: DiskWait::new(context.pulse.clone()),
         connection_sweeper,
         nat_log,
     };
     daemon.name_tenants_in_log();
-    daemon.tunnels.write_all(daemon.forwarding.tables());
-    daemon.set_peers();
-    daemon.tunnels.listen_or_retry(&daemon.in_force.config);
-    daemon.check_sending();
-    daemon.apply_snapshot()?;
+    daemon.controller.start(&mut daemon.engines)?;
     daemon.sample_metrics();
     // From now on the loop has deadlines.
     service::replace::forbid_on_this_thread();
     Ok((daemon, control))
+}
+
+impl Daemon {
+    /// Tells the NAT log the names of the tenants.
+    fn name_tenants_in_log(&self) {
+        let names = flows::slot_names(self.controller.state());
+        self.nat_log.set_names(names.tenants);
+    }
 }
 
 /// The configuration with the objects that were in force last, where the file has none. The state

@@ -9,10 +9,17 @@ use appliance_common::{
 };
 use service::{
     desired::{Position, Source},
+    http,
     socket::Page,
 };
 
-use super::{Daemon, controller::InForce, packet_health::Sample};
+use super::{
+    Daemon, conflicts,
+    controller::{Controller, InForce},
+    kernel_drops::KernelDrops,
+    metrics::Metrics,
+    packet_health::{PacketHealth, Sample},
+};
 use crate::{
     config::{Network, Peer},
     control::{
@@ -28,11 +35,22 @@ use crate::{
 /// Counter of redirects that the kernel refused.
 pub(super) const REDIRECT_FAILED: &str = "xdp_redirect_failed";
 
+/// What the daemon reports of itself, beside what the controller knows.
+pub(super) struct Reports {
+    pub packet_health: PacketHealth,
+    pub kernel_drops: KernelDrops,
+    pub metrics: Metrics,
+    /// Serves the metrics, where they are configured.
+    pub http: Option<http::Server>,
+    /// The state of the loop, for the HTTP server.
+    pub loop_health: service::Health,
+    pub started: Instant,
+}
+
 impl Daemon {
     /// Whether all of the configuration is in force.
     pub(super) fn is_ready(&self) -> bool {
-        let peers = self.in_force.config.peers.iter();
-        let peers: Vec<PeerStatus> = peers.map(|p| self.peer_status(p)).collect();
+        let peers = peers(&self.controller);
         self.not_ready(&peers).is_empty()
     }
 
@@ -41,14 +59,15 @@ impl Daemon {
     /// # Errors
     /// When a map cannot be read.
     pub(super) fn status(&self) -> Result<Status, RequestRefusal> {
-        let InForce { config, state, .. } = &self.in_force;
-        let peers: Vec<PeerStatus> = config.peers.iter().map(|p| self.peer_status(p)).collect();
+        let controller = &self.controller;
+        let InForce { config, state, .. } = controller.in_force();
+        let peers = peers(controller);
         let not_ready = self.not_ready(&peers);
         let networks = config.networks.iter();
         let networks: Result<_, RequestRefusal> =
-            networks.map(|n| self.network_status(n)).collect();
-        let datapath = &self.forwarding.datapath;
-        let tables = self.forwarding.tables();
+            networks.map(|n| network_status(controller, n)).collect();
+        let (datapath, tunnels) = (controller.datapath(), controller.tunnels());
+        let (tables, snapshot) = (controller.tables(), controller.snapshot());
         Ok(Status {
             name: config.name.clone(),
             role: config.role.name().to_owned(),
@@ -67,32 +86,33 @@ impl Daemon {
                 },
                 (_, None) => Position::default(),
             },
-            uptime_seconds: self.started.elapsed().as_secs(),
+            uptime_seconds: self.reports.started.elapsed().as_secs(),
             adopted: datapath.adopted(),
             pins: datapath.root().display().to_string(),
             tunnel_port: tables.config.tunnel_port,
             secure_port: tables.config.secure_port,
-            public_key: self.tunnels.public_key(),
-            tls: self.tunnels.tls(config),
-            local: local_addresses(config, &self.snapshot),
-            interfaces: self.interfaces.status(config, &self.snapshot, datapath),
-            tenants: tenants(&self.in_force, &self.snapshot),
+            public_key: tunnels.public_key(),
+            tls: tunnels.tls(config),
+            local: local_addresses(config, snapshot),
+            interfaces: controller.interfaces().status(config, snapshot, datapath),
+            tenants: tenants(controller.in_force(), snapshot),
             networks: networks?,
             peers,
-            gateway_names: self.gateway_names.status(),
-            workers: self.tunnels.workers(),
+            gateway_names: controller.gateway_names().status(),
+            workers: tunnels.workers(),
             neighbours: Vec::new(),
-            conflicts: self.conflicts_status(),
-            warnings: self.warnings(),
+            conflicts: conflicts::status(controller, &self.engines),
+            warnings: conflicts::warnings(controller, &self.engines, &self.reports.kernel_drops),
             user_counters: self.user_counters(),
         })
     }
 
     /// The parts of the configuration that are not in force, with reasons.
     fn not_ready(&self, peers: &[PeerStatus]) -> Vec<String> {
-        let InForce { config, state, .. } = &self.in_force;
-        let mut reasons: Vec<String> = self.interfaces.problems().collect();
-        if local_addresses(config, &self.snapshot).is_empty() {
+        let controller = &self.controller;
+        let InForce { config, state, .. } = controller.in_force();
+        let mut reasons: Vec<String> = controller.interfaces().problems().collect();
+        if local_addresses(config, controller.snapshot()).is_empty() {
             reasons.push(format!(
                 "no tunnel address: {} has none; give it one, or set uplink.local",
                 config.uplink.interface
@@ -108,69 +128,11 @@ impl Daemon {
             Some(address) => format!("peer {:?} ({address}): {}", p.name, p.detail),
             None => format!("peer {:?}: {}", p.name, p.detail),
         }));
-        reasons.extend(self.tunnels.problems());
-        reasons.extend(self.health.problems().cloned());
-        let ports = self.interfaces.summary(&self.forwarding.datapath);
-        reasons.extend(self.packet_health.problems(&ports));
+        reasons.extend(controller.tunnels().problems());
+        reasons.extend(controller.failover_problems().cloned());
+        let ports = controller.interfaces().summary(controller.datapath());
+        reasons.extend(self.reports.packet_health.problems(&ports));
         reasons
-    }
-
-    fn network_status(&self, network: &Network) -> Result<NetworkStatus, RequestRefusal> {
-        let InForce { config, state, .. } = &self.in_force;
-        let slot = state.slots.networks.get(&network.name);
-        let stats = match slot {
-            Some(slot) => self.network_stats(*slot).map_err(internal)?,
-            None => NetworkStats::default(),
-        };
-        let endpoints = state.endpoints.get(&network.name).into_iter().flatten();
-        Ok(NetworkStatus {
-            name: network.name.clone(),
-            tenant: network.tenant.clone(),
-            vni: network.vni,
-            peer: network.peer.clone(),
-            interface: network.interface.clone(),
-            vlan: network.vlan.to_string(),
-            mtu: network_mtu(config, &self.snapshot, self.tunnels.observed(), network),
-            endpoints: endpoints.copied().collect(),
-            tx_packets: stats.tx_packets,
-            tx_bytes: stats.tx_bytes,
-            rx_packets: stats.rx_packets,
-            rx_bytes: stats.rx_bytes,
-        })
-    }
-
-    /// Traffic of the network in a slot, by programs and workers.
-    fn network_stats(&self, slot: u32) -> Result<NetworkStats, datapath::Error> {
-        let plain = self.forwarding.datapath.network_stats(slot)?;
-        let secure = self.tunnels.network(slot);
-        Ok(NetworkStats {
-            tx_packets: plain.tx_packets + secure.tx_packets,
-            tx_bytes: plain.tx_bytes + secure.tx_bytes,
-            rx_packets: plain.rx_packets + secure.rx_packets,
-            rx_bytes: plain.rx_bytes + secure.rx_bytes,
-        })
-    }
-
-    fn peer_status(&self, peer: &Peer) -> PeerStatus {
-        let Some(address) = peer.plain() else {
-            return self.tunnels.peer(peer, &self.in_force.state);
-        };
-        let (ready, detail) = match self.snapshot.paths.get(&address) {
-            Some(UnderlayPath::Resolved { next_hop_mac, .. }) => {
-                (true, format!("next hop {}", mac_text(*next_hop_mac)))
-            }
-            Some(UnderlayPath::Unresolved { reason }) => (false, reason.to_string()),
-            None => (false, "not looked up yet".to_owned()),
-        };
-        let port = self.in_force.config.uplink.port;
-        PeerStatus {
-            name: peer.name.clone(),
-            kind: peer.kind_name().to_owned(),
-            address: Some(SocketAddr::new(address, port)),
-            ready,
-            detail,
-            tunnel: None,
-        }
     }
 
     /// The neighbours after `after`, which is a `next` of the page before.
@@ -189,7 +151,7 @@ impl Daemon {
             Some((_, key)) => key,
             None => None,
         };
-        let networks = self.in_force.config.networks.iter();
+        let networks = self.controller.config().networks.iter();
         let names: HashMap<u32, &str> = networks.map(|n| (n.vni, n.name.as_str())).collect();
         let entries = self.engines.neighbours_after(Instant::now(), after);
         let key = |entry: &EntryStatus| neighbour_key(&entry.key);
@@ -211,7 +173,7 @@ impl Daemon {
     fn user_counters(&self) -> Vec<CounterStatus> {
         let engines = self.engines.counters().into_iter();
         let sent = [("send_errors", self.sender.errors())];
-        let dropped = self.kernel_drops.read();
+        let dropped = self.reports.kernel_drops.read();
         let dropped = dropped.map(|dropped| {
             [
                 (REDIRECT_FAILED, dropped.redirects),
@@ -222,7 +184,7 @@ impl Daemon {
         engines
             .chain(sent)
             .chain(dropped.into_iter().flatten())
-            .chain(self.tunnels.counters())
+            .chain(self.controller.tunnels().counters())
             .map(|(name, value)| CounterStatus {
                 name: name.to_owned(),
                 value,
@@ -234,11 +196,11 @@ impl Daemon {
     /// Takes the counters that must not rise, and has the kernel's drops counted for the programs
     /// that are attached now.
     pub(super) fn sample_packet_health(&mut self, now: Instant) {
-        let datapath = &self.forwarding.datapath;
-        let dropped = self.kernel_drops.sample(now, datapath);
+        let (datapath, tunnels) = (self.controller.datapath(), self.controller.tunnels());
+        let dropped = self.reports.kernel_drops.sample(now, datapath);
         let value = |counter| {
             let of_programs = datapath.counter(counter).ok()?;
-            Some(of_programs + self.tunnels.counter(counter))
+            Some(of_programs + tunnels.counter(counter))
         };
         let values = value(Counter::DropAdjust).zip(value(Counter::ChecksumPartial));
         let Some((adjust, partial)) = values else {
@@ -250,7 +212,7 @@ impl Daemon {
             redirects: dropped.map_or(0, |dropped| dropped.redirects),
             exceptions: dropped.map_or(0, |dropped| dropped.exceptions),
         };
-        self.packet_health.sample(now, sample);
+        self.reports.packet_health.sample(now, sample);
     }
 
     /// Counters of programs and workers, summed.
@@ -258,15 +220,82 @@ impl Daemon {
     /// # Errors
     /// When the map cannot be read.
     pub(super) fn counters(&self) -> Result<Vec<CounterStatus>, RequestRefusal> {
-        let counters = self.forwarding.datapath.counters().map_err(internal)?;
+        let counters = self.controller.datapath().counters().map_err(internal)?;
         Ok(counters
             .into_iter()
             .map(|(counter, value)| CounterStatus {
                 name: counter.name().to_owned(),
-                value: value + self.tunnels.counter(counter),
+                value: value + self.controller.tunnels().counter(counter),
                 help: counter.help().to_owned(),
             })
             .collect())
+    }
+}
+
+fn peers(controller: &Controller) -> Vec<PeerStatus> {
+    let peers = controller.config().peers.iter();
+    peers.map(|p| peer_status(controller, p)).collect()
+}
+
+fn network_status(
+    controller: &Controller,
+    network: &Network,
+) -> Result<NetworkStatus, RequestRefusal> {
+    let InForce { config, state, .. } = controller.in_force();
+    let (snapshot, tunnels) = (controller.snapshot(), controller.tunnels());
+    let slot = state.slots.networks.get(&network.name);
+    let stats = match slot {
+        Some(slot) => network_stats(controller, *slot).map_err(internal)?,
+        None => NetworkStats::default(),
+    };
+    let endpoints = state.endpoints.get(&network.name).into_iter().flatten();
+    Ok(NetworkStatus {
+        name: network.name.clone(),
+        tenant: network.tenant.clone(),
+        vni: network.vni,
+        peer: network.peer.clone(),
+        interface: network.interface.clone(),
+        vlan: network.vlan.to_string(),
+        mtu: network_mtu(config, snapshot, tunnels.observed(), network),
+        endpoints: endpoints.copied().collect(),
+        tx_packets: stats.tx_packets,
+        tx_bytes: stats.tx_bytes,
+        rx_packets: stats.rx_packets,
+        rx_bytes: stats.rx_bytes,
+    })
+}
+
+/// Traffic of the network in a slot, by programs and workers.
+fn network_stats(controller: &Controller, slot: u32) -> Result<NetworkStats, datapath::Error> {
+    let plain = controller.datapath().network_stats(slot)?;
+    let secure = controller.tunnels().network(slot);
+    Ok(NetworkStats {
+        tx_packets: plain.tx_packets + secure.tx_packets,
+        tx_bytes: plain.tx_bytes + secure.tx_bytes,
+        rx_packets: plain.rx_packets + secure.rx_packets,
+        rx_bytes: plain.rx_bytes + secure.rx_bytes,
+    })
+}
+
+fn peer_status(controller: &Controller, peer: &Peer) -> PeerStatus {
+    let Some(address) = peer.plain() else {
+        return controller.tunnels().peer(peer, controller.state());
+    };
+    let (ready, detail) = match controller.snapshot().paths.get(&address) {
+        Some(UnderlayPath::Resolved { next_hop_mac, .. }) => {
+            (true, format!("next hop {}", mac_text(*next_hop_mac)))
+        }
+        Some(UnderlayPath::Unresolved { reason }) => (false, reason.to_string()),
+        None => (false, "not looked up yet".to_owned()),
+    };
+    let port = controller.config().uplink.port;
+    PeerStatus {
+        name: peer.name.clone(),
+        kind: peer.kind_name().to_owned(),
+        address: Some(SocketAddr::new(address, port)),
+        ready,
+        detail,
+        tunnel: None,
     }
 }
 

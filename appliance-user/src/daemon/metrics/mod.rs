@@ -142,17 +142,17 @@ pub(super) async fn serve(
 impl Daemon {
     /// Takes a sample, where metrics are served.
     pub(super) fn sample_metrics(&self) {
-        if self.http.is_none() {
+        if self.reports.http.is_none() {
             return;
         }
         match self.sample() {
             Ok(sample) => {
-                if self.metrics.set(Some(sample)) {
+                if self.reports.metrics.set(Some(sample)) {
                     tracing::info!("the metrics can be read again");
                 }
             }
             Err(error) => {
-                if self.metrics.set(None) {
+                if self.reports.metrics.set(None) {
                     tracing::error!(
                         error = format!("{error:#}"),
                         "cannot read the metrics; the last sample is served, with \
@@ -183,7 +183,7 @@ impl Daemon {
     }
 
     fn map_fill(&self) -> Result<Vec<MapFill>, MapError> {
-        let tables = self.forwarding.tables();
+        let tables = self.controller.tables();
         let mut fill: Vec<MapFill> = [
             ("NETWORKS", tables.networks.len(), MAX_NETWORKS),
             ("ATTACHMENTS", tables.attachments.len(), MAX_ATTACHMENTS),
@@ -206,7 +206,7 @@ impl Daemon {
             capacity: capacity.into(),
         })
         .collect();
-        if self.in_force.config.role == Role::Provider {
+        if self.controller.config().role == Role::Provider {
             let usage = self.translation_usage()?;
             // A connection has an entry for each direction, and so has a mapping.
             fill.extend([
@@ -226,7 +226,7 @@ impl Daemon {
     }
 
     fn pinned(&self, map: &str) -> Result<MapData, MapError> {
-        MapData::from_pin(self.forwarding.datapath.root().join("maps").join(map))
+        MapData::from_pin(self.controller.datapath().root().join("maps").join(map))
     }
 
     /// Connections and mappings of all tenants, as the programs count them.
@@ -234,7 +234,7 @@ impl Daemon {
         let map = Map::Array(self.pinned("USAGE")?);
         let usage: Array<MapData, TenantUsage> = map.try_into()?;
         let mut sum = TenantUsage::default();
-        for slot in self.in_force.state.slots.tenants.values() {
+        for slot in self.controller.state().slots.tenants.values() {
             let tenant = usage.get(slot, 0)?;
             sum.connections += tenant.connections;
             sum.mappings += tenant.mappings;

@@ -2,57 +2,52 @@
 
 use service::desired::{Source, UpdateRefusal};
 
-use super::Outcome;
+use super::reload::{desired, proposal};
 use crate::{
     config::desired::{Applied, Update},
-    control::{Answer, RequestRefusal},
-    daemon::{Daemon, controller::Proposal},
+    control::RequestRefusal,
+    daemon::controller::{Controller, Proposal},
 };
 
-impl Daemon {
-    /// Puts a snapshot or delta in force. It is stored when this returns.
-    pub(super) async fn apply(&mut self, update: &Update) -> Outcome {
-        let config = &self.in_force.config;
-        if config.source == Source::File {
-            return Err(RequestRefusal::new(
-                "conflict",
-                "the desired state is that of the configuration file: remove [[tenant]], \
-                 [[gateway]], [[peer]] and [[network]] there and reload; the objects in force \
-                 stay, and can be changed then",
-            ));
-        }
-        let old = self.desired();
-        let new = old.prepare(update).map_err(|refusal| refused(&refusal))?;
-        let (put, removed) = old.objects.replaced_by(&new.objects);
-        let applied = Applied {
-            revision: new.revision,
-            put,
-            removed,
-        };
-        if new == old {
-            return Ok(Answer::Applied(applied));
-        }
-        let proposal = if new.objects == old.objects {
-            let mut state = self.in_force.state.clone();
-            state.desired = Some(Box::new(new));
-            Proposal::state(state)
-        } else {
-            let config = config
-                .with_objects(&new.objects)
-                .map_err(|problems| refused(&UpdateRefusal::Invalid(problems)))?;
-            self.proposal(config, Box::new(new))?
-        };
-        self.change(proposal).await?;
-        self.metrics.applied();
-        self.name_tenants_in_log();
-        tracing::info!(
-            revision = applied.revision,
-            ?put,
-            ?removed,
-            "update applied"
-        );
-        Ok(Answer::Applied(applied))
+/// The change that a snapshot or delta makes, and the answer to it; `None`: it changes nothing.
+///
+/// # Errors
+/// The refusal.
+pub(super) fn check(
+    controller: &Controller,
+    update: &Update,
+) -> Result<(Applied, Option<Proposal>), RequestRefusal> {
+    let config = controller.config();
+    if config.source == Source::File {
+        return Err(RequestRefusal::new(
+            "conflict",
+            "the desired state is that of the configuration file: remove [[tenant]], \
+             [[gateway]], [[peer]] and [[network]] there and reload; the objects in force \
+             stay, and can be changed then",
+        ));
     }
+    let old = desired(controller);
+    let new = old.prepare(update).map_err(|refusal| refused(&refusal))?;
+    let (put, removed) = old.objects.replaced_by(&new.objects);
+    let applied = Applied {
+        revision: new.revision,
+        put,
+        removed,
+    };
+    if new == old {
+        return Ok((applied, None));
+    }
+    let proposal = if new.objects == old.objects {
+        let mut state = controller.state().clone();
+        state.desired = Some(Box::new(new));
+        Proposal::state(state)
+    } else {
+        let config = config
+            .with_objects(&new.objects)
+            .map_err(|problems| refused(&UpdateRefusal::Invalid(problems)))?;
+        proposal(controller, config, Box::new(new))?
+    };
+    Ok((applied, Some(proposal)))
 }
 
 fn refused(refusal: &UpdateRefusal) -> RequestRefusal {

@@ -4,93 +4,78 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use appliance_common::{addr::Address, limits::MAX_ENDPOINTS};
 
-use super::Outcome;
+use super::{Outcome, modes};
 use crate::{
-    config::{Config, Network},
-    control::{Answer, Endpoints, EndpointsAdded, EndpointsRemoved, RequestRefusal},
-    daemon::{Daemon, controller::Proposal},
+    config::Network,
+    control::{Answer, Endpoints, RequestRefusal},
+    daemon::controller::{Controller, Proposal},
     datapath::reconcile::check_endpoint,
     state::State,
 };
 
-impl Daemon {
-    pub(super) async fn endpoint_add(&mut self, name: &str, addresses: &[IpAddr]) -> Outcome {
-        let network = self.network(name)?;
-        self.must_forward(network)?;
-        let state = &self.in_force.state;
-        let new = with_endpoints(state, network, &self.own_addresses(), addresses)?;
-        self.change(Proposal::state(new)).await?;
-        tracing::info!(
-            network = name,
-            count = addresses.len(),
-            "addresses failed over"
-        );
-        Ok(Answer::EndpointsAdded(EndpointsAdded {
-            network: name.to_owned(),
-            added: addresses.to_vec(),
-        }))
-    }
+/// The state with these addresses of a network failed over.
+///
+/// # Errors
+/// The refusal.
+pub(super) fn add(
+    controller: &Controller,
+    name: &str,
+    addresses: &[IpAddr],
+) -> Result<Proposal, RequestRefusal> {
+    let network = network(controller, name)?;
+    modes::must_forward(controller, network)?;
+    let (state, own) = (controller.state(), controller.own_addresses());
+    with_endpoints(state, network, &own, addresses).map(Proposal::state)
+}
 
-    pub(super) async fn endpoint_remove(&mut self, name: &str, addresses: &[IpAddr]) -> Outcome {
-        // Those of a network that is no longer configured can be removed as well.
-        if !self.in_force.state.endpoints.contains_key(name) {
-            self.network(name)?;
-        }
-        let new = without_endpoints(&self.in_force.state, name, addresses)?;
-        self.change(Proposal::state(new)).await?;
-        tracing::info!(
-            network = name,
-            count = addresses.len(),
-            "addresses returned to production"
-        );
-        Ok(Answer::EndpointsRemoved(EndpointsRemoved {
-            network: name.to_owned(),
-            removed: addresses.to_vec(),
-        }))
+/// The state with these addresses of a network back at the production site.
+///
+/// # Errors
+/// The refusal.
+pub(super) fn remove(
+    controller: &Controller,
+    name: &str,
+    addresses: &[IpAddr],
+) -> Result<Proposal, RequestRefusal> {
+    let state = controller.state();
+    // Those of a network that is no longer configured can be removed as well.
+    if !state.endpoints.contains_key(name) {
+        network(controller, name)?;
     }
+    without_endpoints(state, name, addresses).map(Proposal::state)
+}
 
-    pub(super) fn endpoint_list(&self, network: Option<&str>) -> Outcome {
-        let endpoints = &self.in_force.state.endpoints;
-        if let Some(name) = network.filter(|name| !endpoints.contains_key(*name)) {
-            self.network(name)?;
-        }
-        let configured = self.in_force.config.networks.iter().map(|n| &n.name);
-        // Networks that are no longer configured may have addresses, too.
-        let names: BTreeSet<&String> = configured.chain(endpoints.keys()).collect();
-        let listed: Endpoints = names
-            .into_iter()
-            .filter(|name| network.is_none_or(|n| n == *name))
-            .map(|name| {
-                let addresses = endpoints.get(name).into_iter().flatten();
-                (name.clone(), addresses.copied().collect())
-            })
-            .collect();
-        Ok(Answer::Endpoints(listed))
+/// The failed-over addresses of a network, or of all.
+pub(super) fn list(controller: &Controller, only: Option<&str>) -> Outcome {
+    let endpoints = &controller.state().endpoints;
+    if let Some(name) = only.filter(|name| !endpoints.contains_key(*name)) {
+        network(controller, name)?;
     }
+    let configured = controller.config().networks.iter().map(|n| &n.name);
+    // Networks that are no longer configured may have addresses, too.
+    let names: BTreeSet<&String> = configured.chain(endpoints.keys()).collect();
+    let listed: Endpoints = names
+        .into_iter()
+        .filter(|name| only.is_none_or(|n| n == *name))
+        .map(|name| {
+            let addresses = endpoints.get(name).into_iter().flatten();
+            (name.clone(), addresses.copied().collect())
+        })
+        .collect();
+    Ok(Answer::Endpoints(listed))
+}
 
-    /// Failed-over addresses that do not fit `config`.
-    pub(in crate::daemon) fn misplaced_endpoints(&self, config: &Config) -> Vec<String> {
-        let own = self.own_addresses();
-        let mut problems = Vec::new();
-        for (name, addresses) in &self.in_force.state.endpoints {
-            let Some(network) = config.network(name) else {
-                let count = addresses.len();
-                let addresses = addresses.iter().take(3).map(ToString::to_string);
-                let more = if count > 3 { " ..." } else { "" };
-                problems.push(format!(
-                    "network {name:?} has {count} failed-over address{} and is not configured: \
-                     put it back into the configuration, or remove them (`causeway-appliance \
-                     endpoint remove --network {name} {}{more}`)",
-                    if count == 1 { "" } else { "es" },
-                    addresses.collect::<Vec<_>>().join(" "),
-                ));
-                continue;
-            };
-            let misfit = |address: &IpAddr| check_endpoint(network, &own, *address).err();
-            problems.extend(addresses.iter().filter_map(misfit));
-        }
-        problems
-    }
+/// The configured network of that name.
+fn network<'a>(controller: &'a Controller, name: &str) -> Result<&'a Network, RequestRefusal> {
+    let networks = &controller.config().networks;
+    networks.iter().find(|n| n.name == name).ok_or_else(|| {
+        let names: Vec<&str> = networks.iter().map(|n| n.name.as_str()).collect();
+        let names = names.join(", ");
+        RequestRefusal::new(
+            "not-found",
+            format!("there is no network {name:?}; there are: {names}"),
+        )
+    })
 }
 
 /// The state with these addresses of a network failed over; `own` are the appliance's.
@@ -172,6 +157,7 @@ mod tests {
     use appliance_common::addr::from_ip;
 
     use super::*;
+    use crate::config::Config;
 
     const CONFIG: &str = r#"
 [appliance]

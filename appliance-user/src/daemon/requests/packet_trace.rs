@@ -7,7 +7,7 @@ use appliance_common::events::TraceFilter;
 use super::Outcome;
 use crate::{
     control::{Answer, Done, RequestRefusal},
-    daemon::Daemon,
+    daemon::controller::Controller,
     datapath::Error,
     trace::{MAX_STEPS, PacketFilter, Step},
 };
@@ -23,19 +23,25 @@ pub(in crate::daemon) struct PacketTrace {
     last_asked: Option<Instant>,
 }
 
-impl Daemon {
-    pub(super) fn trace_start(&mut self, filter: &PacketFilter) -> Outcome {
-        if self.packet_trace.last_asked.is_some() {
+impl PacketTrace {
+    /// Begins a trace.
+    ///
+    /// # Errors
+    /// The refusal: another one is running, there is no such interface, or a program cannot be
+    /// replaced.
+    pub fn start(&mut self, controller: &mut Controller, filter: &PacketFilter) -> Outcome {
+        if self.last_asked.is_some() {
             return Err(RequestRefusal::new(
                 "conflict",
                 "another client is tracing packets; try again when it has finished",
             ));
         }
-        let datapath = &mut self.forwarding.datapath;
+        let datapath = controller.datapath();
         let ifindex = match &filter.interface {
             None => None,
             Some(name) if datapath.attached().contains_key(name) => {
-                self.snapshot.links.get(name).map(|link| link.ifindex)
+                let link = controller.snapshot().links.get(name);
+                link.map(|link| link.ifindex)
             }
             Some(name) => {
                 let names: Vec<&str> = datapath.attached().keys().map(String::as_str).collect();
@@ -46,19 +52,24 @@ impl Daemon {
                 ));
             }
         };
+        let datapath = controller.datapath_mut();
         // Steps that an earlier trace left unread.
         while datapath.next_trace_event().is_some() {}
         datapath
             .set_trace_filter(&filter.to_map(ifindex))
             .map_err(internal)?;
         datapath.set_tracing(true).map_err(internal)?;
-        self.packet_trace.last_asked = Some(Instant::now());
+        self.last_asked = Some(Instant::now());
         tracing::info!(?filter, "packet trace started: tracing programs attached");
         Ok(Answer::Done(Done::Following))
     }
 
-    pub(super) fn trace_next(&mut self) -> Outcome {
-        let Some(last_asked) = &mut self.packet_trace.last_asked else {
+    /// The steps since the last request, at most [`MAX_STEPS`].
+    ///
+    /// # Errors
+    /// The refusal: no trace is running.
+    pub fn next(&mut self, controller: &mut Controller) -> Outcome {
+        let Some(last_asked) = &mut self.last_asked else {
             return Err(RequestRefusal::new(
                 "conflict",
                 "no packet trace is running: it was stopped, or timed out; start it again",
@@ -67,10 +78,10 @@ impl Daemon {
         *last_asked = Instant::now();
         let mut steps = Vec::new();
         while steps.len() < MAX_STEPS {
-            let Some(event) = self.forwarding.datapath.next_trace_event() else {
+            let Some(event) = controller.datapath_mut().next_trace_event() else {
                 break;
             };
-            let mut links = self.snapshot.links.iter();
+            let mut links = controller.snapshot().links.iter();
             let name = links
                 .find(|(_, link)| link.ifindex == event.ifindex)
                 .map(|(name, _)| name.as_str());
@@ -79,9 +90,13 @@ impl Daemon {
         Ok(Answer::Steps(steps))
     }
 
-    pub(super) fn trace_stop(&mut self) -> Outcome {
-        if self.packet_trace.last_asked.take().is_some() {
-            let datapath = &mut self.forwarding.datapath;
+    /// Ends a trace, if one is running.
+    ///
+    /// # Errors
+    /// The refusal: a program cannot be replaced.
+    pub fn stop(&mut self, controller: &mut Controller) -> Outcome {
+        if self.last_asked.take().is_some() {
+            let datapath = controller.datapath_mut();
             datapath
                 .set_trace_filter(&TraceFilter::default())
                 .map_err(internal)?;
@@ -92,10 +107,10 @@ impl Daemon {
     }
 
     /// Ends a trace whose client has not asked for a while.
-    pub(in crate::daemon) fn end_stale_trace(&mut self) {
-        let last_asked = self.packet_trace.last_asked;
+    pub fn end_if_stale(&mut self, controller: &mut Controller) {
+        let last_asked = self.last_asked;
         let stale = last_asked.is_some_and(|asked| asked.elapsed() > CLIENT_TIMEOUT);
-        if stale && let Err(refusal) = self.trace_stop() {
+        if stale && let Err(refusal) = self.stop(controller) {
             tracing::error!(
                 reason = refusal.message,
                 "cannot replace the tracing programs by the normal ones"

@@ -10,7 +10,7 @@ use crate::{
     control::RequestRefusal,
     daemon::{
         Daemon,
-        controller::{InForce, Proposal},
+        controller::{Controller, InForce, Proposal},
         keys::Keys,
         metrics,
     },
@@ -24,7 +24,7 @@ impl Daemon {
     /// # Errors
     /// The refusal; the running configuration stays in force.
     pub(in crate::daemon) async fn reload_file(&mut self) -> Result<(), RequestRefusal> {
-        let proposal = self.read_file()?;
+        let proposal = read_file(&self.controller)?;
         let address = proposal.file.as_ref().and_then(|file| file.0.metrics);
         // Also if it is open already: it may have been moved away.
         let target = proposal
@@ -33,12 +33,12 @@ impl Daemon {
             .and_then(|file| file.0.nat.log.as_ref());
         let log = target.map(nat::log::Output::open).transpose();
         let log = log.map_err(|error| RequestRefusal::new("invalid", error.to_string()))?;
-        let same = self.http.as_ref().map(http::Server::configured) == address;
+        let same = self.reports.http.as_ref().map(http::Server::configured) == address;
         // The new address is bound before anything changes, and the old one is given up after it.
         let http = if same {
             None
         } else {
-            metrics::serve(&self.metrics, address, &self.loop_health)
+            metrics::serve(&self.reports.metrics, address, &self.reports.loop_health)
                 .await
                 .map_err(|error| RequestRefusal::new("invalid", error.to_string()))?
         };
@@ -46,94 +46,94 @@ impl Daemon {
         self.nat_log.set_output(log);
         self.name_tenants_in_log();
         if !same {
-            self.http = http;
+            self.reports.http = http;
             self.sample_metrics();
         }
         Ok(())
     }
+}
 
-    /// The file as a proposal. Where it has no objects, those in force stay.
-    fn read_file(&self) -> Result<Proposal, RequestRefusal> {
-        let invalid = |message: String| RequestRefusal::new("invalid", message);
-        let config = Config::load(&self.files.config).map_err(|e| invalid(e.to_string()))?;
-        if config.source == Source::File {
-            let desired = Box::new(Desired::of_file(&config));
-            return self.proposal(config, desired);
-        }
-        let desired = self.desired();
-        let config = config.with_objects(&desired.objects).map_err(|problems| {
-            let problems = UpdateRefusal::Invalid(problems);
-            invalid(format!(
-                "the objects in force do not fit the new file: {problems}"
-            ))
-        })?;
-        self.proposal(config, Box::new(desired))
+/// The file as a proposal. Where it has no objects, those in force stay.
+fn read_file(controller: &Controller) -> Result<Proposal, RequestRefusal> {
+    let invalid = |message: String| RequestRefusal::new("invalid", message);
+    let config = Config::load(&controller.files().config).map_err(|e| invalid(e.to_string()))?;
+    if config.source == Source::File {
+        let desired = Box::new(Desired::of_file(&config));
+        return proposal(controller, config, desired);
     }
+    let desired = desired(controller);
+    let config = config.with_objects(&desired.objects).map_err(|problems| {
+        let problems = UpdateRefusal::Invalid(problems);
+        invalid(format!(
+            "the objects in force do not fit the new file: {problems}"
+        ))
+    })?;
+    proposal(controller, config, Box::new(desired))
+}
 
-    /// The objects in force, with their revision.
-    pub(super) fn desired(&self) -> Desired {
-        let InForce { config, state, .. } = &self.in_force;
-        match (config.source, &state.desired) {
-            (Source::File, _) => Desired::of_file(config),
-            (_, Some(desired)) => (**desired).clone(),
-            (_, None) => Desired::default(),
-        }
+/// The objects in force, with their revision.
+pub(super) fn desired(controller: &Controller) -> Desired {
+    let InForce { config, state, .. } = controller.in_force();
+    match (config.source, &state.desired) {
+        (Source::File, _) => Desired::of_file(config),
+        (_, Some(desired)) => (**desired).clone(),
+        (_, None) => Desired::default(),
     }
+}
 
-    /// A checked change to another configuration. `desired` is the origin of its objects.
-    ///
-    /// # Errors
-    /// The refusal.
-    pub(super) fn proposal(
-        &self,
-        config: Config,
-        desired: Box<Desired>,
-    ) -> Result<Proposal, RequestRefusal> {
-        let invalid = |message: String| RequestRefusal::new("invalid", message);
-        let keys = Keys::load(&config).map_err(|e| invalid(e.to_string()))?;
-        config.check_ports().map_err(|e| invalid(e.to_string()))?;
-        let running = &self.in_force.config;
-        if config.tunnel != running.tunnel || !keys.same_identity(&self.in_force.keys) {
-            return Err(invalid(
-                "[tunnel] and our private key take effect at a restart (`systemctl restart \
-                 causeway-appliance`; encrypted traffic pauses for a second); the running \
-                 configuration stays in force"
-                    .to_owned(),
-            ));
-        }
-        if let Some(key) = fixed_key(running, &config) {
-            return Err(invalid(format!(
-                "{key} takes effect at a restart (`systemctl restart \
-                 causeway-appliance`; traffic continues); the running configuration stays in force"
-            )));
-        }
-        let problems = self.misplaced_endpoints(&config);
-        if !problems.is_empty() {
-            return Err(invalid(format!(
-                "failed-over addresses would lose their network; remove them first: {}",
-                problems.join("; ")
-            )));
-        }
-        let state = &self.in_force.state;
-        let problems = reconcile::new_problems(running, &config, state, &self.snapshot);
-        if !problems.is_empty() {
-            return Err(invalid(format!(
-                "parts of failovers would lose their effect, and the running configuration stays \
-                 in force; correct the file, or undo the failover first (`mode idle`): {}",
-                problems.join("; ")
-            )));
-        }
-        let mut state = state.clone();
-        // A failover of a tenant that is gone stays until it is undone, or the tenant is back.
-        state.modes.retain(|tenant, mode| {
-            mode.failover != FailoverState::Idle || config.tenant(tenant).is_some()
-        });
-        state.desired = Some(desired);
-        Ok(Proposal {
-            file: Some(Box::new((config, keys))),
-            state,
-        })
+/// A checked change to another configuration. `desired` is the origin of its objects.
+///
+/// # Errors
+/// The refusal.
+pub(super) fn proposal(
+    controller: &Controller,
+    config: Config,
+    desired: Box<Desired>,
+) -> Result<Proposal, RequestRefusal> {
+    let invalid = |message: String| RequestRefusal::new("invalid", message);
+    let keys = Keys::load(&config).map_err(|e| invalid(e.to_string()))?;
+    config.check_ports().map_err(|e| invalid(e.to_string()))?;
+    let running = controller.config();
+    if config.tunnel != running.tunnel || !keys.same_identity(&controller.in_force().keys) {
+        return Err(invalid(
+            "[tunnel] and our private key take effect at a restart (`systemctl restart \
+             causeway-appliance`; encrypted traffic pauses for a second); the running \
+             configuration stays in force"
+                .to_owned(),
+        ));
     }
+    if let Some(key) = fixed_key(running, &config) {
+        return Err(invalid(format!(
+            "{key} takes effect at a restart (`systemctl restart \
+             causeway-appliance`; traffic continues); the running configuration stays in force"
+        )));
+    }
+    let problems = controller.misplaced_endpoints(&config);
+    if !problems.is_empty() {
+        return Err(invalid(format!(
+            "failed-over addresses would lose their network; remove them first: {}",
+            problems.join("; ")
+        )));
+    }
+    let state = controller.state();
+    let problems = reconcile::new_problems(running, &config, state, controller.snapshot());
+    if !problems.is_empty() {
+        return Err(invalid(format!(
+            "parts of failovers would lose their effect, and the running configuration stays \
+             in force; correct the file, or undo the failover first (`mode idle`): {}",
+            problems.join("; ")
+        )));
+    }
+    let mut state = state.clone();
+    // A failover of a tenant that is gone stays until it is undone, or the tenant is back.
+    state.modes.retain(|tenant, mode| {
+        mode.failover != FailoverState::Idle || config.tenant(tenant).is_some()
+    });
+    state.desired = Some(desired);
+    Ok(Proposal {
+        file: Some(Box::new((config, keys))),
+        state,
+    })
 }
 
 /// The first key that differs and takes effect at a restart only.

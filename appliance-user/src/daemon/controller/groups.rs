@@ -7,9 +7,9 @@ use appliance_common::{
     maps::HostKey,
 };
 
-use super::engines::Claims;
 use crate::{
     config::{Config, Role},
+    daemon::engines::Claims,
     engine::group_reports::Groups,
     frame::Port,
 };

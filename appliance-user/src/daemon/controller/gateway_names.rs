@@ -19,7 +19,7 @@ use crate::{
 
 /// The names of the configured gateways, and their addresses.
 #[derive(Debug)]
-pub(super) struct GatewayNames {
+pub(in crate::daemon) struct GatewayNames {
     resolver: Resolver,
     progress: watch::Receiver<Progress>,
     /// Changes that the owner knows of.

@@ -11,12 +11,10 @@ use appliance_common::{
     nat::public_flags,
 };
 
-use super::{
-    controller::InForce,
-    engines::{Claims, Engines},
-};
+use super::InForce;
 use crate::{
     config::{Config, Network, Role},
+    daemon::engines::{Claims, Engines},
     datapath::reconcile::{MapContents, mode_of},
     engine::neighbour::Senders,
     engine::router_advert::AdvertisedRouter,
@@ -175,7 +173,10 @@ fn port_up(network: &Network, snapshot: &Snapshot, engines: &Engines) -> Option<
 /// Addresses whose route to the outside is watched. In full failover those of both families, so
 /// that their routers stay resolved; before it those of families in which tenants have public
 /// addresses, so that it is known which of these are a router's.
-pub(super) fn watched_outside(config: &Config, full: bool) -> impl Iterator<Item = IpAddr> + use<> {
+pub(in crate::daemon) fn watched_outside(
+    config: &Config,
+    full: bool,
+) -> impl Iterator<Item = IpAddr> + use<> {
     let public = config.tenants.iter().flat_map(|t| &t.public);
     let families: Vec<bool> = public.map(|net| net.address().is_ipv4()).collect();
     DEFAULT_ROUTE_PROBES

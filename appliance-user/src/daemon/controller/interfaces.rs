@@ -24,7 +24,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The interfaces that the configuration names, by name.
 #[derive(Default)]
-pub(super) struct Interfaces {
+pub(in crate::daemon) struct Interfaces {
     nics: BTreeMap<String, Nic>,
     /// Why an interface has no program.
     errors: BTreeMap<String, String>,
@@ -42,7 +42,7 @@ pub(super) struct Interfaces {
 }
 
 /// The interfaces that the configuration names.
-pub(super) fn names(config: &Config) -> Vec<String> {
+pub(in crate::daemon) fn names(config: &Config) -> Vec<String> {
     config.ports().into_keys().collect()
 }
 

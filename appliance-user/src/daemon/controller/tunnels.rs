@@ -24,14 +24,14 @@ use tunnel_worker::{
 };
 
 use super::{
-    controller::InForce,
+    InForce,
     gateway_names::GatewayNames,
-    keys::Keys,
     timestamp_writer::{PendingTimestamps, TimestampWriter},
 };
 use crate::{
     config::{Config, Identity, Peer, PeerKind, Role},
     control::{GatewayStatus, PeerStatus, StreamStatus, TlsStatus, TunnelStatus, WorkerStatus},
+    daemon::keys::Keys,
     datapath::Datapath,
     datapath::reconcile::{self, EncryptedTunnels, MapContents, MapUpdate, local_addresses},
     kernel::nic,
@@ -57,7 +57,7 @@ impl ProgramMaps for Programs<'_> {
 }
 
 /// The encrypted tunnels, where there are any.
-pub(super) struct Tunnels {
+pub(in crate::daemon) struct Tunnels {
     manager: Option<TunnelManager>,
     /// The newest report of the tunnels.
     observed: EncryptedTunnels,
@@ -119,7 +119,11 @@ impl Tunnels {
 
     /// Handles handshake messages, the workers' reports and expired timers. `is_peer` says whether
     /// the configuration has a peer of that name.
-    pub fn work(&mut self, datapath: &mut Datapath, is_peer: impl Fn(&str) -> bool) -> RoundResult {
+    pub(super) fn work(
+        &mut self,
+        datapath: &mut Datapath,
+        is_peer: impl Fn(&str) -> bool,
+    ) -> RoundResult {
         let Some(manager) = &mut self.manager else {
             return RoundResult::default();
         };

@@ -18,44 +18,44 @@ use crate::{
 };
 
 /// Programs, maps, and the tables that the maps hold.
-pub(super) struct Forwarding {
+pub(in crate::daemon) struct Tables {
     pub datapath: Datapath,
-    tables: MapContents,
+    contents: MapContents,
 }
 
-impl Forwarding {
+impl Tables {
     /// Reads the contents of the maps.
     pub fn new(datapath: Datapath) -> Result<Self, Error> {
-        let tables = datapath.read()?;
-        Ok(Self { datapath, tables })
+        let contents = datapath.read()?;
+        Ok(Self { datapath, contents })
     }
 
     /// The contents of the maps.
-    pub const fn tables(&self) -> &MapContents {
-        &self.tables
+    pub const fn contents(&self) -> &MapContents {
+        &self.contents
     }
 
     /// Whether the maps have a configuration: of this process, or of an earlier one.
     pub const fn is_configured(&self) -> bool {
-        self.tables.config.version == SCHEMA_VERSION
+        self.contents.config.version == SCHEMA_VERSION
     }
 
     /// Writes the difference between the present and the wanted contents to the maps and to the
     /// workers.
     ///
     /// # Errors
-    /// The map that refused. `tables` and the workers' tables then equal the maps.
+    /// The map that refused. The copy and the workers' tables then equal the maps.
     pub fn write(&mut self, tunnels: &mut Tunnels, wanted: MapContents) -> Result<(), Error> {
-        let wanted = reconcile::assign_rule_epochs(&self.tables, wanted);
-        let writes = reconcile::diff(&self.tables, &wanted);
+        let wanted = reconcile::assign_rule_epochs(&self.contents, wanted);
+        let writes = reconcile::diff(&self.contents, &wanted);
         if !writes.is_empty() {
             tracing::debug!(writes = writes.len(), "BPF maps written");
         }
         // The workers first: a program hands them packets as soon as its map says so.
         tunnels.write(&writes);
-        let result = self.datapath.write(&mut self.tables, &writes);
+        let result = self.datapath.write(&mut self.contents, &writes);
         if result.is_err() {
-            tunnels.write(&reconcile::diff(&wanted, &self.tables));
+            tunnels.write(&reconcile::diff(&wanted, &self.contents));
         }
         result
     }
@@ -82,7 +82,7 @@ impl Forwarding {
                     reason: PathError::Pending | PathError::NextHopUnresolved { .. }
                 })
             );
-            let (Some(old), true) = (self.tables.peers.get(slot), passing) else {
+            let (Some(old), true) = (self.contents.peers.get(slot), passing) else {
                 continue;
             };
             let mac = |at: usize| {
