@@ -2,7 +2,7 @@
 //! replies.
 //!
 //! A request that changes something is checked by a function that gets the controller as a shared
-//! borrow, so that it cannot touch anything meanwhile, and returns a proposal. Only this file and
+//! borrow, so that it changes nothing that is in force, and returns a proposal. Only this file and
 //! `reload` hand proposals to `change`, and tell the log what was changed.
 
 mod apply;

@@ -29,7 +29,7 @@ pub(super) fn change(
     Ok((tenant, proposal))
 }
 
-pub(in crate::daemon) fn with_rules(
+pub(super) fn with_rules(
     controller: &Controller,
     tenant: &str,
     changes: Vec<RuleChange>,
