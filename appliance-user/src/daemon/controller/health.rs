@@ -7,13 +7,13 @@ use super::Controller;
 use crate::{
     config::Config,
     datapath::reconcile::{self, check_endpoint},
-    kernel::forwarding,
+    kernel::ip_forwarding,
 };
 
 /// Problems of the failovers in force, as last reported.
 #[derive(Default)]
 pub(super) struct FailoverHealth {
-    sending: forwarding::ForwardingCheck,
+    sending: ip_forwarding::ForwardingCheck,
     problems: BTreeSet<String>,
 }
 

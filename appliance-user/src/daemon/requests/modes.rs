@@ -1,4 +1,4 @@
-//! Modes and maintenance: what the operator asks, decided by the crate `failover`.
+//! Modes: what the operator asks, decided by the crate `failover`.
 
 use failover::{
     Plan, TenantContext,
@@ -15,11 +15,11 @@ use crate::{
         switch::{Switch, SwitchRequest, switch},
     },
     datapath::reconcile::{self, mode_of},
-    kernel::forwarding,
+    kernel::ip_forwarding,
 };
 
 /// How a switch of modes is asked for.
-pub(in crate::daemon) struct SwitchOptions {
+pub(super) struct SwitchOptions {
     /// The text of the plan.
     pub plan: Option<String>,
     /// A partial failover may be ended for a full one.
@@ -101,7 +101,7 @@ pub(super) fn propose_switch(
     )
     .map_err(|refusal| RequestRefusal::new("conflict", refusal.to_string()))?;
     if has_plan && !switch.is_empty() {
-        forwarding::enable().map_err(|error| {
+        ip_forwarding::enable().map_err(|error| {
             let appliance = &controller.config().name;
             RequestRefusal::new("conflict", format!("appliance {appliance:?}: {error}"))
         })?;
