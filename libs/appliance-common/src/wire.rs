@@ -7,10 +7,6 @@
 pub const ETH_LEN: usize = 14;
 /// One 802.1Q tag, bytes.
 pub const VLAN_TAG_LEN: usize = 4;
-/// IPv4 header without options, bytes.
-pub const IPV4_LEN: usize = 20;
-/// IPv6 header, bytes.
-pub const IPV6_LEN: usize = 40;
 /// UDP header, bytes.
 pub const UDP_LEN: usize = 8;
 /// VXLAN header, bytes (RFC 7348 section 5).
@@ -18,8 +14,10 @@ pub const VXLAN_LEN: usize = 8;
 /// ARP for Ethernet and IPv4, bytes (RFC 826).
 pub const ARP_LEN: usize = 28;
 
-pub use packet_rules::ethernet::{
-    ETHERTYPE_8021AD, ETHERTYPE_8021Q, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6,
+pub use packet_rules::{
+    ethernet::{ETHERTYPE_8021AD, ETHERTYPE_8021Q, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6},
+    ipv4::HEADER_LEN as IPV4_LEN,
+    ipv6::HEADER_LEN as IPV6_LEN,
 };
 
 /// ICMP (RFC 792).

@@ -3,14 +3,13 @@
 use aya_ebpf::programs::XdpContext;
 use gateway_common::maps::{Address, Outcome};
 use packet_rules::checksum::fold64;
+pub use packet_rules::{ipv4::HEADER_LEN as IPV4_LEN, ipv6::HEADER_LEN as IPV6_LEN};
 use xdp_frame::{Window, frame_len};
 
 /// IP protocol (RFC 768).
 pub const UDP: u8 = 17;
 const IPV6_FRAGMENT: u8 = 44;
-/// Header lengths, bytes.
-pub const IPV4_LEN: usize = 20;
-pub const IPV6_LEN: usize = 40;
+/// UDP header, bytes.
 pub const UDP_LEN: usize = 8;
 /// The least payload of a circuit's datagram, bytes: its ID and one byte.
 const MIN_PAYLOAD: usize = 9;

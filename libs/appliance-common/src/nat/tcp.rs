@@ -9,16 +9,9 @@
 //!   Closed ─ SYN of either end ─▶ Opening
 //! ```
 
-use super::Direction;
+pub use packet_rules::tcp::{ACK, FIN, RST, SYN};
 
-/// The FIN bit of a TCP header's flags.
-pub const FIN: u8 = 0x01;
-/// The SYN bit.
-pub const SYN: u8 = 0x02;
-/// The RST bit.
-pub const RST: u8 = 0x04;
-/// The ACK bit.
-pub const ACK: u8 = 0x10;
+use super::Direction;
 
 /// The state of a connection: bits, so that a map value holds it in a byte.
 ///

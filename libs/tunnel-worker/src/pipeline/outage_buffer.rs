@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use appliance_common::wire::{IPPROTO_TCP, IPV4_LEN, IPV6_LEN};
+use packet_rules::tcp::{FIN, SYN};
 use tunnel::Instant;
 
 /// Flows kept; of two flows with the same slot, the newer one stays.
@@ -117,10 +118,9 @@ fn kind(packet: &[u8]) -> Kind {
     let Some(&[offset, flags]) = packet.get(at + 12..).and_then(<[u8]>::first_chunk) else {
         return Kind::Other;
     };
-    const FIN_OR_SYN: u8 = 0x03;
     if protocol != IPPROTO_TCP {
         Kind::Other
-    } else if flags & FIN_OR_SYN != 0 || at + usize::from(offset >> 4) * 4 < end {
+    } else if flags & (FIN | SYN) != 0 || at + usize::from(offset >> 4) * 4 < end {
         Kind::SentAgain
     } else {
         Kind::Acknowledgement
