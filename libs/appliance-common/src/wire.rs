@@ -15,6 +15,7 @@ pub const VXLAN_LEN: usize = 8;
 pub const ARP_LEN: usize = 28;
 
 pub use packet_rules::{
+    circuit::{ID_BYTES as CIRCUIT_ID_LEN, MESSAGE_BYTES as CIRCUIT_MESSAGE_BYTES},
     ethernet::{ETHERTYPE_8021AD, ETHERTYPE_8021Q, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6},
     ipv4::HEADER_LEN as IPV4_LEN,
     ipv6::HEADER_LEN as IPV6_LEN,
@@ -67,10 +68,6 @@ pub const fn source_port(hash: u32) -> u16 {
 pub const SECURE_PORT: u16 = 6180;
 /// An empty data message (type 4), bytes: header and tag.
 pub const SECURE_DATA_MIN: usize = 32;
-/// A circuit ID, which may precede a message, bytes (`docs/gateway.md`).
-pub const CIRCUIT_ID_LEN: usize = 8;
-/// A message between the end of a circuit and its gateway, bytes.
-pub const CIRCUIT_MESSAGE_BYTES: usize = 64;
 /// The header that the programs write in front of an IP packet for a worker, bytes: network slot
 /// and flow hash (32 bits each, host byte order), and the segment header, which is encrypted with
 /// the packet.

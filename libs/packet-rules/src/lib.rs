@@ -2,7 +2,8 @@
 //!
 //! For: one definition of each decision that both sides of the data path make: whether a header is
 //! valid, whether an address may belong to a host, whether a message is an ICMP error, which
-//! SYN is clamped and how, which source may send, and how a checksum changes.
+//! SYN is clamped and how, which source may send, how a checksum changes, and how long a circuit
+//! message is.
 //! Never: a map, a counter, a packet copy, an allocation, a clock, unsafe code.
 //!
 //! ```text
@@ -23,6 +24,7 @@
 
 pub mod addr;
 pub mod checksum;
+pub mod circuit;
 pub mod ethernet;
 pub mod icmp;
 pub mod ipv4;

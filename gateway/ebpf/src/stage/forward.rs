@@ -6,6 +6,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use gateway_common::maps::{Circuit, End, Outcome};
+use packet_rules::circuit::MESSAGE_BYTES;
 use xdp_frame::{
     Window,
     fib::{Answer, Fib, Packet},
@@ -20,8 +21,7 @@ use crate::{
     maps::{ADMISSION, CIRCUITS, IDS, KNOWN, PORTS, STATS},
 };
 
-/// Length of a message, and the offset of its circuit ID (docs/gateway.md).
-const MESSAGE_BYTES: u32 = 64;
+/// Offset of the circuit ID in a message (docs/gateway.md).
 const MESSAGE_ID: usize = 12;
 
 /// Forwards a datagram and returns the XDP action. Writes to the packet only if it is forwarded.
@@ -146,7 +146,7 @@ pub fn admit<const L3: usize>(ctx: &XdpContext, d: &Datagram, why: Outcome) -> O
     let is_message = matches!(why, Outcome::Message);
     let id = if !is_message {
         d.id
-    } else if d.id != 0 || d.length() != MESSAGE_BYTES {
+    } else if d.id != 0 || d.length() != MESSAGE_BYTES as u32 {
         return Outcome::BadDatagram;
     } else if d.family == 4 {
         word(ctx, L3 + IPV4_LEN + UDP_LEN + MESSAGE_ID)

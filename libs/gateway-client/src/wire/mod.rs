@@ -9,12 +9,9 @@ use blake2::{
     Blake2sMac,
     digest::{FixedOutput as _, KeyInit as _, Update as _, consts::U16, consts::U32},
 };
+pub use packet_rules::circuit::{ID_BYTES, MESSAGE_BYTES};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-/// Length of a circuit ID, which precedes every tunnel datagram.
-pub const ID_BYTES: usize = 8;
-/// Length of every message in both directions: no answer is longer than its request.
-pub const MESSAGE_BYTES: usize = 64;
 /// Length of a key.
 pub const KEY_BYTES: usize = 32;
 /// Version of the messages.

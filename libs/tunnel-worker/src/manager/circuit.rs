@@ -10,20 +10,16 @@ use std::{
     time::Duration,
 };
 
-use appliance_common::wire::{CIRCUIT_ID_LEN, CIRCUIT_MESSAGE_BYTES};
 use gateway_client::{
     dial::{DialSettings, Dialler, Race, RaceSettings, Target, interleave},
     pool::{List, Report},
     selector::{self, GatewaySelector, GatewayState, Settings},
-    wire::{CircuitId, Datagram, ID_BYTES, Key, MESSAGE_BYTES, Side},
+    wire::{CircuitId, Datagram, Key, MESSAGE_BYTES, Side},
 };
 use tunnel::{Instant, Now, PeerPath};
 
 use super::tls_connections::TlsSpec;
 use crate::clock;
-
-// The programs and the crate agree on the layout of circuit messages.
-const _: () = assert!(CIRCUIT_ID_LEN == ID_BYTES && CIRCUIT_MESSAGE_BYTES == MESSAGE_BYTES);
 
 /// Time for TCP to connect to a gateway while other gateways wait.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
