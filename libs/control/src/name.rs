@@ -1,5 +1,8 @@
 //! Names of objects, and texts of other systems.
 
+/// Longest description, characters; whether a text is one. Plans and rules have the same.
+pub(crate) use failover::{MAX_DESCRIPTION as DESCRIPTION, is_description};
+
 /// Longest name of an object, characters.
 pub(crate) const NAME: usize = 32;
 /// Most entries of a list that has no smaller bound of its own.
@@ -8,8 +11,6 @@ pub(crate) const LIST: usize = 256;
 pub(crate) const LIST_RULE: &str = "write at most 256";
 /// Longest name that another system gave, such as a switch or a virtual machine, characters.
 pub(crate) const FOREIGN_NAME: usize = 128;
-/// Longest description, characters.
-pub(crate) const DESCRIPTION: usize = 256;
 
 /// Names of objects, as a regular expression.
 pub const NAME_PATTERN: &str = "^[a-z0-9][a-z0-9-]{0,31}$";
@@ -34,11 +35,6 @@ pub(crate) fn is_foreign_name(name: &str) -> bool {
     (1..=FOREIGN_NAME).contains(&name.chars().count())
         && name.trim() == name
         && !name.chars().any(char::is_control)
-}
-
-/// Whether this is a description: short enough, on one line.
-pub(crate) fn is_description(text: &str) -> bool {
-    text.chars().count() <= DESCRIPTION && !text.chars().any(char::is_control)
 }
 
 /// The name as one segment of a key: without `/`.

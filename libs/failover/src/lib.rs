@@ -26,7 +26,9 @@ mod rules;
 pub use plan::{Allow, Plan, PlanErrors, PlanNetwork, PlanProblem};
 pub use port::{PortError, PortRange};
 pub use prefix::{IpPrefix, IpPrefixError};
-pub use rule::{Protocol, Rule, RuleError, RuleTarget};
+pub use rule::{
+    DESCRIPTION as MAX_DESCRIPTION, Protocol, Rule, RuleError, RuleTarget, is_description,
+};
 pub use rules::{NetworkContext, ReservedAddress, RuleChange, RuleProblem, RuleSet, TenantContext};
 
 /// The port over which the appliance is managed. No rule makes it public.

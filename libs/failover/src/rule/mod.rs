@@ -19,7 +19,7 @@ use line::address_and_port;
 /// Longest name of a rule or a plan, characters.
 pub(crate) const NAME: usize = 64;
 /// Longest description of a rule or a plan, characters.
-pub(crate) const DESCRIPTION: usize = 256;
+pub const DESCRIPTION: usize = 256;
 
 /// Protocols of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -338,8 +338,9 @@ pub(crate) fn is_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= NAME && name.chars().all(plain)
 }
 
-/// Whether this is a valid description: short enough, on one line.
-pub(crate) fn is_description(text: &str) -> bool {
+/// Whether this is a valid description: at most 256 characters, on one line.
+#[must_use]
+pub fn is_description(text: &str) -> bool {
     text.chars().count() <= DESCRIPTION && !text.chars().any(char::is_control)
 }
 
