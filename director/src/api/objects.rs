@@ -14,7 +14,7 @@ use super::{
     answer::{Answer, Problem},
     document::{list_of, object_of, schema},
     people::remove_users_of_deleted,
-    request::Call,
+    request::{Call, LARGEST_PAGE},
     table::{Answering, Operation, Parameter, ResponseHeader, Success, Values},
 };
 use crate::{
@@ -24,10 +24,6 @@ use crate::{
     people::Actor,
     roles::{AccessScope, ObjectGroup, Verb, access_scope},
 };
-
-/// Objects on a page unless asked otherwise, and at most.
-const PAGE_SIZE: u64 = 100;
-const LARGEST_PAGE: u64 = 1000;
 
 /// A kind of the API.
 pub(super) trait Served: Kind<Status: ToSchema> + ToSchema {
@@ -307,7 +303,7 @@ async fn list<K: Served>(call: Call) -> Result<Answer, Problem> {
     let actor = call.actor()?;
     let (tenant, _) = place::<K>(&call);
     authorize(actor, K::GROUP, Verb::Read, tenant)?;
-    let limit = call.query.number("limit", PAGE_SIZE, 1..=LARGEST_PAGE)?;
+    let limit = call.query.limit()?;
     let after = call.query.get("page").map(page).transpose()?;
     let live = call.director.live().await?;
     if let Some(tenant) = tenant

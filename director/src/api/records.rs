@@ -14,7 +14,7 @@ use super::{
     answer::{Answer, Problem},
     document::{document, schema},
     objects::authorize,
-    request::Call,
+    request::{Call, LARGEST_PAGE},
     table::{Operation, Parameter, Success, Values},
 };
 use crate::{
@@ -23,9 +23,6 @@ use crate::{
     roles::{ObjectGroup, Verb},
 };
 
-/// Entries on a page unless asked otherwise, and at most.
-const PAGE_SIZE: u64 = 100;
-const LARGEST_PAGE: u64 = 1000;
 /// Bytes after which a page ends: an entry of a change of many objects is long.
 const LARGEST_BYTES: usize = 4 << 20;
 /// Entries that a request reads at most: few of them may concern a tenant, and its page is then
@@ -112,7 +109,7 @@ async fn list(call: Call) -> Result<Answer, Problem> {
     authorize(actor, ObjectGroup::Audit, Verb::Read, None)?;
     // The reader sees what came before the request.
     call.director.flush_accesses().await?;
-    let limit = call.query.number("limit", PAGE_SIZE, 1..=LARGEST_PAGE)?;
+    let limit = call.query.limit()?;
     let mut after = call.query.number("after", 0, 0..=u64::MAX)?;
     let (last, since) = {
         let live = call.director.live().await?;

@@ -20,6 +20,10 @@ use crate::{
 
 /// Longest reason and longest `Idempotency-Key`, characters.
 pub(super) const MAX_HEADER_LEN: usize = 256;
+/// Entries on a page unless asked otherwise.
+const PAGE_SIZE: u64 = 100;
+/// Entries on a page at most.
+pub(super) const LARGEST_PAGE: u64 = 1000;
 
 /// A request of an operation.
 pub struct Call {
@@ -318,6 +322,11 @@ impl Query {
                 "{name}: {other:?}: write true or false"
             ))),
         }
+    }
+
+    /// How many entries a page is to have.
+    pub(super) fn limit(&self) -> Result<u64, Problem> {
+        self.number("limit", PAGE_SIZE, 1..=LARGEST_PAGE)
     }
 
     /// A number within bounds.
