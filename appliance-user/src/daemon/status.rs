@@ -35,7 +35,7 @@ use crate::{
 /// Counter of redirects that the kernel refused.
 pub(super) const REDIRECT_FAILED: &str = "xdp_redirect_failed";
 
-/// What the daemon reports of itself, beside what the controller knows.
+/// Reports of the daemon itself, beside those of the controller.
 pub(super) struct Reports {
     pub packet_health: PacketHealth,
     pub kernel_drops: KernelDrops,

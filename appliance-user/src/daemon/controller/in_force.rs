@@ -1,5 +1,5 @@
-//! What is in force: the configuration with its keys, and the operator's decisions; and the files
-//! that they come from.
+//! Configuration, keys and the operator's decisions that are in force, and the files that they come
+//! from.
 
 use std::{
     collections::BTreeSet,

@@ -2,7 +2,7 @@
 //!
 //! For: what a change is about. Only the controller attaches programs, writes tables, and gives
 //! tunnels their peers; others read it by shared borrows, and change what is in force by a
-//! [`Proposal`]. Never: polling the engines. It tells them what is in force, and the loop polls them
+//! [`Proposal`]. Never: polling the engines. It tells them what is in force; the loop polls them
 //! and carries their outputs out.
 //!
 //! | module | contents |
@@ -57,7 +57,7 @@ use crate::{
     state::State,
 };
 
-/// What is in force, and the parts of the machine that follow it.
+/// Configuration, keys and state in force, and the parts of the machine that follow them.
 pub(super) struct Controller {
     files: Files,
     in_force: InForce,
@@ -75,7 +75,7 @@ pub(super) struct Controller {
     adopted_neighbours: bool,
 }
 
-/// What the controller waits for.
+/// An event of the controller's own parts.
 pub(super) enum Event {
     /// Handshakes, timers or reports of the workers.
     Tunnels,
@@ -171,7 +171,7 @@ impl Controller {
         &self.tunnels
     }
 
-    /// The names of gateways.
+    /// DNS names of gateways, with the addresses that were found for them.
     pub const fn gateway_names(&self) -> &GatewayNames {
         &self.gateway_names
     }
