@@ -301,7 +301,13 @@ fn owners_of_addresses_are_found_and_wrong_neighbours_of_the_uplink_are_replaced
         }
         ip_on(host, "del", address);
     }
+    let forwards = || {
+        let setting = ["cat", "/proc/sys/net/ipv4/ip_forward"];
+        site.ok(PROVIDER, &setting).trim().to_owned()
+    };
+    assert_eq!(forwards(), "0", "a refused switch leaves it");
     site.mode_full("acme").unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(forwards(), "1");
 
     // A rule on a public address that the plan does not use.
     let spare = ["address", "203.0.113.25/24", "dev", "uplink"];

@@ -170,6 +170,7 @@ impl Daemon {
         if switch.is_empty() {
             return Ok((kind, changes));
         }
+        modes::enable_forwarding(&self.controller, tenant, &switch)?;
         self.change(Proposal::state(switch.state)).await?;
         tracing::info!(
             tenant,

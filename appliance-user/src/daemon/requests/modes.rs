@@ -86,27 +86,39 @@ pub(super) fn propose_switch(
             (_, Some(plan)) => unfit_for_full(controller, tenant, plan),
         },
     };
-    let has_plan = plan.is_some();
     let asked = SwitchRequest {
         goal,
         plan,
         force: options.force,
     };
-    let switch = switch(
+    switch(
         controller.config(),
         controller.state(),
         asked,
         &circumstances,
         &mut OsRandom,
     )
-    .map_err(|refusal| RequestRefusal::new("conflict", refusal.to_string()))?;
-    if has_plan && !switch.is_empty() {
-        ip_forwarding::enable().map_err(|error| {
-            let appliance = &controller.config().name;
-            RequestRefusal::new("conflict", format!("appliance {appliance:?}: {error}"))
-        })?;
+    .map_err(|refusal| RequestRefusal::new("conflict", refusal.to_string()))
+}
+
+/// Enables IP forwarding if the switch is one to full failover. Call it after all checks: a refused
+/// switch leaves the settings of the kernel as they were.
+///
+/// # Errors
+/// A refusal with the reason, when a sysctl cannot be written.
+pub(super) fn enable_forwarding(
+    controller: &Controller,
+    tenant: &str,
+    switch: &Switch,
+) -> Result<(), RequestRefusal> {
+    let mode = switch.state.modes.get(tenant);
+    if mode.is_none_or(|mode| mode.failover.plan().is_none()) {
+        return Ok(());
     }
-    Ok(switch)
+    ip_forwarding::enable().map_err(|error| {
+        let appliance = &controller.config().name;
+        RequestRefusal::new("conflict", format!("appliance {appliance:?}: {error}"))
+    })
 }
 
 /// The goal that a mode's name and the options mean, with the plan of a full failover.
