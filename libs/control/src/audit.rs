@@ -62,9 +62,10 @@ pub struct Entry {
     /// All objects that the change created, changed or removed; none for a refusal or a read.
     #[schema(value_type = Vec<Object>)]
     pub changes: Vec<Difference>,
-    /// Hash of the entry before.
+    /// Hash of the entry before; left out where a part of the entry is shown.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub previous: String,
-    /// SHA-256 of this entry without this field, hexadecimal.
+    /// SHA-256 of this entry without this field, hexadecimal; left out where a part is shown.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub hash: String,
 }

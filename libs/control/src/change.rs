@@ -222,7 +222,8 @@ fn scope<K: Kind>(tenant: &str, rule: &str) -> Refusal {
     }
 }
 
-fn check<K: Kind>(
+/// Checks the name, the owner and the spec of an object by itself.
+pub(crate) fn check<K: Kind>(
     tenant: Option<&str>,
     name: &str,
     owner: Option<&str>,

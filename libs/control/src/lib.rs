@@ -30,6 +30,7 @@ mod catalogue;
 mod change;
 mod claims;
 mod condition;
+mod contradictions;
 mod difference;
 mod draft;
 pub mod json;

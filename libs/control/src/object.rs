@@ -75,6 +75,18 @@ pub trait Rules: Sized {
     where
         Self: Kind;
 
+    /// Checks an object against the others of the state, as far as every change of it does,
+    /// whatever it was before. [`Rules::put`] has the checks that depend on that.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    fn stands(_: &Object<Self>, _: &State) -> Result<(), Refusal>
+    where
+        Self: Kind,
+    {
+        Ok(())
+    }
+
     /// Checks a new object or a new spec against the state, fills in its status, and adds other
     /// objects and claims to the draft. The caller adds the object itself.
     ///

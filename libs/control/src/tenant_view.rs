@@ -3,11 +3,12 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use failover::{IpPrefix, NetworkContext, RuleSet, TenantContext};
+use failover::{IpPrefix, NetworkContext, ReservedAddress, RuleSet, TenantContext};
 use serde_json::{Value, json};
 
 use crate::{
-    Conflict, Network, Object, Plan, Policy, Refusal, Rule, State, addressing::machine_problem,
+    Appliance, Conflict, Network, Object, Plan, Policy, Refusal, Rule, State, Uplink,
+    addressing::machine_problem,
 };
 
 /// A tenant's objects after a change.
@@ -16,6 +17,8 @@ pub(crate) struct TenantView {
     /// Networks, and whether they have internet access.
     networks: BTreeMap<String, (Network, bool)>,
     addresses: Vec<IpAddr>,
+    /// Uplinks of its appliances, by name.
+    uplinks: BTreeMap<String, Uplink>,
     policies: Vec<Policy>,
     pub(crate) rules: BTreeMap<String, Rule>,
     pub(crate) plans: BTreeMap<String, Plan>,
@@ -26,6 +29,7 @@ impl TenantView {
     pub(crate) fn of(state: &State, tenant: &str) -> Self {
         let networks = state.networks.of_tenant(tenant);
         let addresses = state.addresses.of_tenant(tenant);
+        let appliances = state.appliances.of_tenant(tenant);
         let policies = state.policies.of_tenant(tenant);
         let rules = state.rules.of_tenant(tenant);
         let plans = state.plans.of_tenant(tenant);
@@ -36,6 +40,9 @@ impl TenantView {
                 .collect(),
             addresses: addresses
                 .filter_map(|address| address.status.address)
+                .collect(),
+            uplinks: appliances
+                .map(|a| (a.name().to_owned(), a.spec.uplink.clone()))
                 .collect(),
             policies: policies.map(|policy| policy.spec.clone()).collect(),
             rules: rules
@@ -53,6 +60,28 @@ impl TenantView {
         self.networks.insert(network.name().to_owned(), value);
     }
 
+    /// Replaces an appliance.
+    pub(crate) fn set_appliance(&mut self, appliance: &Object<Appliance>) {
+        let uplink = appliance.spec.uplink.clone();
+        self.uplinks.insert(appliance.name().to_owned(), uplink);
+    }
+
+    /// Addresses of its appliances' uplinks and of their routers: appliance, field, address, and
+    /// what it is.
+    fn reserved(&self) -> impl Iterator<Item = (&str, &'static str, ReservedAddress)> {
+        self.uplinks.iter().flat_map(|(name, uplink)| {
+            let of = |field, what, address: Option<IpAddr>| {
+                let owner = format!("{what} of appliance {name:?}");
+                let reserved = address.map(|address| ReservedAddress { address, owner });
+                reserved.map(|reserved| (name.as_str(), field, reserved))
+            };
+            let address = of("uplink.address", "the uplink's address", uplink.address());
+            address
+                .into_iter()
+                .chain(of("uplink.router", "the uplink's router", uplink.router()))
+        })
+    }
+
     /// The tenant for the checks of rules and plans. Other tenants' networks are not named: the
     /// tenant must not learn of them.
     pub(crate) fn context(&self) -> TenantContext {
@@ -68,6 +97,7 @@ impl TenantView {
         TenantContext {
             name: self.tenant.clone(),
             allocation: self.addresses.iter().copied().map(IpPrefix::host).collect(),
+            reserved: self.reserved().map(|(_, _, reserved)| reserved).collect(),
             networks: networks.collect(),
             ..TenantContext::default()
         }
@@ -109,6 +139,19 @@ impl TenantView {
         let name = network.name();
         if network.spec.gateways.is_empty() {
             return Ok(());
+        }
+        for (appliance, field, reserved) in self.reserved() {
+            let ReservedAddress { address, owner } = reserved;
+            if network.spec.gateways.contains(&address) {
+                let conflict = Conflict::new::<Appliance>(appliance, field, address);
+                return Err(Refusal::conflict(
+                    format!(
+                        "network {name:?}: gateway {address} is {owner}: write the address of the \
+                         network's router"
+                    ),
+                    vec![conflict.of(&self.tenant)],
+                ));
+            }
         }
         let plan = json!({
             "name": "gateways",

@@ -13,20 +13,20 @@ use crate::{
 /// VLANs or addresses of a pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Amount {
-    /// Those of the pool; at most 2^64 - 1, which stands for any greater number.
-    pub total: u64,
+    /// Those of the pool; `null` for 2^64 or more, as of a prefix of IPv6 of 64 bits or less.
+    pub total: Option<u64>,
     /// Those that tenants have.
     pub used: u64,
-    /// Those that are left.
-    pub free: u64,
+    /// Those that are left; `null` where `total` is.
+    pub free: Option<u64>,
 }
 
 impl Amount {
-    const fn new(total: u64, used: u64) -> Self {
+    fn new(total: Option<u64>, used: u64) -> Self {
         Self {
             total,
             used,
-            free: total.saturating_sub(used),
+            free: total.map(|total| total.saturating_sub(used)),
         }
     }
 }
@@ -137,7 +137,8 @@ pub fn vlan_pool_usage(state: &State, name: &str) -> Option<VlanPoolUsage> {
     };
     let amount = |internet: bool| {
         let used = networks().filter(|network| network.status.internet == internet);
-        Amount::new(pool.vlans(internet).count() as u64, used.count() as u64)
+        let total = pool.vlans(internet).count() as u64;
+        Amount::new(Some(total), used.count() as u64)
     };
     Some(VlanPoolUsage {
         with_internet: amount(true),
@@ -150,9 +151,9 @@ pub fn vlan_pool_usage(state: &State, name: &str) -> Option<VlanPoolUsage> {
 #[must_use]
 pub fn address_pool_usage(state: &State, name: &str) -> Option<AddressPoolUsage> {
     let pool = &state.get::<AddressPool>(None, name)?.spec;
-    let total = pool.ranges.iter().fold(0_u64, |total, range| {
-        total.saturating_add(count(range.first(), range.last()))
-    });
+    let counts = pool.ranges.iter();
+    let mut counts = counts.map(|range| count(range.first(), range.last()));
+    let total = counts.try_fold(0_u64, |total, count| total.checked_add(count?));
     let addresses = state.addresses.iter();
     let tenants = parts(
         addresses
@@ -166,14 +167,14 @@ pub fn address_pool_usage(state: &State, name: &str) -> Option<AddressPoolUsage>
     })
 }
 
-/// Number of addresses from a first to a last of the same family; at most 2^64 - 1.
-fn count(first: IpAddr, last: IpAddr) -> u64 {
+/// Number of addresses from a first to a last of the same family; `None` for 2^64 or more.
+fn count(first: IpAddr, last: IpAddr) -> Option<u64> {
     let number = |address| match address {
         IpAddr::V4(v4) => u128::from(u32::from(v4)),
         IpAddr::V6(v6) => u128::from(v6),
     };
-    let between = number(last).saturating_sub(number(first));
-    u64::try_from(between).map_or(u64::MAX, |between| between.saturating_add(1))
+    let between = u64::try_from(number(last).saturating_sub(number(first)));
+    between.ok()?.checked_add(1)
 }
 
 /// The subscriptions to a hardware plan; `None` if it does not exist.

@@ -93,6 +93,23 @@ pub enum Error {
     Stopped,
 }
 
+impl Error {
+    /// Whether the disk, or the quota of it, is full.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Sql { source, .. } => {
+                source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
+            }
+            Self::File { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            ),
+            _ => false,
+        }
+    }
+}
+
 /// A commit did not happen, or it is not known whether it did.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CommitError {

@@ -149,5 +149,6 @@ pub trait Store: Clone + Send + Sync + 'static {
     }
 }
 
-/// Most changes in one answer, unless one commit has more.
+/// Most changes in one answer, and bytes of values after which it ends, unless one commit has more.
 const MAX_CHANGES: usize = 1000;
+const MAX_CHANGES_BYTES: usize = 4 << 20;

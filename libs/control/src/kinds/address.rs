@@ -212,12 +212,29 @@ fn requested(
             vec![conflict.of(tenant)],
         ));
     }
+    if let Some(rule) = leading_to(draft, tenant, address) {
+        let conflict = Conflict::new::<Rule>(rule.name(), "internal_ip", address);
+        return Err(Refusal::conflict(
+            format!(
+                "{address} is the machine's address of rule {:?} of tenant {tenant:?}: assign \
+                 another address, or omit it to take the next free one",
+                rule.name()
+            ),
+            vec![conflict.of(tenant)],
+        ));
+    }
     Ok(address)
 }
 
+/// The tenant's rule that leads to this address.
+fn leading_to<'s>(draft: &Draft<'s>, tenant: &str, address: IpAddr) -> Option<&'s Object<Rule>> {
+    let mut rules = draft.state.rules.of_tenant(tenant);
+    rules.find(|rule| rule.spec.internal_ip == address)
+}
+
 /// The pool's first address that has no claim and that the tenant may have. It looks at some
-/// addresses more than there are claims: those of the tenant's default gateways, and the network
-/// and broadcast address of the pool's prefix.
+/// addresses more than there are claims: those of the tenant's default gateways and of its rules'
+/// machines, and the network and broadcast address of the pool's prefix.
 fn next_free(
     draft: &Draft<'_>,
     pool: &Object<AddressPool>,
@@ -229,6 +246,7 @@ fn next_free(
         draft.is_free(&address_claim(*address))
             && host_problem(*address, prefix).is_none()
             && with_gateway(draft.state, tenant, *address).is_none()
+            && leading_to(draft, tenant, *address).is_none()
     });
     free.ok_or_else(|| {
         Refusal::new(

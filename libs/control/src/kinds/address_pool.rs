@@ -87,13 +87,17 @@ impl Rules for AddressPool {
         problems.require(is_description(text), "description", text, DESCRIPTION_RULE);
     }
 
+    fn stands(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
+        refuse_overlap(state, object)?;
+        refuse_own_addresses(state, object)
+    }
+
     fn put(
         old: Option<&Object<Self>>,
         new: &mut Object<Self>,
         draft: &mut Draft<'_>,
     ) -> Result<(), Refusal> {
-        refuse_overlap(draft.state, new)?;
-        refuse_own_addresses(draft.state, new)?;
+        Self::stands(new, draft.state)?;
         let Some(old) = old else {
             return Ok(());
         };

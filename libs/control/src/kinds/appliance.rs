@@ -15,6 +15,7 @@ use crate::{
     object::Rules,
     refusal::Problems,
     schema::{AddressText, Line},
+    tenant_view::TenantView,
 };
 
 /// A tenant's appliance on one host of the provider. A subscription makes it; it has the host's
@@ -69,7 +70,7 @@ kind!(
 
 impl Uplink {
     /// The static address, if there is one.
-    pub(super) const fn address(&self) -> Option<IpAddr> {
+    pub(crate) const fn address(&self) -> Option<IpAddr> {
         match self {
             Self::Dhcp => None,
             Self::Static { address, .. } => Some(*address),
@@ -77,7 +78,7 @@ impl Uplink {
     }
 
     /// The static next hop, if there is one.
-    pub(super) const fn router(&self) -> Option<IpAddr> {
+    pub(crate) const fn router(&self) -> Option<IpAddr> {
         match self {
             Self::Dhcp => None,
             Self::Static { router, .. } => Some(*router),
@@ -152,6 +153,15 @@ impl Rules for Appliance {
         problems.require(is_description(text), "description", text, DESCRIPTION_RULE);
     }
 
+    fn stands(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
+        let Some(address) = object.spec.uplink.address() else {
+            return Ok(());
+        };
+        let own = Some((object.tenant(), object.name()));
+        refuse_taken(state, address, own, None)?;
+        refuse_router(state, object)
+    }
+
     fn put(
         old: Option<&Object<Self>>,
         new: &mut Object<Self>,
@@ -171,12 +181,8 @@ impl Rules for Appliance {
                 vec![Conflict::new::<Subscription>(name, field, uplink).of(new.tenant())],
             ));
         }
-        let Some(address) = new.spec.uplink.address() else {
-            return Ok(());
-        };
-        let own = Some((new.tenant(), new.name()));
-        refuse_taken(draft.state, address, own, None)?;
-        refuse_router(draft.state, new)
+        Self::stands(new, draft.state)?;
+        refuse_inside(draft.state, new)
     }
 
     fn delete(old: &Object<Self>, _: &mut Draft<'_>) -> Result<(), Refusal> {
@@ -245,6 +251,20 @@ pub(super) fn refuse_taken(
             first.kind, first.name, first.field
         )
     })
+}
+
+/// Refuses an uplink whose address or router a network of the tenant has as its gateway, or a rule
+/// leads to.
+pub(super) fn refuse_inside(state: &State, new: &Object<Appliance>) -> Result<(), Refusal> {
+    if new.spec.uplink.address().is_none() {
+        return Ok(());
+    }
+    let tenant = new.tenant();
+    let mut view = TenantView::of(state, tenant);
+    view.set_appliance(new);
+    let mut networks = state.networks.of_tenant(tenant);
+    networks.try_for_each(|network| view.check_gateways(network))?;
+    view.check_all(&format!("appliance {:?} cannot be changed", new.name()))
 }
 
 /// Refuses an uplink whose router has the address of another object, or whose prefix has its

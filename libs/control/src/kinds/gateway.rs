@@ -99,6 +99,13 @@ impl Rules for Gateway {
         problems.require(is_description(text), "description", text, DESCRIPTION_RULE);
     }
 
+    fn stands(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
+        for address in &object.spec.addresses {
+            refuse_taken(state, *address, None, Some(object.name()))?;
+        }
+        Ok(())
+    }
+
     fn put(
         old: Option<&Object<Self>>,
         new: &mut Object<Self>,
@@ -112,9 +119,7 @@ impl Rules for Gateway {
             problems.add("addresses", count, rule);
             problems.into_result()?;
         }
-        for address in &new.spec.addresses {
-            refuse_taken(draft.state, *address, None, Some(new.name()))?;
-        }
+        Self::stands(new, draft.state)?;
         if old.is_some_and(|old| old.spec.is_open()) && !new.spec.is_open() {
             let name = new.name().to_owned();
             let done = if new.spec.enabled {

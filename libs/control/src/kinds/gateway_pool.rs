@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::{Gateway, Tenant, gateway::check_gateways_in_use, kind};
 use crate::{
-    Conflict, Nothing, Object, Refusal,
+    Conflict, Nothing, Object, Refusal, State,
     draft::{Draft, shown},
     name::{DESCRIPTION_RULE, LIST, LIST_RULE, NAME_RULE, is_description, is_name},
     object::Rules,
@@ -62,14 +62,9 @@ impl Rules for GatewayPool {
         problems.require(is_description(text), "description", text, DESCRIPTION_RULE);
     }
 
-    fn put(
-        old: Option<&Object<Self>>,
-        new: &mut Object<Self>,
-        draft: &mut Draft<'_>,
-    ) -> Result<(), Refusal> {
-        let state = draft.state;
-        let name = new.name().to_owned();
-        let missing: Vec<_> = new
+    fn stands(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
+        let name = object.name();
+        let missing: Vec<_> = object
             .spec
             .gateways
             .iter()
@@ -92,7 +87,7 @@ impl Rules for GatewayPool {
                 .spec
                 .gateways
                 .iter()
-                .filter(|g| new.spec.gateways.contains(g));
+                .filter(|g| object.spec.gateways.contains(g));
             taken.extend(both.map(|g| Conflict::new::<Self>(other.name(), "gateways", g)));
         }
         Refusal::of_conflicts(taken, |first| {
@@ -101,7 +96,16 @@ impl Rules for GatewayPool {
                  out of that pool first",
                 first.value, first.name
             )
-        })?;
+        })
+    }
+
+    fn put(
+        old: Option<&Object<Self>>,
+        new: &mut Object<Self>,
+        draft: &mut Draft<'_>,
+    ) -> Result<(), Refusal> {
+        Self::stands(new, draft.state)?;
+        let name = new.name().to_owned();
         let done = if old.is_some() { "changed" } else { "created" };
         let gateways = new.spec.gateways.clone();
         check_gateways_in_use(

@@ -80,22 +80,17 @@ impl Rules for HardwarePlan {
         problems.require(is_description(text), "description", text, DESCRIPTION_RULE);
     }
 
+    fn stands(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
+        pool_of(object, state).map(drop)
+    }
+
     fn put(
         old: Option<&Object<Self>>,
         new: &mut Object<Self>,
         draft: &mut Draft<'_>,
     ) -> Result<(), Refusal> {
         let name = &new.spec.vlan_pool;
-        let Some(pool) = draft.state.vlan_pools.get("", name) else {
-            let pools: Vec<_> = draft.state.vlan_pools.iter().map(Object::name).collect();
-            return Err(Refusal::conflict(
-                format!(
-                    "vlan_pool: {name:?} does not exist: create the pool first, or use one of {}",
-                    shown(&pools)
-                ),
-                vec![Conflict::new::<VlanPool>(name, "name", name)],
-            ));
-        };
+        let pool = pool_of(new, draft.state)?;
         let Some(old) = old else {
             return Ok(());
         };
@@ -216,4 +211,25 @@ pub(super) fn used(network: &Object<Network>, uses: &[Conflict]) -> String {
         network.tenant(),
         users.join(", ")
     )
+}
+
+/// The VLAN pool of a plan.
+///
+/// # Errors
+/// A refusal that lists the pools.
+fn pool_of<'s>(
+    plan: &Object<HardwarePlan>,
+    state: &'s State,
+) -> Result<&'s Object<VlanPool>, Refusal> {
+    let name = &plan.spec.vlan_pool;
+    state.vlan_pools.get("", name).ok_or_else(|| {
+        let pools: Vec<_> = state.vlan_pools.iter().map(Object::name).collect();
+        Refusal::conflict(
+            format!(
+                "vlan_pool: {name:?} does not exist: create the pool first, or use one of {}",
+                shown(&pools)
+            ),
+            vec![Conflict::new::<VlanPool>(name, "name", name)],
+        )
+    })
 }

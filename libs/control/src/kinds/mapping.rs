@@ -39,41 +39,44 @@ impl Rules for Mapping {
         problems.require(is_name(replica), "replica", replica, NAME_RULE);
     }
 
-    fn put(
-        old: Option<&Object<Self>>,
-        new: &mut Object<Self>,
-        draft: &mut Draft<'_>,
-    ) -> Result<(), Refusal> {
-        let tenant = new.tenant().to_owned();
-        if old.is_some() {
-            draft.must_be_idle(&tenant, "change a mapping")?;
-        }
-        require_network(draft.state, &tenant, "replica", &new.spec.replica)?;
+    fn stands(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
+        let tenant = object.tenant();
+        require_network(state, tenant, "replica", &object.spec.replica)?;
         let mut conflicts = Vec::new();
-        for other in draft.state.mappings.of_tenant(&tenant) {
-            if other.name() == new.name() {
+        for other in state.mappings.of_tenant(tenant) {
+            if other.name() == object.name() {
                 continue;
             }
-            let (theirs, ours) = (&other.spec, &new.spec);
+            let (theirs, ours) = (&other.spec, &object.spec);
             if theirs.production == ours.production {
                 let value = &theirs.production;
-                conflicts
-                    .push(Conflict::new::<Self>(other.name(), "production", value).of(&tenant));
+                conflicts.push(Conflict::new::<Self>(other.name(), "production", value).of(tenant));
             }
             if theirs.replica == ours.replica {
                 let value = &theirs.replica;
-                conflicts.push(Conflict::new::<Self>(other.name(), "replica", value).of(&tenant));
+                conflicts.push(Conflict::new::<Self>(other.name(), "replica", value).of(tenant));
             }
         }
         Refusal::of_conflicts(conflicts, |first| {
             format!(
                 "mapping {:?}: {} {:?} is in mapping {:?}: map each network once",
-                new.name(),
+                object.name(),
                 first.field,
                 first.value,
                 first.name
             )
         })
+    }
+
+    fn put(
+        old: Option<&Object<Self>>,
+        new: &mut Object<Self>,
+        draft: &mut Draft<'_>,
+    ) -> Result<(), Refusal> {
+        if old.is_some() {
+            draft.must_be_idle(new.tenant(), "change a mapping")?;
+        }
+        Self::stands(new, draft.state)
     }
 
     fn delete(old: &Object<Self>, draft: &mut Draft<'_>) -> Result<(), Refusal> {

@@ -101,6 +101,11 @@ impl Rules for Network {
         problems.require(is_description(text), "description", text, DESCRIPTION_RULE);
     }
 
+    fn stands(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
+        refuse_overlap(state, object)?;
+        refuse_public_gateways(state, object)
+    }
+
     fn put(
         old: Option<&Object<Self>>,
         new: &mut Object<Self>,

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::{Rule, kind, mapping::require_network, yes};
 use crate::{
-    Condition, Conflict, Mode, Nothing, Object, Observed, Refusal,
+    Condition, Conflict, Mode, Nothing, Object, Observed, Refusal, State,
     draft::Draft,
     name::{
         DESCRIPTION_RULE, FOREIGN_RULE, LIST, LIST_RULE, NAME_RULE, is_description,
@@ -284,27 +284,32 @@ impl Rules for Plan {
         problems.require(is_description(text), "description", text, DESCRIPTION_RULE);
     }
 
-    fn put(
-        _: Option<&Object<Self>>,
-        new: &mut Object<Self>,
-        draft: &mut Draft<'_>,
-    ) -> Result<(), Refusal> {
-        let tenant = new.tenant().to_owned();
-        check_networks(new, draft)?;
-        refuse_vms_of_others(new, draft)?;
-        let missing: Vec<_> = new
+    fn stands(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
+        let tenant = object.tenant();
+        check_networks(object, state)?;
+        refuse_vms_of_others(object, state)?;
+        let missing: Vec<_> = object
             .spec
             .rules
             .iter()
-            .filter(|rule| draft.state.rules.get(&tenant, rule).is_none())
-            .map(|rule| Conflict::new::<Rule>(rule, "name", rule).of(&tenant))
+            .filter(|rule| state.rules.get(tenant, rule).is_none())
+            .map(|rule| Conflict::new::<Rule>(rule, "name", rule).of(tenant))
             .collect();
         Refusal::of_conflicts(missing, |first| {
             format!(
                 "rules: {:?} does not exist: create the rule first",
                 first.name
             )
-        })?;
+        })
+    }
+
+    fn put(
+        _: Option<&Object<Self>>,
+        new: &mut Object<Self>,
+        draft: &mut Draft<'_>,
+    ) -> Result<(), Refusal> {
+        Self::stands(new, draft.state)?;
+        let tenant = new.tenant().to_owned();
         let mut view = TenantView::of(draft.state, &tenant);
         view.plans.insert(new.name().to_owned(), new.spec.clone());
         view.check_plan(new.name(), &new.spec).map_err(|text| {
@@ -416,11 +421,11 @@ fn is_hook(hook: &str) -> bool {
 }
 
 /// Checks that the networks exist, have a default gateway, and may have internet access.
-fn check_networks(plan: &Object<Plan>, draft: &Draft<'_>) -> Result<(), Refusal> {
+fn check_networks(plan: &Object<Plan>, state: &State) -> Result<(), Refusal> {
     let tenant = plan.tenant();
     for wanted in &plan.spec.networks {
         let name = &wanted.name;
-        let network = require_network(draft.state, tenant, "networks", name)?;
+        let network = require_network(state, tenant, "networks", name)?;
         let conflict =
             |field, value| vec![Conflict::new::<super::Network>(name, field, value).of(tenant)];
         if network.spec.gateways.is_empty() {
@@ -449,14 +454,14 @@ fn check_networks(plan: &Object<Plan>, draft: &Draft<'_>) -> Result<(), Refusal>
 
 /// Refuses machines that another plan of the tenant has, and addresses of other machines there: the
 /// prefixes of a tenant's networks do not overlap, so that an address is in one network.
-fn refuse_vms_of_others(plan: &Object<Plan>, draft: &Draft<'_>) -> Result<(), Refusal> {
+fn refuse_vms_of_others(plan: &Object<Plan>, state: &State) -> Result<(), Refusal> {
     let tenant = plan.tenant();
     let vms = plan.spec.vms.iter();
     let names: BTreeSet<_> = vms.clone().map(|vm| vm.name.as_str()).collect();
     let addresses: BTreeSet<_> = vms.flat_map(|vm| &vm.addresses).collect();
     let mut conflicts = Vec::new();
     let mut texts = Vec::new();
-    for other in draft.state.plans.of_tenant(tenant) {
+    for other in state.plans.of_tenant(tenant) {
         if other.name() == plan.name() {
             continue;
         }

@@ -5,7 +5,7 @@ use utoipa::ToSchema;
 
 use super::{kind, mapping::require_network, yes};
 use crate::{
-    Conflict, Nothing, Object, Refusal,
+    Conflict, Nothing, Object, Refusal, State,
     draft::Draft,
     name::{NAME_RULE, is_name},
     object::Rules,
@@ -54,35 +54,39 @@ impl Rules for Policy {
         );
     }
 
-    fn put(
-        _: Option<&Object<Self>>,
-        new: &mut Object<Self>,
-        draft: &mut Draft<'_>,
-    ) -> Result<(), Refusal> {
-        let tenant = new.tenant().to_owned();
-        for (field, network) in [("from", &new.spec.from), ("to", &new.spec.to)] {
-            require_network(draft.state, &tenant, field, network)?;
+    fn stands(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
+        let tenant = object.tenant();
+        for (field, network) in [("from", &object.spec.from), ("to", &object.spec.to)] {
+            require_network(state, tenant, field, network)?;
         }
         let mut conflicts = Vec::new();
-        for other in draft.state.policies.of_tenant(&tenant) {
-            if other.name() == new.name() {
+        for other in state.policies.of_tenant(tenant) {
+            if other.name() == object.name() {
                 continue;
             }
             let mut theirs = other.spec.directions();
-            let both = theirs.find(|theirs| new.spec.directions().any(|ours| ours == *theirs));
+            let both = theirs.find(|theirs| object.spec.directions().any(|ours| ours == *theirs));
             if let Some((from, to)) = both {
                 let value = format!("{from} to {to}");
-                conflicts.push(Conflict::new::<Self>(other.name(), "from", value).of(&tenant));
+                conflicts.push(Conflict::new::<Self>(other.name(), "from", value).of(tenant));
             }
         }
         Refusal::of_conflicts(conflicts, |first| {
             format!(
                 "policy {:?}: {} is allowed by policy {:?} already: change one of the two",
-                new.name(),
+                object.name(),
                 first.value,
                 first.name
             )
         })
+    }
+
+    fn put(
+        _: Option<&Object<Self>>,
+        new: &mut Object<Self>,
+        draft: &mut Draft<'_>,
+    ) -> Result<(), Refusal> {
+        Self::stands(new, draft.state)
     }
 
     fn delete(_: &Object<Self>, _: &mut Draft<'_>) -> Result<(), Refusal> {

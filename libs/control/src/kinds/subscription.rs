@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::{
     Appliance, ApplianceStatus, HardwarePlan, Network, NetworkStatus, Uplink, VlanPool,
-    appliance::{refuse_router, refuse_taken},
+    appliance::{refuse_inside, refuse_router, refuse_taken},
     hardware_plan::used,
     kind, uses_of_network,
     vlan_pool::{claim_vlan, claim_vlans, release_vlan},
@@ -332,6 +332,7 @@ fn settle_appliance(
         None => {
             let new = appliance(draft, tenant, host, uplink.clone());
             refuse_router(draft.state, &new)?;
+            refuse_inside(draft.state, &new)?;
             draft.write(&new);
         }
         Some(there) if there.spec.uplink != *uplink => {
@@ -339,6 +340,7 @@ fn settle_appliance(
             changed.spec.uplink = uplink.clone();
             changed.metadata.generation += 1;
             refuse_router(draft.state, &changed)?;
+            refuse_inside(draft.state, &changed)?;
             draft.write(&changed);
         }
         Some(_) => {}

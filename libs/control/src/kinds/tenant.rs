@@ -177,17 +177,12 @@ impl Rules for Tenant {
         problems.require(is_description(text), "description", text, DESCRIPTION_RULE);
     }
 
-    fn put(
-        old: Option<&Object<Self>>,
-        new: &mut Object<Self>,
-        draft: &mut Draft<'_>,
-    ) -> Result<(), Refusal> {
-        draft.guard_tenant(new.name());
-        let missing: Vec<_> = new
+    fn stands(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
+        let missing: Vec<_> = object
             .spec
             .gateway_pools
             .iter()
-            .filter(|pool| draft.state.gateway_pools.get("", pool).is_none())
+            .filter(|pool| state.gateway_pools.get("", pool).is_none())
             .map(|pool| Conflict::new::<GatewayPool>(pool, "name", pool))
             .collect();
         Refusal::of_conflicts(missing, |first| {
@@ -195,7 +190,16 @@ impl Rules for Tenant {
                 "gateway_pools: {:?} does not exist: create the pool first",
                 first.name
             )
-        })?;
+        })
+    }
+
+    fn put(
+        old: Option<&Object<Self>>,
+        new: &mut Object<Self>,
+        draft: &mut Draft<'_>,
+    ) -> Result<(), Refusal> {
+        draft.guard_tenant(new.name());
+        Self::stands(new, draft.state)?;
         if let Some(old) = old {
             let name = new.name().to_owned();
             gateway::keep_gateways_of(draft, &name, &old.spec, &new.spec)?;

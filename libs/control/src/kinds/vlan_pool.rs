@@ -128,13 +128,17 @@ impl Rules for VlanPool {
         problems.require(is_description(text), "description", text, DESCRIPTION_RULE);
     }
 
+    fn stands(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
+        let domain = switch_domain(state, &object.spec)?;
+        refuse_overlap(state, object, &domain)
+    }
+
     fn put(
         old: Option<&Object<Self>>,
         new: &mut Object<Self>,
         draft: &mut Draft<'_>,
     ) -> Result<(), Refusal> {
-        let domain = switch_domain(draft.state, &new.spec)?;
-        refuse_overlap(draft.state, new, &domain)?;
+        Self::stands(new, draft.state)?;
         if let Some(old) = old {
             keep_allocations(draft.state, old, new)?;
         }

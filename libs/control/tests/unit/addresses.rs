@@ -1,6 +1,8 @@
 //! Addresses that an object cannot have, whichever object takes them first.
 
-use control::{Address, AddressPool, Appliance, Gateway, Network, Plan, Precondition, Transaction};
+use control::{
+    Address, AddressPool, Appliance, Gateway, Network, Plan, Precondition, Rule, Transaction,
+};
 use serde_json::{Value, json};
 
 use super::refusals::{CONFLICT, INVALID, World, refused};
@@ -288,5 +290,61 @@ fn a_gateway_has_as_many_addresses_as_ends_use() {
         INVALID,
         "gateway gw1 addresses 16",
         "write 1 to 8 addresses",
+    );
+}
+
+#[test]
+fn the_appliances_own_addresses_are_no_machines_and_no_gateways() {
+    let mut world = World::with_networks();
+    // A network that has the provider's uplink and the tenant's public addresses in it.
+    let wide = json!({"prefixes": ["203.0.113.0/24"]});
+    world.set::<Network>("acme", "web-2", wide);
+    world.set::<Appliance>("acme", "h1", uplink("203.0.113.5", 24, "203.0.113.1"));
+    let to = |internal: &str| {
+        json!({"public_ip": "203.0.113.16", "public_port": 8022, "internal_port": 22,
+               "internal_ip": internal})
+    };
+    for (internal, text) in [
+        ("203.0.113.16", "which the appliance itself answers for"),
+        ("203.0.113.5", "is the uplink's address of appliance \"h1\""),
+        ("203.0.113.1", "is the uplink's router of appliance \"h1\""),
+    ] {
+        let result = world.create::<Rule>("acme", "r", to(internal));
+        let conflict = format!("rule r internal_ip {internal}");
+        refused(result, CONFLICT, &conflict, text);
+    }
+    for (gateway, field) in [("203.0.113.5", "address"), ("203.0.113.1", "router")] {
+        let result = world.replace::<Network>("acme", "web-2", network("203.0.113.0/24", gateway));
+        let conflict = format!("appliance h1 uplink.{field} {gateway}");
+        refused(
+            result,
+            CONFLICT,
+            &conflict,
+            "write the address of the network's router",
+        );
+    }
+    // Whichever comes first.
+    world.ok::<Rule>("acme", "r", to("203.0.113.17"));
+    let public = json!({"pool": "public", "address": "203.0.113.17"});
+    let result = world.create::<Address>("acme", "two", public);
+    refused(
+        result,
+        CONFLICT,
+        "rule r internal_ip 203.0.113.17",
+        "machine's address of rule",
+    );
+    let next = world.ok::<Address>("acme", "two", json!({"pool": "public"}));
+    assert_eq!(next.object.status.address, Some([203, 0, 113, 18].into()));
+    let changed = uplink("203.0.113.17", 24, "203.0.113.1");
+    let changed = world.replace::<Appliance>("acme", "h1", changed);
+    assert!(changed.is_err(), "an address of a pool");
+    world.set::<Rule>("acme", "r", to("203.0.113.9"));
+    let changed = uplink("203.0.113.9", 24, "203.0.113.1");
+    let result = world.replace::<Appliance>("acme", "h1", changed);
+    refused(
+        result,
+        CONFLICT,
+        "rule r internal_ip 203.0.113.9",
+        "cannot be changed",
     );
 }

@@ -156,6 +156,12 @@ pub(super) fn tenant_problems(rule: &Rule, tenant: &TenantContext) -> Vec<String
         ));
     }
     let internal = rule.internal_ip();
+    if let Some(reserved) = tenant.reserved.iter().find(|r| r.address == internal) {
+        problems.push(format!(
+            "internal_ip: {internal} is {}: use the address of a machine",
+            reserved.owner
+        ));
+    }
     let network = tenant.networks.iter().find_map(|network| {
         let prefix = network.prefixes.iter().find(|p| p.contains(internal))?;
         Some((network, prefix))
@@ -183,6 +189,13 @@ pub(super) fn tenant_problems(rule: &Rule, tenant: &TenantContext) -> Vec<String
              during a full failover: use the address of a machine",
             network.name
         )),
+        Some(_) if tenant.allocation.iter().any(|net| net.contains(internal)) => {
+            problems.push(format!(
+                "internal_ip: {internal} is a public address of tenant {:?}, which the appliance \
+                 itself answers for: use the address of a machine",
+                tenant.name
+            ));
+        }
         Some((network, prefix)) if prefix.is_network_or_broadcast(internal) => {
             let name = &network.name;
             problems.push(format!(

@@ -17,7 +17,7 @@ mod writer;
 
 use std::{
     fs::{self, File, OpenOptions},
-    io,
+    io::{self, Write as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, fchown},
     path::{Path, PathBuf},
     sync::Arc,
@@ -40,6 +40,8 @@ use writer::{Request, Writer};
 /// alone.
 const SIDE_FILE_SUFFIXES: [&str; 3] = ["-wal", "-shm", "-journal"];
 
+/// Bytes that a disk with room takes.
+const ROOM: usize = 1 << 20;
 /// Requests that wait for the thread; callers beyond them wait in turn.
 const QUEUE: usize = 1024;
 
@@ -121,6 +123,32 @@ impl Sqlite {
     /// [`Error`], such as [`Error::Exists`].
     pub fn backup(&self, to: &Path) -> Result<(), Error> {
         backup::backup(&self.0.path, to)
+    }
+
+    /// Proves that the store can be written, by a commit that changes nothing and has no revision.
+    ///
+    /// # Errors
+    /// When it cannot be written; [`Error::is_full`] tells whether the disk is full.
+    pub async fn probe(&self) -> Result<(), Error> {
+        self.ask(|reply| Request::Probe { reply }).await?
+    }
+
+    /// Proves that the disk has room for a change of some length, by a file beside the store, which
+    /// is removed again. Blocks. A small commit may find room where a longer one does not.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn has_room(&self) -> io::Result<()> {
+        let path = beside(&self.0.path, ".probe");
+        let mut options = OpenOptions::new();
+        let options = options.write(true).create(true).truncate(true).mode(0o600);
+        let written = options.open(&path).and_then(|mut file| {
+            file.write_all(&vec![1; ROOM])?;
+            file.sync_all()
+        });
+        // It may not be there.
+        let _ = fs::remove_file(&path);
+        written
     }
 
     async fn ask<T>(

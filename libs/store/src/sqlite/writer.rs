@@ -14,8 +14,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Options, log_copier::LogCopier, sql_error};
 use crate::{
-    Campaign, Change, Changes, CommitError, Entry, Error, Fence, MAX_CHANGES, Precondition,
-    ReadError, Revision, Snapshot, Transaction,
+    Campaign, Change, Changes, CommitError, Entry, Error, Fence, MAX_CHANGES, MAX_CHANGES_BYTES,
+    Precondition, ReadError, Revision, Snapshot, Transaction,
     lease::{Leases, PREFIX},
 };
 
@@ -31,6 +31,8 @@ const MAX_WAITING_PAGES: i64 = 2500;
 const STATEMENTS: usize = 32;
 /// Rows of the log that one statement inserts.
 const LOG_ROWS: usize = 32;
+/// Time by which a row of the log may be ahead of the clock.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 /// Rows of the log that are deleted after a commit, unless one revision has more.
 const MAX_TRIMMED_ROWS: usize = 256;
 
@@ -50,6 +52,9 @@ pub(super) enum Request {
         prefix: String,
         after: Revision,
         reply: oneshot::Sender<Result<Changes, ReadError>>,
+    },
+    Probe {
+        reply: oneshot::Sender<Result<(), Error>>,
     },
     Campaign {
         name: String,
@@ -161,6 +166,11 @@ impl Writer {
                 after,
                 reply,
             } => drop(reply.send(self.changes(&prefix, after))),
+            Request::Probe { reply } => {
+                let probed = self.probe();
+                self.copy_long_log();
+                let _ = reply.send(probed);
+            }
             Request::Campaign {
                 name,
                 holder,
@@ -190,6 +200,10 @@ impl Writer {
     /// Commits a group and answers it; then copies the log, if it has become long.
     fn commit_group(&mut self, group: Vec<Waiting>) {
         self.commit_and_answer(group);
+        self.copy_long_log();
+    }
+
+    fn copy_long_log(&self) {
         if let Err(error) = self.copy_log() {
             tracing::warn!(%error, store = %self.path.display(), "cannot copy the log");
         }
@@ -276,13 +290,27 @@ impl Writer {
             return Ok(results);
         }
         set_number(&sql, "revision", revision).map_err(&failed)?;
-        let oldest = wall.saturating_sub(self.options.keep_log);
-        let compacted = trim(&sql, oldest).map_err(&failed)?;
+        let compacted = trim(&sql, wall, self.options.keep_log).map_err(&failed)?;
         sql.commit().map_err(&failed)?;
         self.revision = revision;
         self.compacted = compacted.unwrap_or(self.compacted);
         self.sender.send_replace(revision);
         Ok(results)
+    }
+
+    /// Counts probes in a number of its own, as SQLite does not write what is there already.
+    fn probe(&mut self) -> Result<(), Error> {
+        let failed = sql_error("write", &self.path);
+        let sql = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(&failed)?;
+        let count = "INSERT INTO numbers VALUES ('probe', 1)
+                     ON CONFLICT (name) DO UPDATE SET value = (value + 1) & 0xffffffff";
+        sql.prepare_cached(count)
+            .and_then(|mut statement| statement.execute([]))
+            .map_err(&failed)?;
+        sql.commit().map_err(&failed)
     }
 
     fn campaign(&mut self, name: &str, holder: &str, ttl: Duration) -> Result<Campaign, Error> {
@@ -320,20 +348,22 @@ impl Writer {
                 ":end": end(prefix) },
             )?;
             let mut changes: Vec<Change> = Vec::new();
+            let mut bytes = 0;
             while let Some(row) = rows.next()? {
                 let revision = row.get::<_, i64>(2)?.cast_unsigned();
                 let last = changes.last().map(|last| last.revision);
-                if let Some(last) =
-                    last.filter(|last| changes.len() >= MAX_CHANGES && *last != revision)
-                {
+                let is_full = changes.len() >= MAX_CHANGES || bytes >= MAX_CHANGES_BYTES;
+                if let Some(last) = last.filter(|last| is_full && *last != revision) {
                     return Ok(Changes {
                         changes,
                         through: last,
                     });
                 }
+                let value: Option<String> = row.get(1)?;
+                bytes += value.as_ref().map_or(0, String::len);
                 changes.push(Change {
                     key: row.get(0)?,
-                    value: row.get(1)?,
+                    value,
                     revision,
                 });
             }
@@ -523,14 +553,27 @@ fn set_number(
 }
 
 /// Deletes whole revisions of the log that are older than `oldest`, about [`MAX_TRIMMED_ROWS`]
-/// rows: the last revision that was deleted.
-fn trim(sql: &rusqlite::Transaction<'_>, oldest: Duration) -> rusqlite::Result<Option<Revision>> {
+/// rows: the last revision that was deleted. Rows of a time that is still to come were written
+/// before the clock was set back: they count as of now, so that they do not stay until then.
+fn trim(
+    sql: &rusqlite::Transaction<'_>,
+    now: Duration,
+    keep: Duration,
+) -> rusqlite::Result<Option<Revision>> {
+    let oldest = now.saturating_sub(keep);
+    let latest = milliseconds(now + CLOCK_TOLERANCE);
     let mut statement =
         sql.prepare_cached("SELECT revision, at FROM log ORDER BY revision, key LIMIT ?")?;
     let mut rows = statement.query([MAX_TRIMMED_ROWS as i64])?;
     let mut last = None;
     while let Some(row) = rows.next()? {
-        if row.get::<_, i64>(1)? >= milliseconds(oldest) {
+        let at: i64 = row.get(1)?;
+        if at > latest {
+            let mut set = sql.prepare_cached("UPDATE log SET at = ?1 WHERE at > ?1")?;
+            set.execute([milliseconds(now)])?;
+            break;
+        }
+        if at >= milliseconds(oldest) {
             break;
         }
         last = Some(row.get::<_, i64>(0)?.cast_unsigned());

@@ -20,6 +20,10 @@ impl Manual {
     pub fn advance(&self, by: Duration) {
         *self.0.lock().expect("no panic") += by;
     }
+
+    pub fn set_back(&self, by: Duration) {
+        *self.0.lock().expect("no panic") -= by;
+    }
 }
 
 impl Clock for Manual {

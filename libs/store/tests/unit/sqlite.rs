@@ -349,3 +349,72 @@ fn the_write_ahead_log_stays_short_under_a_load_of_large_commits() {
     let log = fs::metadata(folder.path().join("store-wal")).unwrap().len();
     assert!(log < 16 << 20, "{log} bytes after 64 commits of 2 MiB");
 }
+
+#[test]
+fn a_clock_that_is_set_back_does_not_keep_old_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Manual::default();
+    let keep_log = Duration::from_secs(60);
+    let options = Options {
+        keep_log,
+        clock: Arc::new(clock.clone()),
+    };
+    let store = Sqlite::open(&folder.path().join("store"), options).unwrap();
+    let ten_days = Duration::from_secs(10 * 86_400);
+    clock.advance(keep_log + ten_days);
+    block_on(async {
+        let early = put(&store, &[("a", Some("1"))]).await;
+        clock.set_back(ten_days);
+        put(&store, &[("b", Some("1"))]).await;
+        assert!(store.changes("", early - 1).await.is_ok());
+        clock.advance(keep_log + Duration::from_secs(1));
+        put(&store, &[("c", Some("1"))]).await;
+        let forgotten = store.changes("", early - 1).await;
+        assert!(
+            matches!(forgotten, Err(ReadError::Compacted { .. })),
+            "{forgotten:?}"
+        );
+    });
+}
+
+#[test]
+fn long_changes_are_answered_in_parts_of_some_mebibytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Sqlite::open(&folder.path().join("store"), Options::default()).unwrap();
+    block_on(async {
+        let long = "x".repeat(1 << 20);
+        for _ in 0..6 {
+            put(&store, &[("a", Some(&long))]).await;
+        }
+        let part = store.changes("", 0).await.unwrap();
+        assert_eq!((part.changes.len(), part.through), (4, 4));
+        let rest = store.changes("", part.through).await.unwrap();
+        assert_eq!((rest.changes.len(), rest.through), (2, 6));
+    });
+}
+
+#[test]
+fn a_probe_writes_and_makes_no_revision() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    let store = Sqlite::open(&path, Options::default()).unwrap();
+    block_on(async {
+        let revision = put(&store, &[("a", Some("1"))]).await;
+        let log = || {
+            std::fs::metadata(folder.path().join("store-wal"))
+                .unwrap()
+                .len()
+        };
+        let before = log();
+        store.probe().await.unwrap();
+        assert!(log() > before, "it writes");
+        assert_eq!(store.snapshot("").await.unwrap().revision, revision);
+        assert_eq!(store.changes("", revision).await.unwrap().changes, []);
+        let other = rusqlite::Connection::open(&path).unwrap();
+        let refuse =
+            "CREATE TRIGGER t BEFORE UPDATE ON numbers BEGIN SELECT RAISE(ABORT, 'x'); END";
+        other.execute_batch(refuse).unwrap();
+        let error = store.probe().await.unwrap_err();
+        assert!(!error.is_full(), "{error}");
+    });
+}

@@ -531,6 +531,8 @@ fn run(steps: &[(Operation, Crash)]) {
             assert_eq!(state, loaded, "step {number}: {operation:?}");
         }
         assert_equal(&state, &model);
+        // A director that starts accepts all that changes make.
+        assert_eq!(state.object_errors(), [], "step {number}: {operation:?}");
     }
 }
 
