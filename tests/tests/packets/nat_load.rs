@@ -13,7 +13,7 @@ use std::{
 
 use appliance_common::{
     counters::Counter,
-    nat::{ALL_TENANTS, TenantQuota, TenantUsage},
+    nat::{ALL_TENANTS, MappingKey, TenantQuota, TenantUsage},
 };
 use appliance_user::{
     config::LogTarget,
@@ -249,6 +249,35 @@ fn run(places: u32, seconds: u64) {
     if places < 20_000 {
         assert!(removed["closed"] > 0, "the table never pressed");
     }
+}
+
+#[test]
+fn a_pass_that_removes_many_mappings_is_logged_whole() {
+    /// More than the queue has room for, by far.
+    const MAPPINGS: u32 = 300_000;
+    if let Some(why) = missing() {
+        return skip(&why);
+    }
+    let h = Harness::load(World::nat()).unwrap_or_else(|e| panic!("{}", describe(&e)));
+    let log = NatLog::spawn(h.open_map("NAT_EVENTS").expect("a ring")).expect("a thread");
+    let lines = tempfile::NamedTempFile::new().expect("a file");
+    let target = LogTarget::File(lines.path().to_owned());
+    log.set_output(Some(Output::open(&target).expect("it opens")));
+    let removed = log.removed();
+    let began = Instant::now();
+    for number in 0..MAPPINGS {
+        let key = |zone| MappingKey {
+            zone,
+            port: number as u16,
+            ..MappingKey::default()
+        };
+        removed.add(key(1), key(0));
+    }
+    println!("{MAPPINGS} removed mappings in {:?}", began.elapsed());
+    assert_eq!(log.lost(), 0);
+    drop(log);
+    let text = std::fs::read_to_string(lines.path()).expect("it is there");
+    assert_eq!(text.lines().count(), MAPPINGS as usize);
 }
 
 /// Lines of the NAT log.

@@ -5,8 +5,9 @@
 //!   connection sweeper ── queue: removed ─┴─▶ thread nat-log ─▶ file, or the daemon's log
 //! ```
 //!
-//! The thread alone writes. Neither the programs nor the sweeper wait for it: what does not fit
-//! ring or queue is lost and counted.
+//! The thread alone writes. The programs do not wait for it: what does not fit the ring is lost and
+//! counted. The sweeper, which may remove a million mappings at once, waits for room in the queue,
+//! but not for a log that stands still.
 
 use std::{
     collections::BTreeMap,
@@ -17,15 +18,16 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-        mpsc::{self, Receiver, Sender, SyncSender, TryRecvError},
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{self, Receiver, Sender, SyncSender, TryRecvError, TrySendError},
     },
     thread::JoinHandle,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use appliance_common::{events::MappingEvent, nat::MappingKey};
 use aya::maps::{MapData, RingBuf};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::Serialize;
 
 use super::{
@@ -38,6 +40,9 @@ use crate::config::LogTarget;
 const QUEUE: usize = 16_384;
 /// Longest time for which the thread does not look at queue and commands, milliseconds.
 const WAIT_MS: i32 = 200;
+/// Time for which the sweeper waits for a log that takes nothing. Mappings are lost after that,
+/// until the log takes one again.
+const STALLED: Duration = Duration::from_secs(1);
 
 /// The log cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -133,15 +138,54 @@ type Removed = (MappingKey, MappingKey);
 #[derive(Clone, Debug)]
 pub struct RemovedMappings {
     queue: SyncSender<Removed>,
+    /// Wakes the thread.
+    wake: Arc<EventFd>,
+    /// Lines are written somewhere.
+    has_output: Arc<AtomicBool>,
+    /// The log took nothing for [`STALLED`].
+    is_stalled: Arc<AtomicBool>,
     lost: Arc<AtomicU64>,
 }
 
 impl RemovedMappings {
-    /// Adds a mapping, or counts it as lost.
+    fn new(queue: SyncSender<Removed>) -> io::Result<Self> {
+        let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+        Ok(Self {
+            queue,
+            wake: Arc::new(wake),
+            has_output: Arc::default(),
+            is_stalled: Arc::default(),
+            lost: Arc::default(),
+        })
+    }
+
+    /// Adds a mapping. Waits for room, at most [`STALLED`]; counts the mapping as lost then.
     pub fn add(&self, inside: MappingKey, outside: MappingKey) {
-        if self.queue.try_send((inside, outside)).is_err() {
-            self.lost.fetch_add(1, Ordering::Relaxed);
+        if !self.has_output.load(Ordering::Relaxed) {
+            return;
         }
+        let mut removed = (inside, outside);
+        let mut since = None;
+        loop {
+            match self.queue.try_send(removed) {
+                Ok(()) => {
+                    self.is_stalled.store(false, Ordering::Relaxed);
+                    return;
+                }
+                Err(TrySendError::Full(back)) => removed = back,
+                // The log has ended with the daemon.
+                Err(TrySendError::Disconnected(_)) => break,
+            }
+            let waited = since.get_or_insert_with(Instant::now).elapsed();
+            if self.is_stalled.load(Ordering::Relaxed) || waited >= STALLED {
+                self.is_stalled.store(true, Ordering::Relaxed);
+                break;
+            }
+            // It fails only if the thread has been woken often enough.
+            let _ = self.wake.write(1);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.lost.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -163,14 +207,15 @@ impl NatLog {
     pub fn spawn(ring: RingBuf<MapData>) -> io::Result<Self> {
         let (commands, commanded) = mpsc::channel();
         let (queue, queued) = mpsc::sync_channel(QUEUE);
-        let lost = Arc::new(AtomicU64::new(0));
+        let removed = RemovedMappings::new(queue)?;
         let names = Arc::new(Mutex::new(TenantNames::new()));
         let mut writer = Writer {
             ring,
             queued,
+            wake: Arc::clone(&removed.wake),
             output: None,
             names: Arc::clone(&names),
-            lost: Arc::clone(&lost),
+            lost: Arc::clone(&removed.lost),
         };
         let thread = std::thread::Builder::new()
             .name("nat-log".to_owned())
@@ -178,13 +223,15 @@ impl NatLog {
         Ok(Self {
             commands: Some(commands),
             thread: Some(thread),
-            removed: RemovedMappings { queue, lost },
+            removed,
             names,
         })
     }
 
     /// Sets where lines go from now on; `None`: nowhere.
     pub fn set_output(&self, output: Option<Output>) {
+        let has_output = output.is_some();
+        self.removed.has_output.store(has_output, Ordering::Relaxed);
         if let Some(commands) = &self.commands {
             // It fails only if the thread has panicked, which ends the process.
             let _ = commands.send(output);
@@ -223,6 +270,7 @@ impl Drop for NatLog {
 struct Writer {
     ring: RingBuf<MapData>,
     queued: Receiver<Removed>,
+    wake: Arc<EventFd>,
     output: Option<Output>,
     names: Arc<Mutex<TenantNames>>,
     lost: Arc<AtomicU64>,
@@ -242,13 +290,15 @@ impl Writer {
             if ended {
                 return;
             }
-            let mut poll = libc::pollfd {
-                fd: self.ring.as_raw_fd(),
+            let mut polls = [self.ring.as_raw_fd(), self.wake.as_raw_fd()].map(|fd| libc::pollfd {
+                fd,
                 events: libc::POLLIN,
                 revents: 0,
-            };
-            // SAFETY: `poll` is one valid element. An error means a shorter wait.
-            unsafe { libc::poll(&raw mut poll, 1, WAIT_MS) };
+            });
+            // SAFETY: `polls` has two valid elements. An error means a shorter wait.
+            unsafe { libc::poll(polls.as_mut_ptr(), 2, WAIT_MS) };
+            // An error: it was not woken.
+            let _ = self.wake.read();
         }
     }
 
@@ -350,6 +400,38 @@ mod tests {
             )
         );
         assert_eq!(text.lines().count(), 2);
+    }
+
+    #[test]
+    fn a_log_that_stands_still_is_waited_for_once() {
+        let (queue, queued) = mpsc::sync_channel(8);
+        let removed = RemovedMappings::new(queue).expect("an eventfd");
+        let key = MappingKey::default();
+        // Without an output there is nothing to wait for.
+        removed.add(key, key);
+        assert!(queued.try_recv().is_err());
+        removed.has_output.store(true, Ordering::Relaxed);
+        let begun = Instant::now();
+        for _ in 0..1000 {
+            removed.add(key, key);
+        }
+        let waited = begun.elapsed();
+        assert!((STALLED..2 * STALLED).contains(&waited), "{waited:?}");
+        assert_eq!(removed.lost.load(Ordering::Relaxed), 992);
+        assert!(removed.wake.read().is_ok(), "the thread is woken");
+        // It is waited for again once it has taken one.
+        queued.recv().expect("a mapping");
+        removed.add(key, key);
+        std::thread::scope(|scope| {
+            let receiving = scope.spawn(move || {
+                std::thread::sleep(Duration::from_millis(50));
+                queued.recv().expect("a mapping");
+                queued
+            });
+            removed.add(key, key);
+            receiving.join().expect("no panic");
+        });
+        assert_eq!(removed.lost.load(Ordering::Relaxed), 992);
     }
 
     #[test]
