@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
-use control::audit::{Chain, Checkpoint, Entry, Trust};
+use control::audit::{Broken, Chain, Checkpoint, Entry, Trust};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use service::{errln, outln};
@@ -192,8 +192,17 @@ fn verify(session: &Session, trust: &Trust) -> Result<Option<Exit>, Failure> {
         let mut failed = None;
         let result = pages(session, 0, 1000, |items| {
             for item in items {
-                let entry: Entry = read(item)?;
-                if let Err(error) = chain.push(&entry) {
+                // The whole text of an entry is hashed: one with another field is another one.
+                let entry: Result<Entry, _> = serde_json::from_value(item.clone());
+                let unreadable = |error: serde_json::Error| Broken::Unreadable {
+                    after: entries,
+                    reason: match item["unreadable"].as_str() {
+                        Some(reason) => reason.to_owned(),
+                        None => error.to_string(),
+                    },
+                };
+                let pushed = entry.map_err(unreadable);
+                if let Err(error) = pushed.and_then(|entry| chain.push(&entry)) {
                     broken = Some(error);
                     return Ok(false);
                 }

@@ -30,7 +30,7 @@ const MAX_OF_USER: usize = 20;
 /// most such counts: further ones are not kept.
 const MAX_ACCESSES: usize = 2000;
 /// Time in which reads of a tenant's objects with a token are one entry.
-const READS: SignedDuration = SignedDuration::from_hours(1);
+const READS: Duration = Duration::from_secs(3600);
 /// Operation of the entry that counts what has none of its own.
 const OTHERS: &str = "others";
 
@@ -58,7 +58,7 @@ struct Pending {
     /// The same, by user.
     of_user: HashMap<String, usize>,
     /// Time of the last entry of reads, by token and tenant.
-    reads: HashMap<(String, String), Timestamp>,
+    reads: HashMap<(String, String), Duration>,
 }
 
 /// Accesses to take for a commit.
@@ -85,19 +85,22 @@ impl Accesses {
     }
 
     /// Adds a read of a tenant's objects, unless there is an entry of one with the same token
-    /// within the hour.
-    pub fn read(&self, access: Access, tenant: &str) {
+    /// within the hour. `now` is of a clock that is never set.
+    pub fn read(&self, access: Access, tenant: &str, now: Duration) {
         let mut pending = self.lock();
-        let (token, at) = (access.actor.token.clone(), access.at);
-        let is_recent = |last: &Timestamp| at.duration_since(*last) < READS;
+        let token = access.actor.token.clone();
+        let is_recent = |last: &Duration| now.saturating_sub(*last) < READS;
         let key = (token, tenant.to_owned());
         if pending.reads.get(&key).is_some_and(is_recent) {
+            return;
+        }
+        if pending.due.len() >= MAX_ACCESSES {
             return;
         }
         if pending.reads.len() >= MAX_ACCESSES {
             pending.reads.retain(|_, last| is_recent(last));
         }
-        pending.reads.insert(key, at);
+        pending.reads.insert(key, now);
         pending.add(access);
         drop(pending);
         self.noted.notify_one();
@@ -142,6 +145,12 @@ impl Pending {
     fn add(&mut self, mut access: Access) {
         self.turn(access.at);
         if count(&mut self.due, &access) {
+            return;
+        }
+        // Reads are few by themselves: one of a token and a tenant in an hour. None is counted with
+        // others, as its tenant would not see it.
+        if access.subject.outcome.problem.is_none() {
+            add(&mut self.due, access);
             return;
         }
         let of_user = self.of_user.entry(access.actor.user.clone()).or_default();
@@ -313,16 +322,18 @@ mod tests {
     fn reads_of_a_tenant_are_one_entry_in_an_hour() {
         let accesses = Accesses::default();
         let mut counts = Vec::new();
-        for second in [0, 10, 3599, 3600, 3601] {
-            accesses.read(access("alice", "acme", second), "acme");
-            accesses.read(access("alice", "globex", second), "globex");
+        for second in [0_i64, 10, 3599, 3600, 3601] {
+            let now = Duration::from_secs(second.unsigned_abs());
+            accesses.read(access("alice", "acme", second), "acme", now);
+            accesses.read(access("alice", "globex", second), "globex", now);
             let taken = accesses.take(Take::All);
             counts.push(taken.iter().map(|a| a.subject.outcome.count).sum::<u64>());
         }
         assert_eq!(counts, [2, 0, 0, 2, 0]);
         for number in 0..3 * MAX_ACCESSES {
             let second = 10_000 * i64::try_from(number).expect("small");
-            accesses.read(access("alice", "t", second), &number.to_string());
+            let now = Duration::from_secs(second.unsigned_abs());
+            accesses.read(access("alice", "t", second), &number.to_string(), now);
         }
         assert!(accesses.lock().reads.len() <= MAX_ACCESSES);
     }

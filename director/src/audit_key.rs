@@ -3,7 +3,7 @@
 use std::{
     fs::{self, OpenOptions},
     io::{ErrorKind, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -47,6 +47,13 @@ pub enum Error {
         /// The public key of the audit, hexadecimal.
         signer: String,
     },
+    /// Others may read the key.
+    #[error(
+        "{} has the key of the audit, and every user may read it: run `chmod o-rwx {}`",
+        path.display(),
+        path.display()
+    )]
+    Open { path: PathBuf },
     /// The file has no key.
     #[error(
         "{} has no key of 32 bytes in hexadecimal: put it back from where it was kept",
@@ -73,6 +80,12 @@ pub fn load(path: &Path) -> Result<Ed25519KeyPair, Error> {
         },
         _ => failed(path)(error),
     })?;
+    let data = fs::metadata(path).map_err(failed(path))?;
+    if data.permissions().mode() & 0o007 != 0 {
+        return Err(Error::Open {
+            path: path.to_owned(),
+        });
+    }
     let wrong = || Error::Format {
         path: path.to_owned(),
     };
@@ -95,6 +108,19 @@ pub fn load_signer(path: &Path, signer: Option<&str>) -> Result<Ed25519KeyPair, 
             public,
             signer: signer.to_owned(),
         }),
+    }
+}
+
+/// Checks the key before a store is made: a file that is there has a key, and one that is not can
+/// be made, and is, unless there is a store, whose key it would not be.
+///
+/// # Errors
+/// [`Error`].
+pub fn prepare(path: &Path, store: &Path, environment: &dyn Environment) -> Result<(), Error> {
+    match load(path) {
+        Err(Error::Missing { .. }) if store.exists() => Ok(()),
+        Err(Error::Missing { .. }) => create(path, environment).map(drop),
+        found => found.map(drop),
     }
 }
 
@@ -129,8 +155,6 @@ pub fn public(key: &Ed25519KeyPair) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
     use crate::Kernel;
 

@@ -3,7 +3,7 @@
 use std::{
     ops::ControlFlow,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -13,6 +13,7 @@ use axum::{
     extract::Request as HttpRequest,
     http::StatusCode,
     middleware::{Next, from_fn},
+    response::Response,
     routing::get,
 };
 use prometheus_client::registry::Registry;
@@ -27,10 +28,12 @@ use store::{Export, Options, Sqlite, Store as _};
 use tokio::{net::TcpListener, task::JoinHandle};
 
 use crate::{
-    Director, Kernel, api, audit_key,
+    Director, Kernel,
+    api::{self, Problem},
+    audit_key,
     config::{self, Config},
     live::LoadError,
-    self_test::{self, SelfTest},
+    self_test::{self, ApiError, SelfTest},
     tls::{self, OwnSources, Tls},
 };
 
@@ -207,14 +210,21 @@ impl Daemon {
             tls::Limits::default(),
         ));
         let mut self_test = SelfTest::default();
-        let store = director.store.clone();
+        let of_store = Arc::clone(&director);
         self_test.add(self_test::STORE, move || {
-            let store = store.clone();
-            async move { self_test::store_answers(&store).await }
+            let director = Arc::clone(&of_store);
+            async move { self_test::store_answers(&director.store, &director.is_full).await }
         });
+        let of_api = Arc::clone(&director);
         self_test.add(self_test::API, move || {
-            let own = Arc::clone(&own);
-            async move { self_test::api_answers(address, has_tls, &own).await }
+            let (own, director) = (Arc::clone(&own), Arc::clone(&of_api));
+            async move {
+                match self_test::api_answers(address, has_tls, &own).await {
+                    // It says that the disk is full.
+                    Err(ApiError::Status(_)) if director.is_full.load(Ordering::Relaxed) => Ok(()),
+                    other => other,
+                }
+            }
         });
         let signing = sign(Arc::clone(&director), Arc::clone(&key), config.checkpoint);
         let keeper = Arc::clone(&director);
@@ -250,6 +260,10 @@ pub(crate) fn router(director: Arc<Director>) -> Router {
     });
     let api = api::router(Arc::clone(&director)).layer(timed);
     let health = async move || match director.live().await {
+        Ok(_) if director.is_full.load(Ordering::Relaxed) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the disk of the store is full, and nothing can be changed\n",
+        ),
         Ok(_) => (StatusCode::OK, "ready\n"),
         Err(_) => (
             StatusCode::SERVICE_UNAVAILABLE,
@@ -257,8 +271,13 @@ pub(crate) fn router(director: Arc<Director>) -> Router {
         ),
     };
     Router::new()
-        .route("/health", get(health))
+        .route("/health", get(health).fallback(no_method))
         .fallback_service(api)
+}
+
+/// The answer to other methods than `GET`, and `HEAD`, which is a `GET` without its answer's body.
+async fn no_method() -> Response {
+    Problem::no_method(&["GET", "HEAD"]).into_response()
 }
 
 /// Signs a checkpoint of the audit at once, as changes before the start may have none, and then
@@ -355,7 +374,10 @@ impl service::Daemon for Daemon {
     }
 
     fn fault(&self) -> Option<&'static str> {
-        self.self_test.fault()
+        let is_full = self.director.is_full.load(Ordering::Relaxed);
+        self.self_test
+            .fault()
+            .or_else(|| is_full.then_some(self_test::FULL))
     }
 
     fn reloaded(&self) -> &'static str {

@@ -1,6 +1,10 @@
 //! Clock and random source, passed as parameters.
 
-use std::fmt;
+use std::{
+    fmt,
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -9,6 +13,12 @@ use uuid::Uuid;
 pub trait Environment: fmt::Debug + Send + Sync {
     /// The time.
     fn now(&self) -> Timestamp;
+
+    /// Time since the start of the process, of a clock that is never set: for limits and intervals.
+    fn monotonic(&self) -> Duration {
+        static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+        START.elapsed()
+    }
 
     /// Fills with random bytes that cannot be guessed.
     ///

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use control::{ClaimError, Corrupt, Revision, State, Step, Transaction};
+use control::{ClaimError, Corrupt, Refusal, Revision, State, Step, Transaction};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -15,9 +15,12 @@ use crate::{
 
 /// Prefix of the keys of stored answers.
 pub(crate) const STORED_ANSWER_PREFIX: &str = "idempotency/";
+/// Prefix of the keys of the numbers of the audit's entries by which tenants were made, by name.
+pub(crate) const CREATION_PREFIX: &str = "tenant-creation/";
 /// Prefixes of the director's own keys that are read at the start: all but entries of the audit.
-const LOADED: [&str; 5] = [
+const LOADED: [&str; 6] = [
     USERS,
+    CREATION_PREFIX,
     TOKENS,
     STORED_ANSWER_PREFIX,
     audit::HEAD,
@@ -71,6 +74,9 @@ pub(crate) struct Live {
     /// The last checkpoint of the audit.
     pub checkpoint: Option<Checkpoint>,
     pub stored_answers: BTreeMap<String, (StoredAnswer, Revision)>,
+    /// Numbers of the audit's entries by which tenants were made, by name. Tenants of earlier
+    /// versions have none.
+    pub creations: BTreeMap<String, (u64, Revision)>,
 }
 
 /// The state cannot be read.
@@ -97,12 +103,37 @@ pub enum LoadError {
         /// Number of all.
         number: usize,
     },
+    /// Objects break the rules by which changes are checked.
+    #[error(
+        "objects break the rules by which changes are checked ({number} times), as no director \
+         writes them: {first}; restore a backup, or import the export of before it was edited"
+    )]
+    Objects {
+        /// One of the refusals.
+        first: Box<Refusal>,
+        /// Number of all.
+        number: usize,
+    },
     /// The store changes all the time.
     #[error("the store changed while it was read: another director writes to it; try again")]
     Changing,
 }
 
 impl Live {
+    /// Reads all as [`Live::load`] does, and checks each object, by itself and with the others, by
+    /// the rules of changes: a store may have been edited, and a backup or an export, too.
+    pub async fn load_checked(store: &impl Store) -> Result<Self, LoadError> {
+        let live = Self::load(store).await?;
+        let mut errors = live.state.object_errors().into_iter();
+        match errors.next() {
+            None => Ok(live),
+            Some(first) => Err(LoadError::Objects {
+                first: Box::new(first),
+                number: errors.len() + 1,
+            }),
+        }
+    }
+
     /// Reads all but the entries of the audit, as one commit left them, and compares claims with
     /// objects.
     pub async fn load(store: &impl Store) -> Result<Self, LoadError> {
@@ -173,6 +204,8 @@ impl Live {
             put(&mut self.tokens, hash, key, value, revision)
         } else if let Some(name) = key.strip_prefix(STORED_ANSWER_PREFIX) {
             put(&mut self.stored_answers, name, key, value, revision)
+        } else if let Some(name) = key.strip_prefix(CREATION_PREFIX) {
+            put(&mut self.creations, name, key, value, revision)
         } else if key == audit::HEAD {
             self.head = value
                 .map(|value| parse(key, value))

@@ -197,6 +197,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 false => None,
                 true => Some(line()?),
             };
+            // A key that cannot be used is found before there is a store.
+            audit_key::prepare(&config.audit_key, &config.store, &Kernel)?;
             let made = init(&config.store, &user, password.as_deref(), &Kernel);
             service::outln!("{}", block_on(made)??);
             audit_key::create(&config.audit_key, &Kernel)?;

@@ -1,10 +1,13 @@
 //! Proves that the API and the store answer: the watchdog of the loop sees the loop only.
 //!
 //! ```text
-//!   each 5 s ─▶ store: an empty commit through the writer's queue ─┐ in time ─▶ no fault
-//!            └▶ API: GET /health at its own address, with TLS      ┘ late ────▶ /health says 503
-//!                                                                    too late ▶ the process ends
+//!   each 5 s ─▶ store: a write of a number, through the queue ─┐ in time ─▶ no fault
+//!            └▶ API: GET /health at its own address, with TLS  ┘ late ────▶ /health says 503
+//!                                                                too late ▶ the process ends
 //! ```
+//!
+//! A full disk is a fault that a new process does not end, and what is stored can still be read:
+//! `/health` says 503, and the process goes on.
 
 use std::{
     fmt::Display,
@@ -17,14 +20,13 @@ use std::{
     time::Duration,
 };
 
-use control::Transaction;
 use futures::future::select_all;
 use rustls::{
     ClientConfig, DigitallySignedStruct, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
-use store::Store;
+use store::Sqlite;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
@@ -59,6 +61,9 @@ pub(crate) const STORE: Limits = Limits {
     late: Duration::from_secs(5),
     end: Duration::from_secs(60),
 };
+
+/// The fault of a store whose disk is full, for `/health` and the log.
+pub(crate) const FULL: &str = "the disk of the store is full, and nothing can be changed";
 
 /// The limits of the API. Clients that connect and are silent can keep it busy for as long as a
 /// handshake may take; a restart would help them, so the daemon waits longer.
@@ -184,10 +189,27 @@ where
     }
 }
 
-/// A commit that changes nothing. The writer takes it from its queue, as any other, and takes
-/// SQLite's lock for writing.
-pub(crate) async fn store_answers(store: &impl Store) -> Result<(), store::CommitError> {
-    store.commit(Transaction::default(), None).await.map(drop)
+/// Writes to the store, through its queue. A store that answers that its disk is full is no store
+/// that hangs: `full` tells of it.
+pub(crate) async fn store_answers(store: &Sqlite, full: &AtomicBool) -> Result<(), store::Error> {
+    let probed = store.probe().await;
+    let mut is_full = matches!(&probed, Err(error) if error.is_full());
+    if probed.is_ok() && full.load(Ordering::Relaxed) {
+        // A change found no room, and a small write may still find some.
+        let store = store.clone();
+        let room = tokio::task::spawn_blocking(move || store.has_room()).await;
+        is_full = !matches!(room, Ok(Ok(())));
+    }
+    if full.swap(is_full, Ordering::Relaxed) != is_full {
+        match &probed {
+            Err(error) => tracing::error!(%error, "{FULL}"),
+            Ok(()) => tracing::info!("the store can be written again"),
+        }
+    }
+    match is_full {
+        true => Ok(()),
+        false => probed,
+    }
 }
 
 /// The API did not answer.
@@ -314,7 +336,7 @@ impl ServerCertVerifier for OwnCertificate {
 mod tests {
     use std::{convert::Infallible, fs};
 
-    use store::{Options, Sqlite};
+    use store::Options;
     use tokio::net::TcpListener;
 
     use super::*;
@@ -343,7 +365,7 @@ mod tests {
         let probed = store.clone();
         test.add(FAST, move || {
             let store = probed.clone();
-            async move { store_answers(&store).await }
+            async move { store_answers(&store, &AtomicBool::default()).await }
         });
         assert_eq!(fault_after_a_probe(&test).await, None);
 
@@ -355,6 +377,27 @@ mod tests {
         let error = test.failed().await.to_string();
         assert!(test.has_failed() && error.contains(FAST.fault), "{error}");
         other.execute_batch("ROLLBACK").unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_store_that_cannot_be_written_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        let store = Sqlite::open(&path, Options::default()).unwrap();
+        let full = AtomicBool::default();
+        store_answers(&store, &full).await.unwrap();
+        let other = rusqlite::Connection::open(&path).unwrap();
+        let refuse =
+            "CREATE TRIGGER t BEFORE UPDATE ON numbers BEGIN SELECT RAISE(ABORT, 'x'); END";
+        other.execute_batch(refuse).unwrap();
+        store_answers(&store, &full).await.unwrap_err();
+        assert!(!full.load(Ordering::Relaxed));
+        // The finding of a change holds until there is room.
+        full.store(true, Ordering::Relaxed);
+        other.execute_batch("DROP TRIGGER t").unwrap();
+        store_answers(&store, &full).await.unwrap();
+        assert!(!full.load(Ordering::Relaxed));
+        assert!(!folder.path().join("store.probe").exists());
     }
 
     #[tokio::test]

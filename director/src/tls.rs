@@ -26,12 +26,18 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
+use crate::{source::network, stalled::Unstalled};
+
 /// Time for a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for the head of a request, also after the request before: an idle connection ends.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Connections at once, and those of one address. Watches are among them; those of the director
-/// itself are not.
+/// Time in which a client must take a part of an answer that waits for it.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest head of a request, bytes: connections without a token have no more memory.
+const MAX_HEAD: usize = 64 << 10;
+/// Connections at once, and those of one address (IPv6: one network of 64 bits). Watches are among
+/// them; those of the director itself are not.
 const MAX_CONNECTIONS: usize = 4096;
 const MAX_CONNECTIONS_OF_ADDRESS: usize = 512;
 /// Time before connections are accepted again when the kernel refuses, for example for want of
@@ -168,7 +174,7 @@ pub(crate) async fn serve_within(
                 continue;
             }
         };
-        let admitted = Admitted::new(&limits, from.ip());
+        let admitted = Admitted::new(&limits, network(from.ip()));
         if admitted.is_none() && !own.contains(from) {
             tracing::debug!(%from, "too many connections of the API; closing this one");
             continue;
@@ -199,9 +205,11 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let router = router.layer(axum::Extension(Peer(from)));
+    let stream = Box::pin(Unstalled::new(stream, WRITE_TIMEOUT));
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
         .await;
     if let Err(error) = served {

@@ -94,8 +94,8 @@ pub async fn restore_backup(backup: &Path, path: &Path) -> Result<u64, Error> {
     Ok(entries)
 }
 
-/// Checks that the state can be read, that claims and objects are the same, and that the chain of
-/// the audit is whole: the number of audit entries.
+/// Checks that the state can be read, that claims and objects are the same, that changes could have
+/// made the objects, and that the chain of the audit is whole: the number of audit entries.
 ///
 /// # Errors
 /// [`Error`].
@@ -105,7 +105,7 @@ pub async fn check(export: &Export) -> Result<u64, Error> {
     }
     let memory = Memory::default();
     export.import(&memory).await?;
-    Live::load(&memory).await?;
+    Live::load_checked(&memory).await?;
     let (entries, _) = audit::verify_store(&memory, &Trust::default()).await?;
     Ok(entries)
 }

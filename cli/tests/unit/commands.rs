@@ -633,3 +633,25 @@ fn the_audit_is_listed_and_its_chain_is_checked() {
         "{broken:?}"
     );
 }
+
+#[test]
+fn an_entry_that_is_no_entry_any_more_breaks_the_chain() {
+    let site = Site::with_tenants();
+    let file = rusqlite::Connection::open(site.path("store")).expect("the store");
+    let key = "audit/00000000000000000003";
+    let of_key = "SELECT value FROM entries WHERE key = ?";
+    let whole: String = file
+        .query_row(of_key, [key], |row| row.get(0))
+        .expect("an entry");
+    let boss = whole.replacen("\"role\":\"provider-admin\"", "\"role\":\"boss\"", 1);
+    let field = whole.replacen('{', "{\"more\":1,", 1);
+    assert!(boss != whole && field != whole);
+    for text in [&boss, &field, "garbage", "{}"] {
+        let update = "UPDATE entries SET value = ?1 WHERE key = ?2";
+        file.execute(update, [text, key]).expect("written");
+        let broken = site.run("audit verify").exits(1);
+        let told = "BROKEN: an entry after 2 cannot be read";
+        assert!(broken.out.starts_with(told), "{text}: {broken:?}");
+        site.run("audit list").exits(0);
+    }
+}

@@ -265,7 +265,7 @@ impl Problem {
         )
     }
 
-    pub(super) fn no_method(methods: &[&str]) -> Self {
+    pub(crate) fn no_method(methods: &[&str]) -> Self {
         let allow = methods.join(", ");
         let detail = format!("this path has no such method: use {allow}");
         let mut problem = Self::new(StatusCode::METHOD_NOT_ALLOWED, "no-method", detail);
@@ -290,11 +290,16 @@ impl Problem {
         )
     }
 
-    pub(super) fn too_large() -> Self {
+    /// The body is longer than this number of bytes.
+    pub(super) fn too_large(limit: usize) -> Self {
+        let limit = match limit >> 20 {
+            0 => format!("{} KiB", limit >> 10),
+            mebibytes => format!("{mebibytes} MiB"),
+        };
         Self::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             "too-large",
-            "the body exceeds 1 MiB, or ended early: send less at once",
+            format!("the body exceeds {limit}, or ended early: send less at once"),
         )
     }
 
@@ -321,7 +326,7 @@ impl Problem {
         )
     }
 
-    pub(super) fn into_response(self) -> Response {
+    pub(crate) fn into_response(self) -> Response {
         let text = serde_json::to_string(&self.0).unwrap_or_default();
         let mut response = Response::new(Body::from(text));
         *response.status_mut() =

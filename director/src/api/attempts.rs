@@ -10,9 +10,9 @@
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
-use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Notify;
 
 use super::{answer::Problem, totp::WRONG_CODE};
@@ -21,7 +21,7 @@ use super::{answer::Problem, totp::WRONG_CODE};
 /// would need a million tries otherwise, which are some hours.
 const MAX_WRONG: u32 = 5;
 /// Time that the user waits.
-const LOCKOUT: SignedDuration = SignedDuration::from_mins(15);
+const LOCKOUT: Duration = Duration::from_secs(15 * 60);
 
 /// Attempts of all users, by what is tried: codes by the user's name, passwords by a text that is
 /// no name.
@@ -37,8 +37,8 @@ struct Count {
     wrong: u32,
     /// Checks that run now.
     pending: u32,
-    /// Time of the last attempt.
-    last: Timestamp,
+    /// Time of the last attempt, of a clock that is never set.
+    last: Duration,
 }
 
 /// An attempt that is being checked. Dropped without a result, it does not count.
@@ -54,7 +54,7 @@ impl Attempts {
     ///
     /// # Errors
     /// 429 after [`MAX_WRONG`] wrong ones in a row, for [`LOCKOUT`].
-    pub async fn begin(&self, key: &str, now: Timestamp) -> Result<Attempt<'_>, Problem> {
+    pub async fn begin(&self, key: &str, now: Duration) -> Result<Attempt<'_>, Problem> {
         loop {
             let ended = self.ended.notified();
             tokio::pin!(ended);
@@ -71,11 +71,11 @@ impl Attempts {
     }
 
     /// Whether there was room for an attempt.
-    fn reserve(&self, key: &str, now: Timestamp) -> Result<bool, Problem> {
+    fn reserve(&self, key: &str, now: Duration) -> Result<bool, Problem> {
         let mut counts = self.lock();
         // Those who waited long enough are forgotten.
         counts.retain(|_, count| {
-            count.pending > 0 || count.wrong > 0 && now.duration_since(count.last) < LOCKOUT
+            count.pending > 0 || count.wrong > 0 && now.saturating_sub(count.last) < LOCKOUT
         });
         let count = counts.entry(key.to_owned()).or_insert(Count {
             wrong: 0,
@@ -83,11 +83,11 @@ impl Attempts {
             last: now,
         });
         if count.wrong >= MAX_WRONG {
-            let left = LOCKOUT.saturating_sub(now.duration_since(count.last));
+            let left = LOCKOUT.saturating_sub(now.saturating_sub(count.last));
             let text = format!(
                 "{MAX_WRONG} codes or passwords in a row were wrong, and an administrator can help"
             );
-            let seconds = left.as_secs().max(1).unsigned_abs();
+            let seconds = left.as_secs().max(1);
             return Err(Problem::too_many(&text).retry_after(seconds));
         }
         if count.wrong + count.pending >= MAX_WRONG {
@@ -153,7 +153,7 @@ mod tests {
     #[tokio::test]
     async fn attempts_at_the_same_time_do_not_exceed_the_limit() {
         let attempts = Attempts::default();
-        let now = Timestamp::UNIX_EPOCH;
+        let now = Duration::ZERO;
         let tried = async |key: &str, is_right: bool| {
             let attempt = attempts.begin(key, now).await?;
             tokio::task::yield_now().await;

@@ -70,7 +70,8 @@ fn health_operation() -> Value {
         "parameters": [],
         "responses": {
             "200": answer("The state can be read."),
-            "503": answer("The store cannot be read."),
+            "405": refusal(405),
+            "503": answer("The store cannot be read, or its disk is full."),
         },
         "security": [],
     })
@@ -141,19 +142,24 @@ fn values(values: Values) -> Value {
     }
 }
 
+/// The answer of a refusal with this status.
+fn refusal(status: u16) -> Value {
+    let mut response = json!({
+        "description": "The request is refused.",
+        "content": {
+            "application/problem+json": { "schema": reference("ProblemBody") },
+        },
+    });
+    if let Some(header) = of_refusal(status) {
+        response["headers"] = described_headers(&[header]);
+    }
+    response
+}
+
 fn responses(operation: &Operation) -> Value {
     let mut responses = Map::new();
     for status in STATUSES {
-        let mut response = json!({
-            "description": "The request is refused.",
-            "content": {
-                "application/problem+json": { "schema": reference("ProblemBody") },
-            },
-        });
-        if let Some(header) = of_refusal(status) {
-            response["headers"] = described_headers(&[header]);
-        }
-        responses.insert(status.to_string(), response);
+        responses.insert(status.to_string(), refusal(status));
     }
     for success in &operation.success {
         let mut response = json!({ "description": "The request was carried out." });

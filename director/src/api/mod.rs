@@ -57,6 +57,9 @@ use seen::Seen;
 /// Longest body of a request, bytes.
 pub const MAX_BODY: usize = 1 << 20;
 
+/// Longest body of a request without a token, bytes: a name and a password.
+const MAX_PUBLIC_BODY: usize = 8 << 10;
+
 /// Time for the body of a request.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -237,7 +240,9 @@ async fn authenticate(
     let hash = token_hash(secret);
     let now = director.environment.now();
     let live = director.live().await?;
-    let actor = live.actor(&hash, now).ok_or_else(Problem::no_token)?;
+    let has_ended = director.ended.has(&hash, &live, now);
+    let actor = live.actor(&hash, now).filter(|_| !has_ended);
+    let actor = actor.ok_or_else(Problem::no_token)?;
     let token = live.tokens.get(&hash).map(|(token, _)| token);
     let is_due = token.is_some_and(|token| director.last_uses.note(&hash, token, now));
     drop(live);
@@ -252,14 +257,18 @@ async fn read_body(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Vec<u8>, Problem> {
-    let bytes = timeout(BODY_TIMEOUT, axum::body::to_bytes(body, MAX_BODY)).await;
+    let limit = match operation.is_public {
+        true => MAX_PUBLIC_BODY,
+        false => MAX_BODY,
+    };
+    let bytes = timeout(BODY_TIMEOUT, axum::body::to_bytes(body, limit)).await;
     let bytes = bytes.map_err(|_| {
         Problem::bad_request(format!(
             "the body did not come within {} seconds: send it again",
             BODY_TIMEOUT.as_secs()
         ))
     })?;
-    let bytes = bytes.map_err(|_| Problem::too_large())?;
+    let bytes = bytes.map_err(|_| Problem::too_large(limit))?;
     if operation.body.is_none() {
         return match bytes.is_empty() {
             true => Ok(Vec::new()),

@@ -3,6 +3,8 @@
 //! A change ends the user's sessions and tokens, as they may be those of a thief of the password
 //! before. One's own change leaves the token of the request.
 
+use std::net::IpAddr;
+
 use axum::http::{Method, StatusCode};
 use control::{Precondition, Revision, Transaction};
 use serde::{Deserialize, Serialize};
@@ -87,9 +89,10 @@ pub(super) fn register(all: &mut Vec<Operation>) {
     });
 }
 
-/// A place among those whose passwords are hashed; a few wait, and further ones are refused.
-async fn permit(director: &Director) -> Result<SemaphorePermit<'_>, Problem> {
-    let Ok(_waiting) = director.password_queue.try_acquire() else {
+/// One of the few checks and hashes of passwords at a time. Some requests wait for it, and further
+/// ones are refused: a client leaves places for others.
+async fn permit(director: &Director, peer: Option<IpAddr>) -> Result<SemaphorePermit<'_>, Problem> {
+    let Some(_waiting) = director.password_queue.take(peer) else {
         return Err(Problem::too_many("too many passwords are being checked")
             .retry_after(QUEUE_RETRY_SECONDS));
     };
@@ -99,23 +102,19 @@ async fn permit(director: &Director) -> Result<SemaphorePermit<'_>, Problem> {
 }
 
 /// Whether a password has this hash, as one of the few checks at a time.
-pub(super) async fn verified(
-    director: &Director,
-    password: String,
-    hash: String,
-) -> Result<bool, Problem> {
+pub(super) async fn verified(call: &Call, password: String, hash: String) -> Result<bool, Problem> {
     if password.len() > MAX_PASSWORD_BYTES {
         return Ok(false);
     }
-    let _permit = permit(director).await?;
+    let _permit = permit(&call.director, call.peer).await?;
     let checked = spawn_blocking(move || is_password(&password, &hash)).await;
     checked.map_err(|error| Problem::internal(&error))
 }
 
 /// The hash of a new password, as one of the few checks at a time.
-pub(super) async fn hashed(director: &Director, password: String) -> Result<String, Problem> {
-    let environment = std::sync::Arc::clone(&director.environment);
-    let _permit = permit(director).await?;
+pub(super) async fn hashed(call: &Call, password: String) -> Result<String, Problem> {
+    let environment = std::sync::Arc::clone(&call.director.environment);
+    let _permit = permit(&call.director, call.peer).await?;
     let hashed = spawn_blocking(move || hash_password(&password, &*environment)).await;
     let hashed = hashed.map_err(|error| Problem::internal(&error))?;
     hashed.map_err(|error| Problem::internal(&error))
@@ -152,9 +151,9 @@ async fn replace_own(call: Call) -> Result<Answer, Problem> {
             if current == new.password {
                 return Err(invalid("password: it is that of before: write another one"));
             }
-            let now = director.environment.now();
+            let now = director.environment.monotonic();
             let attempt = director.attempts.begin(&tries, now).await?;
-            if !verified(director, current, hash.clone()).await? {
+            if !verified(&call, current, hash.clone()).await? {
                 // The token is right: only the password is refused.
                 attempt.wrong();
                 tracing::warn!(user = actor.user, "present password refused");
@@ -167,7 +166,7 @@ async fn replace_own(call: Call) -> Result<Answer, Problem> {
             attempt.right();
         }
     }
-    let hash = hashed(director, new.password).await?;
+    let hash = hashed(&call, new.password).await?;
     let subject = call.subject("user", actor.tenant.as_deref(), &actor.user)?;
     let wanted = wanted(&call, actor, subject)?;
     let dry_run = wanted.dry_run;
@@ -203,7 +202,7 @@ async fn replace_of_other(call: Call) -> Result<Answer, Problem> {
         }
     }
     check_password(&new.password)?;
-    let hash = hashed(director, new.password).await?;
+    let hash = hashed(&call, new.password).await?;
     let subject = subject_of(&call, name).await?;
     let wanted = wanted(&call, actor, subject)?;
     let dry_run = wanted.dry_run;

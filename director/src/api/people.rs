@@ -23,6 +23,7 @@ use crate::{
     live::{Live, MAX_USERS, STORED_ANSWER_PREFIX},
     people::{Actor, MAX_PASSWORD_BYTES, PASSWORD, SESSION_LIFETIME, USERS, User},
     roles::{ObjectGroup, Role, Verb},
+    source,
 };
 
 /// A name and a password.
@@ -231,8 +232,9 @@ async fn log_in(call: Call) -> Result<Answer, Problem> {
     {
         return Err(wrong_credentials());
     }
-    let now = call.director.environment.now();
-    let tries = format!("password {} {:?}", credentials.user, call.peer);
+    let now = call.director.environment.monotonic();
+    let network = call.peer.map(source::network);
+    let tries = format!("password {} {network:?}", credentials.user);
     let attempts = &call.director.attempts;
     let attempt = attempts.begin(&tries, now).await?;
     let user = {
@@ -243,9 +245,9 @@ async fn log_in(call: Call) -> Result<Answer, Problem> {
     };
     let stored = user.as_ref().and_then(|user| user.password.clone());
     let is_right = match stored.clone() {
-        Some(hash) => password::verified(&call.director, credentials.password, hash).await?,
+        Some(hash) => password::verified(&call, credentials.password, hash).await?,
         None => {
-            password::hashed(&call.director, "as slow as a check".to_owned()).await?;
+            password::hashed(&call, "as slow as a check".to_owned()).await?;
             false
         }
     };
@@ -337,7 +339,7 @@ async fn create_user(call: Call) -> Result<Answer, Problem> {
     check_user(actor, &new)?;
     let dry_run = call.query.flag("dry_run")?;
     let hash = match new.password.clone() {
-        Some(password) => Some(password::hashed(&call.director, password).await?),
+        Some(password) => Some(password::hashed(&call, password).await?),
         None => None,
     };
     let user = User {

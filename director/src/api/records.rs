@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use axum::http::{Method, StatusCode};
 use control::{Kind as _, Tenant};
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use store::Store as _;
 use utoipa::ToSchema;
@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     audit::{self, Checkpoint, Entry},
+    live::Live,
     people::Actor,
     roles::{ObjectGroup, Verb},
 };
@@ -32,7 +33,8 @@ const LARGEST_SCAN: u64 = 2000;
 /// A page of the audit.
 #[derive(Debug, Serialize, ToSchema)]
 struct AuditList {
-    /// Entries, by number.
+    /// Entries, by number; those of a tenant without hashes. One whose stored text is no entry has
+    /// its `number` and the reason, `unreadable`.
     items: Vec<Entry>,
     /// The number to read on after; `null` at the end.
     next: Option<u64>,
@@ -107,18 +109,15 @@ pub(super) fn register(all: &mut Vec<Operation>) {
 async fn list(call: Call) -> Result<Answer, Problem> {
     let actor = call.actor()?;
     authorize(actor, ObjectGroup::Audit, Verb::Read, None)?;
-    // The reader sees what came before the request.
-    call.director.flush_accesses().await?;
+    // The reader sees what came before the request. A store that cannot be written, which is
+    // logged, hides nothing of what is in it.
+    let _ = call.director.flush_accesses().await;
     let limit = call.query.limit()?;
     let mut after = call.query.number("after", 0, 0..=u64::MAX)?;
     let (last, since) = {
         let live = call.director.live().await?;
         let own = actor.tenant.as_deref();
-        let tenant = own.and_then(|own| live.state.get::<Tenant>(None, own));
-        (
-            live.head.number,
-            tenant.map(|tenant| tenant.metadata.created),
-        )
+        (live.head.number, own.and_then(|own| Since::of(&live, own)))
     };
     let until = last.min(after.saturating_add(LARGEST_SCAN));
     let mut items = Vec::new();
@@ -141,7 +140,7 @@ async fn list(call: Call) -> Result<Answer, Problem> {
                 break;
             }
             after = number;
-            let seen = seen_by(actor, since, stored.value)?;
+            let seen = seen_by(actor, since, number, stored.value)?;
             bytes += seen.as_ref().map_or(0, String::len);
             items.extend(seen);
         }
@@ -157,34 +156,82 @@ async fn list(call: Call) -> Result<Answer, Problem> {
     Ok(Answer::text(StatusCode::OK, text))
 }
 
+/// The first entry that concerns a tenant, and none of an earlier one of its name.
+#[derive(Clone, Copy)]
+enum Since {
+    /// The entry of its creation.
+    Entry(u64),
+    /// Entries from the time of its creation, for a tenant that an earlier version made.
+    Time(Timestamp),
+}
+
+impl Since {
+    /// `None` if there is no such tenant.
+    fn of(live: &Live, tenant: &str) -> Option<Self> {
+        let created = live.state.get::<Tenant>(None, tenant)?.metadata.created;
+        let entry = live.creations.get(tenant);
+        Some(entry.map_or(Self::Time(created), |(number, _)| Self::Entry(*number)))
+    }
+
+    fn is_before(self, number: u64, at: Timestamp) -> bool {
+        match self {
+            Self::Entry(first) => number < first,
+            Self::Time(first) => at < first,
+        }
+    }
+}
+
+/// The part of an entry that shows whether it is one.
+#[derive(Deserialize)]
+struct Numbered {
+    #[serde(rename = "number")]
+    _number: u64,
+}
+
 /// An entry as the actor sees it: of a change that concerns several tenants, each sees its own
-/// part. Entries from before the tenant was made concern another one of the same name. A reason may
-/// speak of other tenants, unless it is given for a change of the tenant's own.
+/// part, without the hashes of the whole, from which the rest could be guessed. Entries from before
+/// the tenant was made concern another one of the same name. A reason may speak of other tenants,
+/// unless it is given for a change of the tenant's own.
 fn seen_by(
     actor: &Actor,
-    since: Option<Timestamp>,
+    since: Option<Since>,
+    number: u64,
     text: String,
 ) -> Result<Option<String>, Problem> {
     let Some(own) = &actor.tenant else {
-        return Ok(Some(text));
+        // Text that is no entry would make the whole page unreadable.
+        let readable = serde_json::from_str::<Numbered>(&text);
+        let marked = |error: serde_json::Error| {
+            let reason = format!("the stored text is no entry: {error}");
+            json!({ "number": number, "unreadable": reason }).to_string()
+        };
+        return Ok(Some(readable.map_or_else(marked, |_| text)));
     };
     if !text.contains(&format!("\"{own}\"")) {
         return Ok(None);
     }
-    let failed = |error: serde_json::Error| Problem::internal(&error);
-    let mut entry: Entry = serde_json::from_str(&text).map_err(failed)?;
+    // The provider sees an entry that cannot be read; whose it is cannot be told.
+    let Ok(mut entry) = serde_json::from_str::<Entry>(&text) else {
+        return Ok(None);
+    };
     entry.changes.retain(|change| {
         change.tenant.as_ref() == Some(own) || (change.kind == Tenant::KIND && change.name == *own)
     });
-    let is_own =
-        entry.tenant.as_ref() == Some(own) || (entry.kind == Tenant::KIND && entry.name == *own);
-    if since.is_none_or(|since| entry.at < since) || !is_own && entry.changes.is_empty() {
+    let is_of_tenant = || entry.user_tenant.as_ref().is_none_or(|of| of == own);
+    let is_own = entry.tenant.as_ref() == Some(own)
+        || (entry.kind == Tenant::KIND && entry.name == *own && is_of_tenant());
+    if since.is_none_or(|since| since.is_before(number, entry.at))
+        || !is_own && entry.changes.is_empty()
+    {
         return Ok(None);
     }
     if !is_own {
         entry.reason = None;
     }
-    serde_json::to_string(&entry).map(Some).map_err(failed)
+    entry.previous.clear();
+    entry.hash.clear();
+    let text = serde_json::to_string(&entry);
+    text.map(Some).map_err(|error| Problem::internal(&error))
 }
 
 async fn checkpoints(call: Call) -> Result<Answer, Problem> {

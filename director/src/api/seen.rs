@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 
 use axum::http::{Method, StatusCode, request::Parts};
+use control::{Kind as _, Tenant};
 
 use super::{
     answer::{Answer, Problem},
@@ -27,7 +28,7 @@ pub(super) struct Seen {
     is_read: bool,
     /// Nothing would be changed if it were accepted.
     is_dry_run: bool,
-    /// The tenant in the path, or in the query.
+    /// The tenant in the path, or in the query: also one that is itself the object.
     tenant: Option<String>,
 }
 
@@ -73,7 +74,10 @@ impl Seen {
             },
             is_read: operation.method == Method::GET,
             is_dry_run: sent("dry_run").as_deref() == Some("true"),
-            tenant,
+            tenant: match kind == Tenant::KIND {
+                true => of("{name}"),
+                false => tenant,
+            },
             actor,
         }
     }
@@ -102,12 +106,13 @@ impl Seen {
                     director.accesses.refused(Access { at, actor, subject });
                 }
             }
-            Ok(_) if self.is_read && self.actor.tenant.is_none() => {
+            // The differences of a dry run tell what there is.
+            Ok(_) if (self.is_read || self.is_dry_run) && self.actor.tenant.is_none() => {
                 if let Some(tenant) = self.tenant {
                     let (actor, subject) = (self.actor, self.subject);
-                    director
-                        .accesses
-                        .read(Access { at, actor, subject }, &tenant);
+                    let access = Access { at, actor, subject };
+                    let now = director.environment.monotonic();
+                    director.accesses.read(access, &tenant, now);
                 }
             }
             Ok(_) => {}

@@ -116,7 +116,7 @@ pub(super) async fn create(call: Call) -> Result<Answer, Problem> {
 pub(super) async fn confirm(call: Call) -> Result<Answer, Problem> {
     let name = call.actor()?.user.clone();
     let Code { code } = call.read()?;
-    let now = call.director.environment.now();
+    let now = call.director.environment.monotonic();
     let attempt = call.director.attempts.begin(&name, now).await?;
     let confirmed = change(&call, &name, StatusCode::NO_CONTENT, |user, now| {
         let Some(totp) = &user.totp else {
@@ -142,7 +142,17 @@ pub(super) async fn confirm(call: Call) -> Result<Answer, Problem> {
 pub(super) async fn remove(call: Call) -> Result<Answer, Problem> {
     authorize(call.actor()?, ObjectGroup::People, Verb::Write, None)?;
     let name = first(&call).to_owned();
-    let done = change(&call, &name, StatusCode::NO_CONTENT, |_, _| Ok(None)).await?;
+    let own = call.actor()?.user.clone();
+    let done = change(&call, &name, StatusCode::NO_CONTENT, |user, _| {
+        if user.name == own && user.totp.as_ref().is_some_and(|totp| totp.is_confirmed) {
+            // A thief of the token must not take the second factor away.
+            let text = "this is your own authenticator: another administrator removes it, or \
+                        `causeway-director recover --config FILE` on the director's machine";
+            return Err(Problem::user(text, user, "totp", ""));
+        }
+        Ok(None)
+    })
+    .await?;
     if call.query.flag("dry_run")? {
         return changed(done, true);
     }

@@ -7,9 +7,10 @@ use axum::{
     http::{Method, StatusCode},
 };
 use control::{Kind as _, Revision, Scope, Tenant};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use store::{Changes, ReadError, Sqlite, Store as _, Watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     answer::{Answer, Problem},
@@ -19,6 +20,8 @@ use super::{
 };
 use crate::{
     Director,
+    access::Access,
+    audit::{Outcome, Subject},
     roles::{AccessScope, Verb, access_scope},
 };
 
@@ -133,7 +136,26 @@ async fn watch(call: Call) -> Result<Answer, Problem> {
     if let Some(tenant) = &actor.tenant {
         refuse_earlier(&call, tenant, from).await?;
     }
+    // The provider's reads of tenants' objects are in the audit.
+    let access = match (&actor.tenant, scope) {
+        (None, Scope::Tenant) => Some(Access {
+            at: call.director.environment.now(),
+            actor: actor.clone(),
+            subject: Subject {
+                operation: call.operation.clone(),
+                kind: String::new(),
+                tenant: None,
+                name: String::new(),
+                reason: None,
+                address: call.peer,
+                outcome: Outcome::done(StatusCode::OK.as_u16()),
+            },
+        }),
+        _ => None,
+    };
     let stream = Stream {
+        access,
+        heartbeat: Instant::now() + HEARTBEAT,
         through: from,
         is_new: true,
         watch: call.director.store.watch(&prefix, from),
@@ -181,6 +203,10 @@ struct Stream {
     director: Arc<Director>,
     token_hash: String,
     kind: String,
+    /// The access that each tenant's objects in an event are, if they are a read of the provider.
+    access: Option<Access>,
+    /// Time of the next comment, unless events come before.
+    heartbeat: Instant,
     /// All changes up to this revision are sent.
     through: Revision,
     /// Nothing is sent yet.
@@ -196,28 +222,37 @@ impl Stream {
             // A client that connects again before the first change resumes here.
             return Some(format!("id: {}\n\n", self.through));
         }
-        let changes = timeout(HEARTBEAT, self.watch.next()).await;
-        let now = self.director.environment.now();
-        let live = self.director.live().await.ok()?;
-        live.actor(&self.token_hash, now)?;
-        match changes {
-            // No event: a comment, and the id from which the client resumes.
-            Err(_) => {
-                self.through = self.watch.after().max(self.through);
-                Some(format!(":\nid: {}\n\n", self.through))
+        loop {
+            let changes = timeout_at(self.heartbeat, self.watch.next()).await;
+            let now = self.director.environment.now();
+            let live = self.director.live().await.ok()?;
+            live.actor(&self.token_hash, now)?;
+            drop(live);
+            match changes {
+                // No event: a comment, and the id from which the client resumes.
+                Err(_) => {
+                    self.heartbeat = Instant::now() + HEARTBEAT;
+                    self.through = self.watch.after().max(self.through);
+                    return Some(format!(":\nid: {}\n\n", self.through));
+                }
+                Ok(Ok(changes)) => {
+                    self.through = changes.through;
+                    let text = self.events(&changes, now);
+                    // Changes of others are waited through: their time would tell of them.
+                    if !text.is_empty() {
+                        self.heartbeat = Instant::now() + HEARTBEAT;
+                        return Some(text);
+                    }
+                }
+                // The client lists again.
+                Ok(Err(ReadError::Compacted { .. } | ReadError::Unavailable(_))) => return None,
             }
-            Ok(Ok(changes)) => {
-                self.through = changes.through;
-                Some(self.events(&changes))
-            }
-            // The client lists again.
-            Ok(Err(ReadError::Compacted { .. } | ReadError::Unavailable(_))) => None,
         }
     }
 
     /// The events of changes. Only the last event of a commit has an id, so that a client that
-    /// resumes there misses none.
-    fn events(&self, changes: &Changes) -> String {
+    /// resumes there misses none. Empty if there is none for this client.
+    fn events(&self, changes: &Changes, at: Timestamp) -> String {
         let mut text = String::new();
         let mut changes = changes
             .changes
@@ -232,6 +267,13 @@ impl Stream {
             });
             let mut key = change.key.split('/').skip(1);
             let (first, second) = (key.next(), key.next());
+            if let (Some(access), Some(tenant)) = (&self.access, second.and(first)) {
+                let mut access = access.clone();
+                access.at = at;
+                access.subject.tenant = Some(tenant.to_owned());
+                let now = self.director.environment.monotonic();
+                self.director.accesses.read(access, tenant, now);
+            }
             let data = json!({
                 "kind": self.kind,
                 "tenant": second.and(first),
@@ -246,9 +288,6 @@ impl Stream {
                 text += &format!("id: {}\n", change.revision);
             }
             text += &format!("event: change\ndata: {data}\n\n");
-        }
-        if text.is_empty() {
-            text += ":\n\n";
         }
         text
     }

@@ -136,3 +136,75 @@ async fn an_object_that_cannot_be_read_is_neither_restored_nor_imported() {
     assert_eq!(damage(&site, "tenant/", alter).await, 2);
     all_refuse(&site, "cannot be read").await;
 }
+
+/// Changes the spec of objects below a prefix.
+async fn edit(site: &Site, prefix: &str, change: impl Fn(&mut Value)) -> usize {
+    let edited = |text: &str| {
+        let mut value: Value = serde_json::from_str(text).ok()?;
+        change(&mut value["spec"]);
+        Some(value.to_string())
+    };
+    damage(site, prefix, edited).await
+}
+
+/// Objects that no change would have made, such as a rule of port 22, are refused by each command.
+#[tokio::test]
+async fn objects_that_break_the_rules_of_changes_are_refused() {
+    let (site, token) = filled().await;
+    let mut server = Server::of(&site.path("store")).await;
+    server.admin.clone_from(&token);
+    let pool = json!({ "ranges": ["192.0.2.200-192.0.2.210"] });
+    server.create("/v1/address-pools", "second", pool).await;
+    for number in [1, 2] {
+        let body = json!({ "spec": { "prefixes": [format!("10.{number}.0.0/24")] } });
+        let path = format!("/v1/tenants/acme/networks/web-{number}");
+        let token = &server.admin;
+        server
+            .call(token, "PUT", &path, &[], Some(&body))
+            .await
+            .expect(200);
+    }
+    let rule = json!({ "public_ip": "192.0.2.10", "public_port": 443, "internal_ip": "10.1.0.10" });
+    server.create("/v1/tenants/acme/rules", "r", rule).await;
+    server.stop().await;
+    site.run("check --store");
+
+    let port = |value: Value| move |spec: &mut Value| spec["public_port"] = value.clone();
+    for (prefix, change, text) in [
+        (
+            "rule/acme/r",
+            Box::new(port(json!("20-30"))) as Box<dyn Fn(&mut Value)>,
+            "contains port 22",
+        ),
+        (
+            "rule/acme/r",
+            Box::new(port(json!(22))),
+            "rule \"r\" of tenant \"acme\"",
+        ),
+        (
+            "network/acme/web-2",
+            Box::new(|spec| spec["prefixes"] = json!(["10.1.0.0/16"])),
+            "overlaps 10.1.0.0/16 of network \"web-2\"",
+        ),
+        (
+            "network/acme/web-1",
+            Box::new(|spec| spec["prefixes"] = json!([])),
+            "internal_ip: 10.1.0.10 is in no network",
+        ),
+        (
+            "address-pool/second",
+            Box::new(|spec| spec["ranges"] = json!(["192.0.2.50-192.0.2.60"])),
+            "of pool \"second\"",
+        ),
+    ] {
+        let store = open(&site.path("store"));
+        let before = store.snapshot(prefix).await.expect("a snapshot").entries;
+        drop(store);
+        assert_eq!(edit(&site, prefix, change).await, 1);
+        all_refuse(&site, text).await;
+        site.fails("serve", text);
+        let restored = |_: &str| Some(before[0].value.clone());
+        assert_eq!(damage(&site, prefix, restored).await, 1);
+        site.run("check --store");
+    }
+}

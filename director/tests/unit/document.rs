@@ -124,6 +124,7 @@ fn the_document_has_the_headers_of_answers_and_the_health() {
     let health = &document["paths"]["/health"]["get"];
     assert_eq!(health["security"], json!([]));
     assert!(health["responses"]["503"]["content"]["text/plain"].is_object());
+    assert_eq!(of("/health", "get", "405"), ["Allow"]);
 }
 
 #[tokio::test]

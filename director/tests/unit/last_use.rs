@@ -14,7 +14,7 @@ use super::{Answered, Server};
 
 /// The kernel's clock, some minutes ahead.
 #[derive(Debug, Default)]
-struct Ahead(AtomicI64);
+pub(super) struct Ahead(pub(super) AtomicI64);
 
 impl Environment for Ahead {
     fn now(&self) -> Timestamp {

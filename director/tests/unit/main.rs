@@ -10,6 +10,7 @@ mod document;
 mod headers;
 mod kill;
 mod last_use;
+mod limits;
 mod matrix;
 mod offline;
 mod password;
@@ -18,10 +19,11 @@ mod process;
 mod roles;
 mod schema;
 mod usage;
+mod views;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
-use director::{Director, Kernel, api, init};
+use director::{Director, Environment, Kernel, api, init};
 use serde_json::{Value, json};
 use store::{Options, Sqlite};
 use tokio::{
@@ -69,6 +71,21 @@ impl Server {
         let path = folder.path().join("store");
         let admin = init(&path, "admin", None, &Kernel).await.expect("a store");
         let (address, task) = serve(&path).await;
+        Self {
+            address,
+            admin,
+            path,
+            task,
+            _folder: folder,
+        }
+    }
+
+    /// A new server with this clock.
+    pub async fn start_at(clock: Arc<dyn Environment>) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("store");
+        let admin = init(&path, "admin", None, &*clock).await.expect("a store");
+        let (address, task) = serve_at(&path, clock).await;
         Self {
             address,
             admin,
@@ -222,6 +239,13 @@ impl Server {
 }
 
 async fn serve(path: &std::path::Path) -> (SocketAddr, tokio::task::JoinHandle<()>) {
+    serve_at(path, Arc::new(Kernel)).await
+}
+
+async fn serve_at(
+    path: &std::path::Path,
+    clock: Arc<dyn Environment>,
+) -> (SocketAddr, tokio::task::JoinHandle<()>) {
     // The thread of the director before, or of `init`, closes the store when it ends.
     let mut opened = Sqlite::open(path, Options::default());
     for _ in 0..250 {
@@ -232,9 +256,7 @@ async fn serve(path: &std::path::Path) -> (SocketAddr, tokio::task::JoinHandle<(
         opened = Sqlite::open(path, Options::default());
     }
     let store = opened.expect("a store");
-    let director = Director::new(store, Arc::new(Kernel))
-        .await
-        .expect("a director");
+    let director = Director::new(store, clock).await.expect("a director");
     let router = api::router(Arc::new(director));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("its address");

@@ -101,6 +101,11 @@ async fn a_log_in_with_an_authenticator_takes_a_code_once() {
         .json();
     assert_eq!(wrong["type"], "urn:causeway:problem:credentials");
     let remove = "/v1/users/alice/totp";
+    // A thief of a token does not take the second factor away.
+    let own = server.call(&alice, "DELETE", remove, &[], None).await;
+    let own = own.expect(409);
+    assert!(own.text.contains("your own authenticator"), "{own:?}");
+    log_in(&server, None).await.expect(401);
     server
         .call(&server.admin, "DELETE", remove, &[], None)
         .await
@@ -115,7 +120,7 @@ async fn a_log_in_with_an_authenticator_takes_a_code_once() {
 }
 
 /// The head of the answer to a watch, and the events of its first half second.
-async fn watched(server: &Server, token: &str, query: &str) -> String {
+pub(super) async fn watched(server: &Server, token: &str, query: &str) -> String {
     let stream = TcpStream::connect(server.address).await;
     let mut stream = stream.expect("a connection");
     let text = format!(

@@ -227,3 +227,22 @@ async fn a_store_is_moved_as_text_whole_or_not_at_all() {
         "{text}"
     );
 }
+
+#[tokio::test]
+async fn health_refuses_other_methods_as_the_api_does() {
+    let mut site = Site::initialised();
+    site.start();
+    let mut stream = TcpStream::connect(&site.address)
+        .await
+        .expect("a connection");
+    let text = "POST /health HTTP/1.1\r\nhost: d\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    stream.write_all(text.as_bytes()).await.expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
+    assert!(answer.contains("allow: GET, HEAD\r\n"), "{answer}");
+    assert!(
+        answer.contains("urn:causeway:problem:no-method"),
+        "{answer}"
+    );
+}

@@ -34,7 +34,7 @@ async fn pools_and_plans_tell_what_tenants_use_of_them() {
     let wide = json!({ "ranges": ["2001:db8::/32"] });
     server.create("/v1/address-pools", "wide", wide).await;
     let all = &get("/v1/address-pools/wide/usage").await["addresses"];
-    assert_eq!(all["total"], u64::MAX);
+    assert!(all["total"].is_null() && all["free"].is_null(), "{all}");
     server
         .get(&server.admin, "/v1/vlan-pools/none/usage")
         .await
