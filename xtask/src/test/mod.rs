@@ -388,6 +388,15 @@ fn spread<T, G: Ord + Clone>(tests: Vec<T>, group: impl Fn(&T) -> G) -> VecDeque
 /// Lab tests that run at once. They mostly wait; `LabLock` admits as many.
 const FUNCTIONAL_LANES: usize = 4;
 
+/// Lab tests that take a minute or more. They begin first: one that begins last leaves the other
+/// lanes without work.
+const LONG_LAB_TESTS: [&str; 4] = [
+    "shipped_units_stay_up_reload_stop_and_restart",
+    "routers::tunnels_follow_the_kernel_s_route_to_a_second_uplink_router",
+    "routers::traffic_follows_a_gateway_that_moves_to_the_second_router",
+    "gateway_names::a_tunnel_follows_the_name_of_its_gateway",
+];
+
 /// Runs lab tests: first those that assert no times, some at once, then the timed ones.
 fn lab(programs: &[&Program], settings: &Settings, report: &Report) {
     let mut tests = Vec::new();
@@ -397,9 +406,12 @@ fn lab(programs: &[&Program], settings: &Settings, report: &Report) {
     }
     let (timed, functional): (Vec<_>, Vec<_>) = tests.into_iter().partition(LabTest::is_timed);
     let at = Instant::now();
-    let functional = spread(functional, |test| {
+    let is_long = |test: &LabTest<'_>| LONG_LAB_TESTS.contains(&test.name.as_str());
+    let (long, short): (Vec<_>, Vec<_>) = functional.into_iter().partition(is_long);
+    let mut functional: VecDeque<_> = long.into();
+    functional.extend(spread(short, |test| {
         (test.program.target.label(), test.module())
-    });
+    }));
     lanes(FUNCTIONAL_LANES, functional, settings, report);
     report.stage("lab tests, four at once", at);
     let at = Instant::now();
@@ -487,7 +499,23 @@ fn take_down_abandoned_labs() -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+
+    #[test]
+    fn the_long_lab_tests_exist() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/tests");
+        for name in LONG_LAB_TESTS {
+            let file = match name.split_once("::") {
+                Some((module, _)) => format!("lab/{module}.rs"),
+                None => "units/main.rs".to_owned(),
+            };
+            let text = std::fs::read_to_string(root.join(&file)).expect("a file of tests");
+            let function = name.rsplit("::").next().unwrap_or(name);
+            assert!(text.contains(&format!("fn {function}(")), "{name}: {file}");
+        }
+    }
 
     #[test]
     fn tests_of_one_module_are_spread() {
