@@ -302,7 +302,7 @@ fn owners_of_addresses_are_found_and_wrong_neighbours_of_the_uplink_are_replaced
         ip_on(host, "del", address);
     }
     let forwards = || {
-        let setting = ["cat", "/proc/sys/net/ipv4/ip_forward"];
+        let setting = ["cat", "/proc/sys/net/ipv4/conf/lo/forwarding"];
         site.ok(PROVIDER, &setting).trim().to_owned()
     };
     assert_eq!(forwards(), "0", "a refused switch leaves it");
