@@ -229,7 +229,8 @@ fn config(
          cpus = [{}]\nwaiting = \"{waiting}\"\ncipher = \"aes-256-gcm\"\n\
          [[tenant]]\nname = \"bench\"\n[[peer]]\nname = \"other\"\npublic_key = \"{key}\"\n{dials}\
          [[network]]\nname = \"bench\"\ntenant = \"bench\"\npeer = \"other\"\nvni = 6001\n\
-         interface = \"{LAN}\"\nprefixes = [\"10.60.0.0/24\"]\n",
+         interface = \"{LAN}\"\nprefixes = [\"10.60.0.0/24\"]\n\
+         gateway = [\"10.60.0.1\"]\n",
         cpu(at)
     )
 }
