@@ -64,6 +64,10 @@ const ENDING: [&str; 8] = [
 const MAX_ERRORS_SHOWN: usize = 10;
 /// Objects of each kind, so that operations find some.
 const OBJECTS: &str = include_str!("schemathesis.toml");
+/// Settings of schemathesis: its own list of refusals of bad data, and 412. A precondition comes
+/// before the content (RFC 9110 section 13.2.1), so a request with both wrong is answered so.
+const SETTINGS: &str = "[checks.negative_data_rejection]\nexpected-statuses = [400, 401, 403, \
+                        404, 405, 406, 409, 412, 415, 422, 428, 429, \"5xx\"]\n";
 
 /// The director of a run, which ends with it.
 struct Director {
@@ -95,6 +99,7 @@ impl Director {
             at("socket")
         );
         fs::write(&config, text)?;
+        fs::write(folder.join("schemathesis.toml"), SETTINGS)?;
         let program = target().join("release/causeway-director");
         let init = Command::new(&program)
             .args(["init", "--config"])
