@@ -313,7 +313,7 @@ pub fn user(session: &Session, verb: &UserVerb) -> Result<(), Failure> {
 }
 
 /// Prints the secret of a new token of this collection. A token whose secret cannot be printed is
-/// deleted: it would be valid, and in no one's hands.
+/// deleted: it would be valid, and the user could not use it.
 fn print_secret(session: &Session, answer: &Value, collection: &str) -> Result<(), Failure> {
     let is_printed = match session.json {
         true => outln!("{answer}"),

@@ -259,16 +259,15 @@ pub(crate) fn router(director: Arc<Director>) -> Router {
         }
     });
     let api = api::router(Arc::clone(&director)).layer(timed);
-    let health = async move || match director.live().await {
-        Ok(_) if director.is_full.load(Ordering::Relaxed) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the disk of the store is full, and nothing can be changed\n",
-        ),
-        Ok(_) => (StatusCode::OK, "ready\n"),
-        Err(_) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the store cannot be read\n",
-        ),
+    let health = async move || {
+        let (status, text) = match director.live().await {
+            Ok(_) if director.is_full.load(Ordering::Relaxed) => {
+                (StatusCode::SERVICE_UNAVAILABLE, self_test::FULL)
+            }
+            Ok(_) => (StatusCode::OK, "ready"),
+            Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the store cannot be read"),
+        };
+        (status, format!("{text}\n"))
     };
     Router::new()
         .route("/health", get(health).fallback(no_method))

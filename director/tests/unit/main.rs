@@ -67,17 +67,7 @@ impl Answered {
 
 impl Server {
     pub async fn start() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("store");
-        let admin = init(&path, "admin", None, &Kernel).await.expect("a store");
-        let (address, task) = serve(&path).await;
-        Self {
-            address,
-            admin,
-            path,
-            task,
-            _folder: folder,
-        }
+        Self::start_at(Arc::new(Kernel)).await
     }
 
     /// A new server with this clock.
