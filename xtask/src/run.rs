@@ -59,6 +59,11 @@ pub fn prepare_bpf(route: Route) -> anyhow::Result<()> {
 /// Builds everything that a run needs, after installing what is missing.
 pub fn prepare(asked: ToolchainChoice, packages: &[&str]) -> anyhow::Result<()> {
     prepare_bpf(setup::packages(asked)?)?;
+    build(packages)
+}
+
+/// Builds the programs of packages.
+fn build(packages: &[&str]) -> anyhow::Result<()> {
     step(&format!("programs: {}", packages.join(" ")), || {
         let mut command = cargo();
         command.args(["build", "--release", "--locked"]);
@@ -111,9 +116,7 @@ pub fn bench(asked: ToolchainChoice, args: &[String]) -> anyhow::Result<ExitCode
 
 /// Runs `director-bench ARGS…`, which needs neither BPF nor the other programs.
 fn bench_director(args: &[String]) -> anyhow::Result<ExitCode> {
-    step("programs: causeway-director", || {
-        run(cargo().args(["build", "--release", "--locked", "-p", "causeway-director"]))
-    })?;
+    build(&["causeway-director", "director-bench"])?;
     let mut command = Command::new(target().join("release/director-bench"));
     command.args(args);
     attended(&mut command)
