@@ -69,7 +69,8 @@ impl Drop for Site {
 }
 
 /// Why labs cannot be raised here, if they cannot.
-fn missing() -> Option<String> {
+#[must_use]
+pub fn missing() -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
         return Some("needs root".to_owned());
     }

@@ -113,7 +113,8 @@ enum Command {
     /// Measure, as ratios against other programs in the same run. `encrypted` and `relay` install
     /// them. `director` measures times.
     Bench {
-        /// Passed on to causeway-bench: NAME, --json FILE.
+        /// Passed on to causeway-bench, or for `director` to director-bench: NAME, --json FILE,
+        /// --smoke.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },

@@ -93,12 +93,14 @@ pub fn bench(asked: ToolchainChoice, args: &[String]) -> anyhow::Result<ExitCode
     {
         return bench_director(rest);
     }
-    // Options may precede the name. Contenders are needed for their benchmark only.
+    // Options may precede the name. Contenders are needed for their benchmark only, and a smoke run
+    // takes those that are there.
+    let given = |word: &str| args.iter().any(|arg| arg == word);
     for (bench, of) in [
         ("encrypted", contenders::TUNNELS),
         ("relay", contenders::RELAYS),
     ] {
-        if args.iter().any(|arg| arg == bench) {
+        if given(bench) && !given("--smoke") {
             contenders::install(&of);
         }
     }

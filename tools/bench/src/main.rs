@@ -1,8 +1,9 @@
 //! `causeway-bench`: the speed of Causeway, as ratios against contenders.
 //!
 //! For: figures that anyone can repeat. Contenders take turns within one run; the report has
-//! median, minimum and maximum, and names the machine and the kernel. Never: a test. A missed aim
-//! is reported and is not a failure.
+//! median, minimum and maximum, and names the machine and the kernel. Never: a test of speed. A
+//! missed aim is reported and is not a failure. `--smoke` shows that each case still works; the lab
+//! tests run it.
 //!
 //! ```text
 //!   xdp-cost   ns per packet of each program, by BPF_PROG_TEST_RUN, against a MAC swap
@@ -29,6 +30,8 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, ValueEnum};
 
+use crate::rig::{extent::Extent, lock::BenchLock};
+
 /// Measures the speed of Causeway, as ratios against contenders in the same run.
 #[derive(Parser)]
 struct Cli {
@@ -43,6 +46,10 @@ struct Cli {
     /// Number of runs of each case. The median is compared.
     #[arg(long, default_value_t = 7)]
     runs: usize,
+    /// Run each case once with a short load, and fail if one does not work. The figures mean
+    /// nothing. Other projects' programs take part where they are installed.
+    #[arg(long, conflicts_with_all = ["runs", "json", "svg"])]
+    smoke: bool,
     /// The CPU to run on (`forward` only).
     #[arg(long, hide = true, default_value_t = 0)]
     cpu: usize,
@@ -71,6 +78,14 @@ enum Name {
     Forward,
 }
 
+impl Name {
+    /// As on the command line.
+    fn text(self) -> String {
+        self.to_possible_value()
+            .map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
 fn main() -> ExitCode {
     let done = run(&Cli::parse()).and_then(|()| Ok(service::stdout::finish()?));
     match done {
@@ -88,15 +103,29 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         nix::unistd::geteuid().is_root(),
         "run it as root: it loads BPF programs and makes network namespaces"
     );
+    let _lock = match cli.name {
+        // Part of a run that has the lock.
+        Name::Forward => None,
+        name => Some(BenchLock::acquire(&name.text())?),
+    };
+    let (runs, extent) = match cli.smoke {
+        true => (1, Extent::Smoke),
+        false => (cli.runs, Extent::Full),
+    };
+    let only = cli.only.as_deref();
     let report = match cli.name {
-        Name::XdpCost => xdp_cost::run(cli.runs)?,
-        Name::Plain => plain::run(cli.runs)?,
-        Name::Encrypted => encrypted::run(cli.runs, cli.only.as_deref())?,
-        Name::Nat => nat::run(cli.runs, cli.only.as_deref())?,
-        Name::Relay => relay::run(cli.runs, cli.only.as_deref())?,
-        Name::Switch => switch::run(cli.runs)?,
+        Name::XdpCost => xdp_cost::run(runs, extent)?,
+        Name::Plain => plain::run(runs, extent)?,
+        Name::Encrypted => encrypted::run(runs, only, extent)?,
+        Name::Nat => nat::run(runs, only, extent)?,
+        Name::Relay => relay::run(runs, only, extent)?,
+        Name::Switch => switch::run(runs, extent)?,
         Name::Forward => return encrypted::causeway::forward(cli.cpu),
     };
+    if cli.smoke {
+        report.print_smoke();
+        return report.check();
+    }
     report.print();
     if let Some(path) = &cli.json {
         std::fs::write(path, serde_json::to_string_pretty(&report)?)?;
@@ -110,6 +139,17 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_benchmark_has_a_smoke_test() {
+        let tests = test_support::repository::root().join("tests/tests/lab/benchmarks.rs");
+        let tests = std::fs::read_to_string(tests).unwrap();
+        let names = Name::value_variants().iter().map(|name| name.text());
+        for name in names.filter(|name| *name != Name::Forward.text()) {
+            let call = format!("smoke(\"causeway-bench\", &[\"{name}\"]);");
+            assert!(tests.contains(&call), "no test has `{call}`");
+        }
+    }
 
     #[test]
     fn quoted_commands_are_accepted() {

@@ -38,6 +38,7 @@ use crate::{
     report::{Aim, Report},
     rig::{
         command::sh,
+        extent::{Amount, Extent},
         netns::{Namespaces, drop_arrivals, load_ruleset, mac, received, within},
         programs::{BenchPrograms, Flows},
     },
@@ -57,13 +58,20 @@ const IN_INDEX: u32 = 20;
 const OUT_INDEX: u32 = 21;
 
 /// Packets for one figure.
-const PACKETS: u32 = 2_000_000;
+const PACKETS: Amount<u32> = Amount {
+    full: 2_000_000,
+    smoke: 20_000,
+};
 /// Number of source ports that the host uses with each address.
 const PORTS: u32 = 20_000;
 /// The first source port, and the first public port.
 const FIRST_PORT: u16 = 20_000;
-/// Capacity of every contender's connection table.
-const TABLE: u32 = 1 << 21;
+/// Capacity of every contender's connection table. The kernel's is one for all namespaces, so that
+/// it always has that of a full run.
+const TABLE: Amount<u32> = Amount {
+    full: 1 << 21,
+    smoke: 1 << 16,
+};
 
 #[derive(Clone, Copy, PartialEq)]
 enum Contender {
@@ -90,6 +98,21 @@ enum Case {
     /// New connections from outside, with this number of rules.
     New(u32),
 }
+
+/// Cases of each extent, with their names.
+const CASES: Amount<&[(Case, &str)]> = Amount {
+    full: &[
+        (Case::Flows(1), "packets, 1 flow"),
+        (Case::Flows(10_000), "packets, 10 000 flows"),
+        (Case::Flows(1_000_000), "packets, 1 000 000 flows"),
+        (Case::New(1), "new connections, 1 rule"),
+        (Case::New(10_000), "new connections, 10 000 rules"),
+    ],
+    smoke: &[
+        (Case::Flows(100), "packets, 100 flows"),
+        (Case::New(100), "new connections, 100 rules"),
+    ],
+};
 
 /// The namespaces of a run.
 struct Sites(#[expect(dead_code, reason = "removes the namespaces when dropped")] Namespaces);
@@ -247,7 +270,7 @@ impl Conntrack {
         }
         let this = Self { files, home };
         for path in Self::FILES {
-            std::fs::write(path, TABLE.to_string()).with_context(|| path.to_owned())?;
+            std::fs::write(path, TABLE.full.to_string()).with_context(|| path.to_owned())?;
         }
         Ok(this)
     }
@@ -289,7 +312,7 @@ fn establish(harness: &mut Harness, flows: u32) -> anyhow::Result<()> {
 }
 
 /// Packets, or new connections, per second.
-fn rate(contender: Contender, case: Case) -> anyhow::Result<f64> {
+fn rate(contender: Contender, case: Case, extent: Extent) -> anyhow::Result<f64> {
     let _sites = Sites::raise()?;
     let mut programs = BenchPrograms::load()?;
     let rules = match case {
@@ -339,7 +362,7 @@ fn rate(contender: Contender, case: Case) -> anyhow::Result<f64> {
         ),
     };
     let ours = if contender == Contender::Causeway {
-        let mut harness = Harness::load_sized(world(rules)?, TABLE)?;
+        let mut harness = Harness::load_sized(world(rules)?, TABLE.of(extent))?;
         if let Case::Flows(count) = case {
             establish(&mut harness, count)?;
         }
@@ -398,9 +421,9 @@ fn rate(contender: Contender, case: Case) -> anyhow::Result<f64> {
     };
     if let Case::Flows(count) = case {
         // One packet of every connection, so that the kernel has all of them, too.
-        run(&mut programs, count.max(PACKETS / 20))?;
+        run(&mut programs, count.max(PACKETS.of(extent) / 20))?;
     }
-    let rate = run(&mut programs, PACKETS)?;
+    let rate = run(&mut programs, PACKETS.of(extent))?;
     let counted: Option<Vec<_>> = ours.as_ref().map(|h| {
         let counters = h.counters();
         counters
@@ -418,18 +441,11 @@ fn rate(contender: Contender, case: Case) -> anyhow::Result<f64> {
 
 /// Measures every case `runs` times, the contenders in turn. `only` restricts it to cases whose
 /// name contains one of its comma-separated words.
-pub fn run(runs: usize, only: Option<&str>) -> anyhow::Result<Report> {
+pub fn run(runs: usize, only: Option<&str>, extent: Extent) -> anyhow::Result<Report> {
     let mut report = Report::new("nat");
     let _conntrack = Conntrack::enlarge()?;
-    let cases = [
-        (Case::Flows(1), "packets, 1 flow"),
-        (Case::Flows(10_000), "packets, 10 000 flows"),
-        (Case::Flows(1_000_000), "packets, 1 000 000 flows"),
-        (Case::New(1), "new connections, 1 rule"),
-        (Case::New(10_000), "new connections, 10 000 rules"),
-    ];
     let mut medians = Vec::new();
-    for (case, name) in cases {
+    for &(case, name) in CASES.of(extent) {
         if only.is_some_and(|only| !only.split(',').any(|part| name.contains(part.trim()))) {
             continue;
         }
@@ -437,7 +453,7 @@ pub fn run(runs: usize, only: Option<&str>) -> anyhow::Result<Report> {
         for turn in 0..runs {
             eprintln!("{name}: run {} of {runs}", turn + 1);
             for (rates, contender) in rates.iter_mut().zip(Contender::BOTH) {
-                rates.push(rate(contender, case)? / 1e6);
+                rates.push(rate(contender, case, extent)? / 1e6);
             }
         }
         let [ours, theirs] = rates;

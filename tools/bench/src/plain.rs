@@ -19,6 +19,7 @@ use crate::{
     rig::{
         command::{find, sh},
         cpu::busy_seconds,
+        extent::{Amount, Extent},
         iperf,
         netns::{Namespaces, mac, received, within},
         programs::BenchPrograms,
@@ -53,9 +54,20 @@ const TENANT: &str = "192.0.2.1";
 const PROVIDER: &str = "192.0.2.2";
 
 /// Packets generated for one figure.
-const PACKETS: u32 = 2_000_000;
-/// Length of a TCP stream, seconds.
-const TCP_SECONDS: u32 = 3;
+const PACKETS: Amount<u32> = Amount {
+    full: 2_000_000,
+    smoke: 20_000,
+};
+/// Lengths of the packets, bytes.
+const LENGTHS: Amount<&[usize]> = Amount {
+    full: &[64, 1400],
+    smoke: &[64],
+};
+/// Whether TCP is measured as on a wire, or with the hosts' offloads.
+const WIRE_LIKE: Amount<&[bool]> = Amount {
+    full: &[true, false],
+    smoke: &[true],
+};
 
 #[derive(Clone, Copy, PartialEq)]
 enum Contender {
@@ -252,7 +264,7 @@ fn attach(
 }
 
 /// Packets per second that arrive; `len` is their length in bytes from the Ethernet header on.
-fn packets_per_second(contender: Contender, len: usize) -> anyhow::Result<f64> {
+fn packets_per_second(contender: Contender, len: usize, extent: Extent) -> anyhow::Result<f64> {
     let _sites = Sites::raise(contender, true)?;
     let mut programs = BenchPrograms::load()?;
     let ends = if contender == Contender::Causeway {
@@ -293,8 +305,8 @@ fn packets_per_second(contender: Contender, len: usize) -> anyhow::Result<f64> {
         std::thread::sleep(Duration::from_millis(50));
         Ok::<_, anyhow::Error>((arrived(programs)? - before) as f64 / took.as_secs_f64())
     };
-    run(&mut programs, PACKETS / 20)?;
-    let rate = run(&mut programs, PACKETS)?;
+    run(&mut programs, PACKETS.of(extent) / 20)?;
+    let rate = run(&mut programs, PACKETS.of(extent))?;
     let counted = ends
         .as_ref()
         .map(|(tenant, provider)| (named(tenant), named(provider)));
@@ -317,7 +329,7 @@ fn named(harness: &Harness) -> Vec<(String, u64)> {
 }
 
 /// Gbit/s of one TCP stream, and CPU seconds of the machine per gigabyte.
-fn tcp(contender: Contender, wire_like: bool) -> anyhow::Result<(f64, f64)> {
+fn tcp(contender: Contender, wire_like: bool, extent: Extent) -> anyhow::Result<(f64, f64)> {
     let _sites = Sites::raise(contender, wire_like)?;
     let mut programs = BenchPrograms::load()?;
     let ends = if contender == Contender::Causeway {
@@ -331,23 +343,23 @@ fn tcp(contender: Contender, wire_like: bool) -> anyhow::Result<(f64, f64)> {
     let _server = iperf::Server::start("cwb-sink", files.path().join("iperf3.log"))?;
     let busy = busy_seconds()?;
     let received =
-        iperf::run("cwb-gen", SINK, 1, TCP_SECONDS).with_context(|| contender.name().to_owned())?;
+        iperf::run("cwb-gen", SINK, 1, extent).with_context(|| contender.name().to_owned())?;
     let busy = busy_seconds()? - busy;
     drop(ends);
     Ok((received.gigabits, busy / received.gigabytes))
 }
 
 /// Measures every case `runs` times, the contenders in turn.
-pub fn run(runs: usize) -> anyhow::Result<Report> {
+pub fn run(runs: usize, extent: Extent) -> anyhow::Result<Report> {
     let mut report = Report::new("plain");
     let mut medians = Vec::new();
     let tcp_kinds: &[bool] = if find("iperf3").is_some() {
-        &[true, false]
+        WIRE_LIKE.of(extent)
     } else {
-        report.skip("TCP, every contender", "iperf3 is not installed");
+        report.omit("TCP, every contender", "iperf3 is not installed");
         &[]
     };
-    for len in [64, 1400] {
+    for &len in LENGTHS.of(extent) {
         let mut rates = [Vec::new(), Vec::new()];
         for run in 0..runs {
             eprintln!("packets of {len} B: run {} of {runs}", run + 1);
@@ -355,7 +367,7 @@ pub fn run(runs: usize) -> anyhow::Result<Report> {
                 .iter_mut()
                 .zip([Contender::Causeway, Contender::KernelVxlan])
             {
-                rates.push(packets_per_second(contender, len)? / 1e6);
+                rates.push(packets_per_second(contender, len, extent)? / 1e6);
             }
         }
         let [ours, theirs] = rates;
@@ -385,7 +397,7 @@ pub fn run(runs: usize) -> anyhow::Result<Report> {
         for run in 0..runs {
             eprintln!("TCP, {what}: run {} of {runs}", run + 1);
             for ((rates, costs), contender) in figures.iter_mut().zip(all) {
-                let (rate, cost) = tcp(contender, wire_like)?;
+                let (rate, cost) = tcp(contender, wire_like, extent)?;
                 rates.push(rate);
                 costs.push(cost);
             }

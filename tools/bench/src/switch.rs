@@ -18,13 +18,19 @@ use causeway_tests::{
     world::{A_MAC, TRUNK, TRUNK_MAC, World, many_host, many_next, tag},
 };
 
-use crate::report::{Aim, Report};
+use crate::{
+    report::{Aim, Report},
+    rig::extent::{Amount, Extent},
+};
 
 /// Switches for one figure.
-const SWITCHES: u32 = 200;
+const SWITCHES: Amount<u32> = Amount {
+    full: 200,
+    smoke: 10,
+};
 
 /// Returns the median time of a store in microseconds, lost packets, and sent packets.
-fn measure(networks: u32) -> anyhow::Result<(f64, u64, u64)> {
+fn measure(networks: u32, switches: u32) -> anyhow::Result<(f64, u64, u64)> {
     let mut harness = Harness::load(World::many(networks))?;
     let map = harness.ebpf().take_map("TENANTS").context("TENANTS")?;
     let mut tenants: Array<_, Tenant> = map.try_into()?;
@@ -39,7 +45,7 @@ fn measure(networks: u32) -> anyhow::Result<(f64, u64, u64)> {
     std::thread::scope(|scope| {
         let switcher = scope.spawn(|| {
             let mut stores = Vec::new();
-            for round in 0..SWITCHES {
+            for round in 0..switches {
                 let tenant = Tenant {
                     mode: [Mode::Full, Mode::Partial][round as usize % 2] as u32,
                     epoch: round + 2,
@@ -74,7 +80,8 @@ fn measure(networks: u32) -> anyhow::Result<(f64, u64, u64)> {
 }
 
 /// Measures every case `runs` times, in turn.
-pub fn run(runs: usize) -> anyhow::Result<Report> {
+pub fn run(runs: usize, extent: Extent) -> anyhow::Result<Report> {
+    let switches = SWITCHES.of(extent);
     let mut report = Report::new("switch");
     let sizes = [2, 4094];
     let mut stores = [Vec::new(), Vec::new()];
@@ -82,10 +89,10 @@ pub fn run(runs: usize) -> anyhow::Result<Report> {
     for turn in 0..runs {
         eprintln!("run {} of {runs}", turn + 1);
         for (i, networks) in sizes.into_iter().enumerate() {
-            let (store, lost, sent) = measure(networks)?;
-            eprintln!("{networks} networks: {sent} packets, {lost} lost in {SWITCHES} switches");
+            let (store, lost, sent) = measure(networks, switches)?;
+            eprintln!("{networks} networks: {sent} packets, {lost} lost in {switches} switches");
             stores[i].push(store);
-            losses[i].push(lost as f64 / f64::from(SWITCHES));
+            losses[i].push(lost as f64 / f64::from(switches));
         }
     }
     let mut medians = Vec::new();

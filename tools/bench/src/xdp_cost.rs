@@ -28,11 +28,17 @@ use causeway_tests::{
 
 use crate::{
     report::{Aim, Report},
-    rig::programs::{BenchPrograms, TEMPLATES},
+    rig::{
+        extent::{Amount, Extent},
+        programs::{BenchPrograms, TEMPLATES},
+    },
 };
 
 /// Packets per run.
-const REPEAT: u32 = 200_000;
+const REPEAT: Amount<u32> = Amount {
+    full: 200_000,
+    smoke: 2_000,
+};
 const FIRST_VNI: u32 = 10_000;
 /// Largest IP packet that the tunnel carries, bytes.
 const LARGEST: usize = 1450;
@@ -238,7 +244,8 @@ struct Figures {
 }
 
 /// Measures every case `runs` times, in turn.
-pub fn run(runs: usize) -> anyhow::Result<Report> {
+pub fn run(runs: usize, extent: Extent) -> anyhow::Result<Report> {
+    let repeat = REPEAT.of(extent);
     let mut report = Report::new("xdp-cost");
     let mut programs = BenchPrograms::load()?;
     let mut harness = Harness::load(world(SIZES[0])?)?;
@@ -267,13 +274,13 @@ pub fn run(runs: usize) -> anyhow::Result<Report> {
                 let (program, ifindex) = case.program();
                 let fd = descriptor(&mut harness, program)?;
                 let first = packets.first().context("packets")?;
-                let mut cost = |next: &ProgramFd| programs.cost(next, first, ifindex, REPEAT);
+                let mut cost = |next: &ProgramFd| programs.cost(next, first, ifindex, repeat);
                 // The first run with new packets warms the caches and is not counted.
                 cost(&nothing)?;
                 let base = cost(&nothing)?.0;
-                let alone = programs.bare("nothing", first, REPEAT)?;
-                let floor = programs.bare("mac_swap", first, REPEAT)?;
-                let mut cost = |next: &ProgramFd| programs.cost(next, first, ifindex, REPEAT);
+                let alone = programs.bare("nothing", first, repeat)?;
+                let floor = programs.bare("mac_swap", first, repeat)?;
+                let mut cost = |next: &ProgramFd| programs.cost(next, first, ifindex, repeat);
                 let (all, action) = cost(&fd)?;
                 ensure!(
                     action == case.action(),
@@ -281,17 +288,22 @@ pub fn run(runs: usize) -> anyhow::Result<Report> {
                     case.name(),
                     case.action()
                 );
+                // The short runs of a smoke run differ by more than the program's cost.
+                let cost = match extent {
+                    Extent::Full => all - base + alone,
+                    Extent::Smoke => all,
+                };
                 bases.push(base);
                 floors.push(floor);
                 match figures
                     .iter_mut()
                     .find(|f| f.size == size && f.case == case)
                 {
-                    Some(f) => f.nanoseconds.push(all - base + alone),
+                    Some(f) => f.nanoseconds.push(cost),
                     None => figures.push(Figures {
                         size,
                         case,
-                        nanoseconds: vec![all - base + alone],
+                        nanoseconds: vec![cost],
                     }),
                 }
             }

@@ -27,7 +27,13 @@ use super::{
 };
 use crate::{
     report::figures::Role,
-    rig::{command::output, netns, process::Running, programs::BenchPrograms},
+    rig::{
+        command::output,
+        extent::{Amount, Extent},
+        netns,
+        process::Running,
+        programs::BenchPrograms,
+    },
 };
 
 /// Directory where the appliances pin their maps.
@@ -35,7 +41,10 @@ const PINS: &str = "/sys/fs/bpf/causeway-bench";
 /// Bytes of the packets that one worker is measured with.
 const BYTES: usize = 1420;
 /// Packets sent for one figure.
-const PACKETS: u32 = 3_000_000;
+const PACKETS: Amount<u32> = Amount {
+    full: 3_000_000,
+    smoke: 20_000,
+};
 
 /// Two appliances with an encrypted tunnel.
 #[derive(Clone, Copy)]
@@ -139,12 +148,12 @@ impl Contender for Causeway {
         Ok(())
     }
 
-    fn one_core(&self, _sites: &Sites, running: &Running) -> anyhow::Result<Option<OneCore>> {
+    fn one_core(&self, running: &Running, extent: Extent) -> anyhow::Result<Option<OneCore>> {
         // Only the encrypting appliance stays; its datagrams are counted in the other's place. It
         // keeps sending while its session is valid.
         running.end(EAST.namespace)?;
         fs::remove_dir_all(format!("{PINS}/{}", EAST.namespace)).context("remove pins")?;
-        one_core([2, 0, 0, 0, 0x60, 0xa1]).map(Some)
+        one_core([2, 0, 0, 0, 0x60, 0xa1], extent).map(Some)
     }
 }
 
@@ -182,9 +191,9 @@ impl Contender for Forward {
         Ok(running)
     }
 
-    fn one_core(&self, _sites: &Sites, running: &Running) -> anyhow::Result<Option<OneCore>> {
+    fn one_core(&self, running: &Running, extent: Extent) -> anyhow::Result<Option<OneCore>> {
         running.end(EAST.namespace)?;
-        one_core([2, 0, 0, 0, 0x60, 0x02]).map(Some)
+        one_core([2, 0, 0, 0, 0x60, 0x02], extent).map(Some)
     }
 }
 
@@ -293,7 +302,7 @@ fn attach(
 
 /// Measures the one remaining worker: the kernel makes frames at the left host, on the other CPU,
 /// and an XDP program counts them at the far end of the worker's WAN link.
-fn one_core(destination: [u8; 6]) -> anyhow::Result<OneCore> {
+fn one_core(destination: [u8; 6], extent: Extent) -> anyhow::Result<OneCore> {
     // The hosts keep their program `pass`; this copy is loaded for its counter.
     let mut programs = BenchPrograms::load()?;
     attach(&mut programs, "sink", EAST.namespace, WAN)?;
@@ -311,9 +320,9 @@ fn one_core(destination: [u8; 6]) -> anyhow::Result<OneCore> {
     sched_setaffinity(Pid::from_raw(0), &other).context("move to the other CPU")?;
     let measured = netns::within(LEFT, || {
         let h0 = if_nametoindex("h0")?;
-        programs.generate(&frame, h0, PACKETS / 20)?;
+        programs.generate(&frame, h0, PACKETS.of(extent) / 20)?;
         let (before, begun) = (programs.sunk()?, Instant::now());
-        programs.generate(&frame, h0, PACKETS)?;
+        programs.generate(&frame, h0, PACKETS.of(extent))?;
         let took = begun.elapsed();
         std::thread::sleep(Duration::from_millis(50));
         Ok((programs.sunk()? - before) as f64 / took.as_secs_f64())

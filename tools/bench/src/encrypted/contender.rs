@@ -1,6 +1,9 @@
 //! Interface of every contender of `encrypted`.
 
-use crate::{report::figures::Role, rig::process::Running};
+use crate::{
+    report::figures::Role,
+    rig::{extent::Extent, process::Running},
+};
 
 use super::sites::{Layer, Sites};
 
@@ -50,7 +53,7 @@ pub trait Contender {
     /// Throughput of one worker on one core with packets of 1420 bytes. Only `causeway` and
     /// [`super::FORWARD`], the same worker without a cipher, can measure it. Called after the other
     /// figures, with offloads off only.
-    fn one_core(&self, _sites: &Sites, _running: &Running) -> anyhow::Result<Option<OneCore>> {
+    fn one_core(&self, _running: &Running, _extent: Extent) -> anyhow::Result<Option<OneCore>> {
         Ok(None)
     }
 }

@@ -23,7 +23,10 @@ use nix::{
 use causeway_tests::packet;
 
 use super::sites::{LEFT, RIGHT, Sites};
-use crate::rig::netns::within;
+use crate::rig::{
+    extent::{Amount, Extent},
+    netns::within,
+};
 
 /// Sent and received packets per second.
 #[derive(Clone, Copy, Debug)]
@@ -40,12 +43,18 @@ const BATCH: usize = 64;
 /// Socket buffers, bytes.
 const BUFFER: usize = 8 << 20;
 /// Time before counting starts.
-const WARM_UP: Duration = Duration::from_millis(300);
+const WARM_UP: Amount<Duration> = Amount {
+    full: Duration::from_millis(300),
+    smoke: Duration::from_millis(50),
+};
 /// Time of counting.
-const COUNT_TIME: Duration = Duration::from_millis(1500);
+const COUNT_TIME: Amount<Duration> = Amount {
+    full: Duration::from_millis(1500),
+    smoke: Duration::from_millis(100),
+};
 
 /// Sends packets with `bytes` of payload from the left host to the right one, `rate` per second.
-pub fn flood(sites: &Sites, bytes: usize, rate: f64) -> anyhow::Result<Rates> {
+pub fn flood(sites: &Sites, bytes: usize, rate: f64, extent: Extent) -> anyhow::Result<Rates> {
     let right: Ipv4Addr = sites.right().parse()?;
     let left: Ipv4Addr = sites.left().parse()?;
     let receiver = within(RIGHT, || {
@@ -70,9 +79,9 @@ pub fn flood(sites: &Sites, bytes: usize, rate: f64) -> anyhow::Result<Rates> {
                 received.load(Ordering::Relaxed),
             )
         };
-        thread::sleep(WARM_UP);
+        thread::sleep(WARM_UP.of(extent));
         let (before, begun) = (read(), Instant::now());
-        thread::sleep(COUNT_TIME);
+        thread::sleep(COUNT_TIME.of(extent));
         let (after, took) = (read(), begun.elapsed().as_secs_f64());
         stop.store(true, Ordering::Relaxed);
         Ok(Rates {

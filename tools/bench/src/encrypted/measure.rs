@@ -4,14 +4,21 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 
-use crate::rig::{command::exec, cpu::busy_seconds, iperf, process::Running};
+use crate::rig::{
+    command::exec,
+    cpu::busy_seconds,
+    extent::{Amount, Extent},
+    iperf,
+    process::Running,
+};
 
 use super::sites::{LEFT, Sites};
 
-/// Seconds of each TCP run.
-const TCP_SECONDS: u32 = 3;
 /// Pings of a run.
-const PINGS: usize = 100;
+const PINGS: Amount<usize> = Amount {
+    full: 100,
+    smoke: 10,
+};
 
 /// Figures of a TCP run.
 #[derive(Clone, Copy, Debug)]
@@ -26,9 +33,15 @@ pub struct Tcp {
 
 /// Runs `streams` TCP streams from the left host to the right one. `others` are the CPUs that other
 /// processes use.
-pub fn tcp(sites: &Sites, running: &Running, streams: u32, others: f64) -> anyhow::Result<Tcp> {
+pub fn tcp(
+    sites: &Sites,
+    running: &Running,
+    streams: u32,
+    others: f64,
+    extent: Extent,
+) -> anyhow::Result<Tcp> {
     let (busy, own, begun) = (busy_seconds()?, running.cpu_seconds(), Instant::now());
-    let received = iperf::run(LEFT, sites.right(), streams, TCP_SECONDS)?;
+    let received = iperf::run(LEFT, sites.right(), streams, extent)?;
     let took = begun.elapsed().as_secs_f64();
     let busy = busy_seconds()? - busy - others * took;
     let own = running.cpu_seconds() - own;
@@ -40,13 +53,14 @@ pub fn tcp(sites: &Sites, running: &Running, streams: u32, others: f64) -> anyho
 }
 
 /// Median round-trip time, milliseconds.
-pub fn round_trip(sites: &Sites) -> anyhow::Result<f64> {
-    let words = format!("ping -n -i 0.01 -W 1 -c {PINGS} {}", sites.right());
+pub fn round_trip(sites: &Sites, extent: Extent) -> anyhow::Result<f64> {
+    let pings = PINGS.of(extent);
+    let words = format!("ping -n -i 0.01 -W 1 -c {pings} {}", sites.right());
     let text = exec(LEFT, &words)?;
     let mut times = round_trips(&text);
     ensure!(
-        times.len() * 2 > PINGS,
-        "ping: {} of {PINGS} answered",
+        times.len() * 2 > pings,
+        "ping: {} of {pings} answered",
         times.len()
     );
     times.sort_by(f64::total_cmp);

@@ -33,6 +33,7 @@ use crate::{
     rig::{
         command::find,
         cpu::{self, QUIET_ENOUGH},
+        extent::Extent,
         iperf,
         offloads::Offloads,
         process::Running,
@@ -73,12 +74,12 @@ fn contenders() -> Vec<Box<dyn Contender>> {
 
 /// Measures every case `runs` times, the contenders in turn. `only` restricts it to contenders
 /// whose name contains one of its comma-separated words.
-pub fn run(runs: usize, only: Option<&str>) -> anyhow::Result<Report> {
+pub fn run(runs: usize, only: Option<&str>, extent: Extent) -> anyhow::Result<Report> {
     lab::interrupt::install()?;
     let mut report = Report::new("encrypted");
     let iperf = find("iperf3").is_some();
     if !iperf {
-        report.skip(
+        report.omit(
             "TCP, every contender",
             "iperf3 is not installed; `cargo xtask setup` installs it",
         );
@@ -90,13 +91,13 @@ pub fn run(runs: usize, only: Option<&str>) -> anyhow::Result<Report> {
     contenders.retain(|contender| {
         let missing = contender.missing();
         if let Some(why) = &missing {
-            report.skip(contender.name(), why);
+            report.skip(contender.name(), contender.role(), why);
         }
         missing.is_none()
     });
     let mut figures = Figures::default();
     for run in 0..runs {
-        floors(&mut figures)?;
+        floors(extent, &mut figures)?;
         for offloads in Offloads::ALL {
             contenders.retain(|contender| {
                 if lab::interrupt::check().is_err() {
@@ -104,7 +105,7 @@ pub fn run(runs: usize, only: Option<&str>) -> anyhow::Result<Report> {
                 }
                 let (name, mode) = (contender.name(), offloads.name());
                 eprintln!("run {} of {runs}, {mode}: {name}", run + 1);
-                let result = one(contender.as_ref(), offloads, iperf, &mut figures);
+                let result = one(contender.as_ref(), offloads, iperf, extent, &mut figures);
                 report.retain(name, &format!("{mode}, run {}", run + 1), result)
             });
             lab::interrupt::check()?;
@@ -120,16 +121,18 @@ fn one(
     contender: &dyn Contender,
     offloads: Offloads,
     iperf: bool,
+    extent: Extent,
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
     let sites = Sites::raise(contender.layer(), offloads, contender.needs_checksums())?;
-    let others = cpu::others()?;
+    let others = cpu::others(extent)?;
     let running = contender.up(&sites).context("it does not start")?;
     let result = measured(
         contender,
         &sites,
         &running,
         iperf.then_some(others),
+        extent,
         figures,
     )
     .map_err(|error| error.context(format!("its logs: {}", running.logs())));
@@ -142,6 +145,7 @@ fn measured(
     sites: &Sites,
     running: &Running,
     others: Option<f64>,
+    extent: Extent,
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
     let mode = sites.offloads().name();
@@ -155,7 +159,7 @@ fn measured(
         );
     };
     sites.await_path()?;
-    add(ROUND_TRIP.to_owned(), "ms", measure::round_trip(sites)?);
+    add(ROUND_TRIP.to_owned(), "ms", measure::round_trip(sites, extent)?);
     if let Some(others) = others {
         add("busy before".to_owned(), "CPUs", others);
         cpu::warn_if_busy(others);
@@ -163,7 +167,7 @@ fn measured(
         let _server = iperf::Server::start(sites::RIGHT, log)?;
         for streams in STREAMS {
             let case = tcp_case(streams);
-            let tcp = measure::tcp(sites, running, streams, others)?;
+            let tcp = measure::tcp(sites, running, streams, others, extent)?;
             add(case.clone(), "Gbit/s", tcp.gigabits);
             if others < QUIET_ENOUGH {
                 add(format!("{case}, CPU"), "s/GB", tcp.cpu);
@@ -174,7 +178,7 @@ fn measured(
         }
     }
     for (bytes, rate) in LOADS {
-        let rates = datagrams::flood(sites, bytes, rate)?;
+        let rates = datagrams::flood(sites, bytes, rate, extent)?;
         anyhow::ensure!(rates.received > 0.0, "UDP of {bytes} B: nothing arrived");
         add(udp_case(bytes), "kpps", rates.received / 1e3);
         add(
@@ -185,7 +189,7 @@ fn measured(
         lab::interrupt::check()?;
     }
     if sites.offloads() == Offloads::Off
-        && let Some(core) = contender.one_core(sites, running)?
+        && let Some(core) = contender.one_core(running, extent)?
     {
         figures.add(
             one_core_case(core.bytes),
@@ -221,10 +225,10 @@ fn seal_case(cipher: Cipher, bytes: usize) -> String {
 }
 
 /// Measures the floors that need no sites.
-fn floors(figures: &mut Figures) -> anyhow::Result<()> {
+fn floors(extent: Extent, figures: &mut Figures) -> anyhow::Result<()> {
     for cipher in Cipher::ALL {
         for bytes in SEALED {
-            let nanoseconds = aead::seal(cipher, bytes)?;
+            let nanoseconds = aead::seal(cipher, bytes, extent)?;
             let case = seal_case(cipher, bytes);
             figures.add(case.clone(), BARE, Role::Floor, "ns", nanoseconds);
             let gigabits = 8.0 * bytes as f64 / nanoseconds;

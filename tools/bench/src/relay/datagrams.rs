@@ -20,6 +20,7 @@ use nix::{
 
 use crate::rig::{
     command::exec,
+    extent::{Amount, Extent},
     netns::{drop_arrivals, enter, within},
     process::Running,
     programs::BenchPrograms,
@@ -40,19 +41,34 @@ enum Offer {
 }
 
 /// Rates that are tried first, frames per second.
-const RATES: [f64; 4] = [1600e3, 800e3, 400e3, 200e3];
+const RATES: Amount<&[f64]> = Amount {
+    full: &[1600e3, 800e3, 400e3, 200e3],
+    smoke: &[50e3],
+};
 /// Then rates above the best result, as multiples of it.
-const ABOVE: [f64; 2] = [1.2, 1.4];
+const ABOVE: Amount<&[f64]> = Amount {
+    full: &[1.2, 1.4],
+    smoke: &[],
+};
 /// Frames per call.
-const CALL: u32 = 1 << 20;
+const CALL: Amount<u32> = Amount {
+    full: 1 << 20,
+    smoke: 1 << 12,
+};
 /// Headers of Ethernet, IPv4 and UDP, bytes.
 const HEADERS: usize = 42;
 /// Headers of IPv4 and UDP, bytes.
 const L3_HEADERS: u64 = 28;
 /// Time before counting starts.
-const WARM_UP: Duration = Duration::from_millis(250);
+const WARM_UP: Amount<Duration> = Amount {
+    full: Duration::from_millis(250),
+    smoke: Duration::from_millis(20),
+};
 /// Time of counting.
-const COUNT_TIME: Duration = Duration::from_millis(750);
+const COUNT_TIME: Amount<Duration> = Amount {
+    full: Duration::from_millis(750),
+    smoke: Duration::from_millis(80),
+};
 
 /// The best result.
 #[derive(Clone, Copy, Debug)]
@@ -124,6 +140,7 @@ pub fn best<const N: usize>(
     running: &Running,
     mut arrivals: Arrivals,
     sizes: [usize; N],
+    extent: Extent,
 ) -> anyhow::Result<[Best; N]> {
     let relayed = contender.relay()?;
     let mut generator = BenchPrograms::load()?;
@@ -144,7 +161,7 @@ pub fn best<const N: usize>(
         };
         generator.templates(std::slice::from_ref(&packet))?;
         let mut attempt = |what: Offer, best: &mut Best| {
-            let found = offer(&mut generator, &packet, what, &arrived)?;
+            let found = offer(&mut generator, &packet, what, extent, &arrived)?;
             if let Offer::Rate(rate) = what
                 && found.sent < rate * 0.9
             {
@@ -158,17 +175,21 @@ pub fn best<const N: usize>(
             }
             anyhow::Ok(lab::interrupt::check()?)
         };
-        for processors in (1..=processors()?).rev() {
+        let fewest = match extent {
+            Extent::Full => 1,
+            Extent::Smoke => processors()?,
+        };
+        for processors in (fewest..=processors()?).rev() {
             attempt(Offer::Flood(processors), best)?;
         }
         // A rate that the generator cannot make, or that is below the best result, is not offered.
-        for rate in RATES {
+        for &rate in RATES.of(extent) {
             if (best.received..best.sent).contains(&rate) {
                 attempt(Offer::Rate(rate), best)?;
             }
         }
         let carried = best.received;
-        for rate in ABOVE.map(|part| part * carried) {
+        for rate in ABOVE.of(extent).iter().map(|part| part * carried) {
             if rate < best.sent && rate > best.received {
                 attempt(Offer::Rate(rate), best)?;
             }
@@ -200,6 +221,7 @@ fn offer(
     generator: &mut BenchPrograms,
     packet: &[u8],
     what: Offer,
+    extent: Extent,
     arrived: &dyn Fn() -> anyhow::Result<u64>,
 ) -> anyhow::Result<Best> {
     let (processors, interval) = match what {
@@ -218,7 +240,7 @@ fn offer(
                     sched_setaffinity(Pid::from_raw(0), &this)
                         .context("pin this thread to a processor")?;
                     while !stop.load(Ordering::Relaxed) {
-                        match generator.paced(packet, C0_INDEX, CALL) {
+                        match generator.paced(packet, C0_INDEX, CALL.of(extent)) {
                             // SIGCHLD interrupted the call; sent frames are counted.
                             Err(error) if is_interrupted(&error) => {}
                             done => done?,
@@ -230,9 +252,9 @@ fn offer(
             .collect();
         let counted = || {
             let read = || Ok::<_, anyhow::Error>((arrived()?, generator.sent()?));
-            thread::sleep(WARM_UP);
+            thread::sleep(WARM_UP.of(extent));
             let (before, begun) = (read()?, Instant::now());
-            thread::sleep(COUNT_TIME);
+            thread::sleep(COUNT_TIME.of(extent));
             let (after, took) = (read()?, begun.elapsed().as_secs_f64());
             Ok::<_, anyhow::Error>(Best {
                 received: (after.0 - before.0) as f64 / took,

@@ -26,6 +26,7 @@ use crate::{
     },
     rig::{
         cpu::{self, QUIET_ENOUGH},
+        extent::Extent,
         offloads::Offloads,
         process::Running,
     },
@@ -73,7 +74,7 @@ impl Load {
 /// Measures every case `runs` times, the contenders in turn. `only` is a comma-separated list: a
 /// word that names a load restricts it to that load, any other to contenders whose name contains
 /// it.
-pub fn run(runs: usize, only: Option<&str>) -> anyhow::Result<Report> {
+pub fn run(runs: usize, only: Option<&str>, extent: Extent) -> anyhow::Result<Report> {
     lab::interrupt::install()?;
     let mut report = Report::new("relay");
     let words = || only.unwrap_or_default().split(',').map(str::trim);
@@ -93,7 +94,7 @@ pub fn run(runs: usize, only: Option<&str>) -> anyhow::Result<Report> {
             continue;
         }
         if let Some(why) = contender.missing() {
-            report.skip(contender.name(), why);
+            report.skip(contender.name(), contender.role(), why);
             continue;
         }
         if contender.has_udp() && selected(Load::Datagrams) {
@@ -114,7 +115,7 @@ pub fn run(runs: usize, only: Option<&str>) -> anyhow::Result<Report> {
                 }
                 let (name, mode) = (contender.name(), offloads.name());
                 eprintln!("run {} of {runs}, {mode}: {name}, {load:?}", run + 1);
-                let result = one(*contender, *load, offloads, &mut figures);
+                let result = one(*contender, *load, offloads, extent, &mut figures);
                 report.retain(name, &format!("{load:?}, {mode}, run {}", run + 1), result)
             });
             lab::interrupt::check()?;
@@ -130,6 +131,7 @@ fn one(
     contender: Contender,
     load: Load,
     offloads: Offloads,
+    extent: Extent,
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
     let sites = Sites::raise(offloads)?;
@@ -138,8 +140,8 @@ fn one(
         Load::Connections => None,
     };
     let measured = |running: &Running, figures: &mut Figures| match arrivals {
-        Some(arrivals) => datagrams(contender, &sites, running, arrivals, figures),
-        None => connections(contender, &sites, running, figures),
+        Some(arrivals) => datagrams(contender, &sites, running, arrivals, extent, figures),
+        None => connections(contender, &sites, running, extent, figures),
     };
     let running = contender.up().context("it does not start")?;
     measured(&running, figures)
@@ -151,10 +153,11 @@ fn datagrams(
     sites: &Sites,
     running: &Running,
     arrivals: Arrivals,
+    extent: Extent,
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
     let mode = sites.offloads().name();
-    let all = datagrams::best(contender, running, arrivals, FRAMES)?;
+    let all = datagrams::best(contender, running, arrivals, FRAMES, extent)?;
     for (bytes, best) in FRAMES.into_iter().zip(all) {
         let mut add = |case: String, value: f64| {
             let case = format!("{case}, {mode}");
@@ -176,6 +179,7 @@ fn connections(
     contender: Contender,
     sites: &Sites,
     running: &Running,
+    extent: Extent,
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
     let mode = sites.offloads().name();
@@ -186,15 +190,17 @@ fn connections(
     let hello = streams::hello()?;
     let backend = Backend::start(hello.len())?;
     contender.await_tcp()?;
-    let others = cpu::others()?;
+    let others = cpu::others(extent)?;
     add("busy before", "CPUs", others);
     cpu::warn_if_busy(others);
-    let [median, late] = streams::round_trip(contender, &hello)?;
+    let [median, late] = streams::round_trip(contender, &hello, extent)?;
     add(ROUND_TRIP, "us", median);
     add(ROUND_TRIP_99, "us", late);
     for count in STREAMS {
         let case = tcp_case(count);
-        let found = streams::streams(contender, &hello, count, &backend, running, others)?;
+        let found = streams::streams(
+            contender, &hello, count, &backend, running, others, extent,
+        )?;
         add(&case, "Gbit/s", found.gigabits);
         if others < QUIET_ENOUGH {
             add(&format!("{case}, CPU"), "s/GB", found.cpu);
@@ -204,7 +210,7 @@ fn connections(
         }
         lab::interrupt::check()?;
     }
-    let made = streams::connections(contender, &hello)?;
+    let made = streams::connections(contender, &hello, extent)?;
     add(CONNECTIONS, "1/s", made.rate);
     add(CROWDED, "us", made.crowded);
     add(ALONE, "us", made.alone);

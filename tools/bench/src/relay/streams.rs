@@ -24,6 +24,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use crate::rig::{
     cpu::busy_seconds,
+    extent::{Amount, Extent},
     netns::{enter, within},
     process::Running,
 };
@@ -38,13 +39,25 @@ const BACKENDS: usize = 40;
 /// Clients that open one connection after the other.
 const CLIENTS: usize = 16;
 /// Time for which they connect.
-const CONNECTING: Duration = Duration::from_secs(2);
+const CONNECTING: Amount<Duration> = Amount {
+    full: Duration::from_secs(2),
+    smoke: Duration::from_millis(100),
+};
 /// Connections that a single client opens.
-const ALONE: usize = 1000;
+const ALONE: Amount<usize> = Amount {
+    full: 1000,
+    smoke: 20,
+};
 /// Bytes echoed on one connection.
-const ECHOES: usize = 3000;
+const ECHOES: Amount<usize> = Amount {
+    full: 3000,
+    smoke: 50,
+};
 /// Time of streams before counting, and during it.
-const STREAMING: [Duration; 2] = [Duration::from_millis(300), Duration::from_millis(2500)];
+const STREAMING: Amount<[Duration; 2]> = Amount {
+    full: [Duration::from_millis(300), Duration::from_millis(2500)],
+    smoke: [Duration::from_millis(20), Duration::from_millis(100)],
+};
 /// Time-out of a read or write.
 const IO_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -170,10 +183,14 @@ pub struct Connections {
 }
 
 /// Opens connections and closes each after the backend's first byte.
-pub fn connections(contender: Contender, hello: &[u8]) -> anyhow::Result<Connections> {
+pub fn connections(
+    contender: Contender,
+    hello: &[u8],
+    extent: Extent,
+) -> anyhow::Result<Connections> {
     let to = contender.tcp()?;
     let alone = within(CLIENT, || {
-        let times = (0..ALONE).map(|_| Ok(answered(to, hello)?.1));
+        let times = (0..ALONE.of(extent)).map(|_| Ok(answered(to, hello)?.1));
         times.collect::<io::Result<Vec<_>>>().context("connect")
     })?;
     lab::interrupt::check()?;
@@ -184,7 +201,7 @@ pub fn connections(contender: Contender, hello: &[u8]) -> anyhow::Result<Connect
                 scope.spawn(|| {
                     enter(CLIENT)?;
                     let mut times = Vec::new();
-                    while begun.elapsed() < CONNECTING {
+                    while begun.elapsed() < CONNECTING.of(extent) {
                         let (_, took) = answered(to, hello).context("connect, many at once")?;
                         times.push(took);
                     }
@@ -210,12 +227,16 @@ pub fn connections(contender: Contender, hello: &[u8]) -> anyhow::Result<Connect
 }
 
 /// Round-trip time of a byte on an open connection, microseconds: median and 99th percentile.
-pub fn round_trip(contender: Contender, hello: &[u8]) -> anyhow::Result<[f64; 2]> {
+pub fn round_trip(
+    contender: Contender,
+    hello: &[u8],
+    extent: Extent,
+) -> anyhow::Result<[f64; 2]> {
     let to = contender.tcp()?;
     let times = within(CLIENT, || {
         let (mut stream, _) = answered(to, hello)?;
         let mut times = Vec::new();
-        for echo in 0..ECHOES {
+        for echo in 0..ECHOES.of(extent) {
             let (begun, sent) = (Instant::now(), echo as u8);
             let mut received = [0];
             stream.write_all(&[sent])?;
@@ -247,7 +268,9 @@ pub fn streams(
     backend: &Backend,
     running: &Running,
     others: f64,
+    extent: Extent,
 ) -> anyhow::Result<Streams> {
+    let [warm_up, count_time] = STREAMING.of(extent);
     let to = contender.tcp()?;
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -269,9 +292,9 @@ pub fn streams(
                 let received = backend.received.load(Ordering::Relaxed);
                 anyhow::Ok((received, busy_seconds()?, running.cpu_seconds()))
             };
-            thread::sleep(STREAMING[0]);
+            thread::sleep(warm_up);
             let (before, begun) = (read()?, Instant::now());
-            thread::sleep(STREAMING[1]);
+            thread::sleep(count_time);
             let (after, took) = (read()?, begun.elapsed().as_secs_f64());
             anyhow::Ok((after, before, took))
         };

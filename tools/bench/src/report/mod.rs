@@ -4,6 +4,8 @@ pub mod figures;
 
 use serde::Serialize;
 
+use self::figures::Role;
+
 /// A benchmark's result. Its JSON form is stable.
 #[derive(Serialize)]
 pub struct Report {
@@ -42,7 +44,13 @@ struct Ratio {
 struct Skipped {
     contender: String,
     why: String,
+    /// Whether it should have run here, so that a smoke run has failed.
+    is_failure: bool,
 }
+
+/// Units of figures that are 0 if the load was short or nothing was lost: CPU time has a resolution
+/// of 10 ms.
+const MAY_BE_ZERO: [&str; 3] = ["s/GB", "CPUs", "each"];
 
 /// The aim of a ratio.
 #[derive(Clone, Copy)]
@@ -126,22 +134,87 @@ impl Report {
             Err(error) => {
                 let why = format!("{run}: {error:#}");
                 eprintln!("  no further runs of {name}: {why}");
-                self.skip(name, why);
+                self.omit(name, why);
                 false
             }
         }
     }
 
-    /// Reports a contender that did not run.
-    pub fn skip(&mut self, contender: impl Into<String>, why: impl Into<String>) {
+    /// Reports a contender that cannot run on this machine. A peer may be absent, such as another
+    /// project's program that is not installed.
+    pub fn skip(&mut self, contender: impl Into<String>, role: Role, why: impl Into<String>) {
         self.skipped.push(Skipped {
             contender: contender.into(),
             why: why.into(),
+            is_failure: role != Role::Peer,
         });
+    }
+
+    /// Reports a contender that should have run. The run goes on without it; a smoke run has failed.
+    pub fn omit(&mut self, contender: impl Into<String>, why: impl Into<String>) {
+        self.skipped.push(Skipped {
+            contender: contender.into(),
+            why: why.into(),
+            is_failure: true,
+        });
+    }
+
+    /// Whether each case of a smoke run has worked.
+    ///
+    /// # Errors
+    /// If a contender failed, a figure is not a number above 0, or there is no figure of Causeway.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let mut problems = Vec::new();
+        for s in self.skipped.iter().filter(|s| s.is_failure) {
+            problems.push(format!("{}: {}", s.contender, s.why));
+        }
+        for r in &self.rows {
+            let may_be_zero = MAY_BE_ZERO.contains(&r.unit) && r.min == 0.0;
+            if !(r.min > 0.0 && r.max.is_finite() || may_be_zero) {
+                let (case, contender) = (&r.case, &r.contender);
+                problems.push(format!("{contender}: {case}: {} {}", r.min, r.unit));
+            }
+        }
+        if !self.rows.iter().any(|r| r.contender.starts_with("causeway")) {
+            problems.push("no figure of Causeway".to_owned());
+        }
+        anyhow::ensure!(
+            problems.is_empty(),
+            "{} of its cases failed:\n  {}",
+            self.bench,
+            problems.join("\n  ")
+        );
+        Ok(())
     }
 
     /// Prints the report as a table.
     pub fn print(&self) {
+        self.print_rows();
+        for r in &self.ratios {
+            let verdict = match (r.aim.is_empty(), r.met) {
+                (true, _) => String::new(),
+                (false, true) => format!("aim {}: met", r.aim),
+                (false, false) => format!("aim {}: NOT MET", r.aim),
+            };
+            service::outln!("{:<60} {:>8.2}  {verdict}", r.name, r.value);
+        }
+        self.print_skipped();
+    }
+
+    /// Prints the rows of a smoke run, and that they mean nothing.
+    pub fn print_smoke(&self) {
+        self.print_rows();
+        self.print_skipped();
+        service::outln!("smoke run: the figures mean nothing");
+    }
+
+    fn print_skipped(&self) {
+        for s in &self.skipped {
+            service::outln!("skipped: {}: {}", s.contender, s.why);
+        }
+    }
+
+    fn print_rows(&self) {
         service::outln!(
             "{} on {}, Linux {}\n",
             self.bench,
@@ -169,17 +242,6 @@ impl Report {
             );
         }
         service::outln!();
-        for r in &self.ratios {
-            let verdict = match (r.aim.is_empty(), r.met) {
-                (true, _) => String::new(),
-                (false, true) => format!("aim {}: met", r.aim),
-                (false, false) => format!("aim {}: NOT MET", r.aim),
-            };
-            service::outln!("{:<60} {:>8.2}  {verdict}", r.name, r.value);
-        }
-        for s in &self.skipped {
-            service::outln!("skipped: {}: {}", s.contender, s.why);
-        }
     }
 
     /// The ratios as bars, in SVG.
@@ -209,5 +271,56 @@ impl Report {
             );
         }
         out + "</svg>\n"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(change: impl FnOnce(&mut Report)) -> String {
+        let mut report = Report::new("plain");
+        report.row("packets", "causeway", "Mpps", vec![1.0]);
+        change(&mut report);
+        let checked = report.check();
+        checked.map_or_else(|error| error.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn a_smoke_run_fails_by_an_absent_figure_and_by_a_failed_contender() {
+        let fails = |change: fn(&mut Report), text: &str| {
+            let problems = problems(change);
+            assert!(problems.contains(text), "{problems:?} has no {text:?}");
+        };
+        fails(
+            |r| drop(r.row("TCP", "peer", "Gbit/s", vec![0.0])),
+            "peer: TCP: 0 Gbit/s",
+        );
+        fails(
+            |r| drop(r.row("TCP", "peer", "Gbit/s", Vec::new())),
+            "peer: TCP: NaN Gbit/s",
+        );
+        fails(
+            |r| drop(r.row("TCP", "peer", "Gbit/s", vec![f64::INFINITY])),
+            "peer: TCP: inf Gbit/s",
+        );
+        fails(
+            |r| drop(r.retain("peer", "run 1", Err(anyhow::anyhow!("it does not start")))),
+            "peer: run 1: it does not start",
+        );
+        fails(
+            |r| r.skip("causeway", Role::Causeway, "the program is missing"),
+            "causeway: the program is missing",
+        );
+        fails(|r| r.rows.clear(), "no figure of Causeway");
+    }
+
+    #[test]
+    fn a_smoke_run_passes_without_other_programs_and_by_costs_of_zero() {
+        let found = problems(|r| {
+            r.skip("socat", Role::Peer, "it is not installed");
+            r.row("TCP, CPU", "causeway", "s/GB", vec![0.0]);
+        });
+        assert_eq!(found, "");
     }
 }

@@ -4,10 +4,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
+use super::extent::{Amount, Extent};
+
 /// How long the machine is observed for [`others`].
-const OBSERVATION_TIME: Duration = Duration::from_millis(500);
+const OBSERVATION_TIME: Amount<Duration> = Amount {
+    full: Duration::from_millis(500),
+    smoke: Duration::from_millis(20),
+};
 /// How long [`others`] waits for other work to end.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+const IDLE_TIMEOUT: Amount<Duration> = Amount {
+    full: Duration::from_secs(10),
+    smoke: Duration::ZERO,
+};
 /// CPUs that other processes may use. Above it, the machine's CPU time is not comparable
 /// between contenders.
 pub const QUIET_ENOUGH: f64 = 0.1;
@@ -28,14 +36,15 @@ pub fn busy_seconds() -> anyhow::Result<f64> {
     Ok(ticks / 100.0)
 }
 
-/// CPUs that other processes use before a contender is started. Waits up to 10 s for them to end.
+/// CPUs that other processes use before a contender is started. A full run waits up to 10 s for them
+/// to end.
 /// It is not measured while the contender runs, because a contender that polls uses CPU time when
 /// idle.
-pub fn others() -> anyhow::Result<f64> {
-    let until = Instant::now() + IDLE_TIMEOUT;
+pub fn others(extent: Extent) -> anyhow::Result<f64> {
+    let until = Instant::now() + IDLE_TIMEOUT.of(extent);
     loop {
         let (busy, begun) = (busy_seconds()?, Instant::now());
-        std::thread::sleep(OBSERVATION_TIME);
+        std::thread::sleep(OBSERVATION_TIME.of(extent));
         let others = (busy_seconds()? - busy) / begun.elapsed().as_secs_f64();
         if others < QUIET_ENOUGH || Instant::now() > until {
             return Ok(others);

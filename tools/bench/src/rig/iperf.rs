@@ -8,7 +8,11 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::{command::command, process::Daemon};
+use super::{
+    command::command,
+    extent::{Amount, Extent},
+    process::Daemon,
+};
 
 const PORT: u16 = 5201;
 
@@ -49,10 +53,36 @@ pub struct Received {
     pub gigabytes: f64,
 }
 
-/// Runs `streams` TCP streams for `seconds` from a namespace to the server at `address`.
-pub fn run(namespace: &str, address: &str, streams: u32, seconds: u32) -> anyhow::Result<Received> {
+/// When a run of TCP streams ends.
+#[derive(Clone, Copy, Debug)]
+pub enum Length {
+    /// After this time, seconds.
+    Seconds(u32),
+    /// When all streams together have sent this many mebibytes.
+    Mebibytes(u32),
+}
+
+/// Length of the runs of every benchmark.
+const LENGTH: Amount<Length> = Amount {
+    full: Length::Seconds(3),
+    smoke: Length::Mebibytes(4),
+};
+/// Longest time of a run whose length is an amount, seconds.
+const LONGEST: u32 = 10;
+
+/// Runs `streams` TCP streams from a namespace to the server at `address`.
+pub fn run(
+    namespace: &str,
+    address: &str,
+    streams: u32,
+    extent: Extent,
+) -> anyhow::Result<Received> {
+    let (length, seconds) = match LENGTH.of(extent) {
+        Length::Seconds(seconds) => (format!("-t {seconds}"), seconds),
+        Length::Mebibytes(amount) => (format!("-n {}M", amount.div_ceil(streams)), LONGEST),
+    };
     let words = format!(
-        "iperf3 -J --connect-timeout 5000 -c {address} -p {PORT} -t {seconds} -P {streams}"
+        "iperf3 -J --connect-timeout 5000 -c {address} -p {PORT} {length} -P {streams}"
     );
     let mut client = Command::new("ip");
     client
