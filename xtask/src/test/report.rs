@@ -15,6 +15,54 @@ use super::{
 /// How many of the slowest tests are listed.
 const SLOWEST: usize = 10;
 
+/// A stage of a run. The first five run without `--long`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    Packages,
+    Build,
+    UnitAndPackets,
+    Lab,
+    Timed,
+    VirtualMachines,
+    Dev,
+}
+
+impl Stage {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Packages => "packages",
+            Self::Build => "tools, BPF programs and build",
+            Self::UnitAndPackets => "unit and packet tests",
+            Self::Lab => "lab tests, four at once",
+            Self::Timed => "lab tests that assert times, one at a time",
+            Self::VirtualMachines => "tests in virtual machines",
+            Self::Dev => "unit tests with overflow checks and debug assertions",
+        }
+    }
+
+    /// Seconds that it may take from a clean clone on a machine with 2 cores. The rest of CI's 30
+    /// minutes is for lints, and for what is still to come. `None` where there is no budget.
+    const fn budget(self) -> Option<u32> {
+        match self {
+            Self::Packages => Some(20),
+            Self::Build => Some(560),
+            Self::UnitAndPackets => Some(200),
+            Self::Lab => Some(390),
+            Self::Timed => Some(330),
+            Self::VirtualMachines | Self::Dev => None,
+        }
+    }
+}
+
+/// The stages that took longer than their budgets, with the seconds beyond them.
+fn beyond(stages: &[(Stage, f64)]) -> Vec<(Stage, f64)> {
+    let beyond = stages.iter().filter_map(|(stage, seconds)| {
+        let more = seconds - f64::from(stage.budget()?);
+        (more > 0.0).then_some((*stage, more))
+    });
+    beyond.collect()
+}
+
 /// A part of a run: the tests of one program.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Part {
@@ -32,7 +80,7 @@ struct Inner {
     parts: BTreeMap<Part, (Counts, f64)>,
     slow: Vec<(f64, String)>,
     failed: Vec<(String, String)>,
-    tiers: Vec<(String, f64)>,
+    stages: Vec<(Stage, f64)>,
 }
 
 impl Report {
@@ -78,13 +126,14 @@ impl Report {
     }
 
     /// Notes how long a stage of the run took.
-    pub fn stage(&self, name: &str, begun: Instant) {
+    pub fn stage(&self, stage: Stage, begun: Instant) {
         let seconds = begun.elapsed().as_secs_f64();
-        self.lock().tiers.push((name.to_owned(), seconds));
+        self.lock().stages.push((stage, seconds));
     }
 
-    /// Prints the table, the slowest tests and the sum; the sum.
-    pub fn finish(&self, begun: Instant) -> Counts {
+    /// Prints the table, the slowest tests, and the stages, with their budgets if `has_budget`;
+    /// the sum.
+    pub fn finish(&self, begun: Instant, has_budget: bool) -> Counts {
         let inner = &mut *self.lock();
         for (name, output) in &inner.failed {
             outln!("\n==== FAILED: {name}");
@@ -116,15 +165,43 @@ impl Report {
             outln!("{seconds:>9.1} s  {name}");
         }
         outln!("\nstages");
-        for (name, seconds) in &inner.tiers {
-            outln!("{seconds:>9.1} s  {name}");
+        let beyond = if has_budget { beyond(&inner.stages) } else { Vec::new() };
+        for (stage, seconds) in &inner.stages {
+            let more = match beyond.iter().find(|(late, _)| late == stage) {
+                Some((_, more)) => format!("  OVER ITS BUDGET by {more:.1} s"),
+                None => String::new(),
+            };
+            outln!("{seconds:>9.1} s  {}{more}", stage.name());
         }
         outln!("{:>9.1} s  all", begun.elapsed().as_secs_f64());
+        if !beyond.is_empty() {
+            outln!(
+                "\nThe budgets are for a clean clone on 2 cores. A stage beyond its budget fails no \
+                 run: look at its slowest tests above, or measure again on an idle machine."
+            );
+        }
         outln!();
         sum
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_beyond_their_budgets_are_named_with_the_excess() {
+        let stages = [
+            (Stage::Build, 600.0),
+            (Stage::Lab, 389.0),
+            (Stage::Timed, 331.5),
+            (Stage::Dev, 9999.0),
+        ];
+        let expected = [(Stage::Build, 40.0), (Stage::Timed, 1.5)];
+        assert_eq!(beyond(&stages), expected);
     }
 }
