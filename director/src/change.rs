@@ -151,7 +151,7 @@ impl Director {
     /// The state, for reading.
     pub(crate) async fn live(&self) -> Result<RwLockReadGuard<'_, Live>, Problem> {
         if self.is_unknown.load(Ordering::Acquire) {
-            let _guard = self.change_lock.lock().await;
+            let _lock = self.change_lock.lock().await;
             self.reload().await?;
         }
         Ok(self.live.read().await)
@@ -176,7 +176,7 @@ impl Director {
     /// # Errors
     /// [`Problem`] when the store cannot be used.
     pub async fn checkpoint(&self, key: &Ed25519KeyPair) -> Result<bool, Problem> {
-        let _guard = self.change_lock.lock().await;
+        let _lock = self.change_lock.lock().await;
         self.sign(key).await
     }
 
@@ -186,7 +186,7 @@ impl Director {
     /// # Errors
     /// [`Problem`] when the store cannot be used.
     pub async fn close(&self, key: &Ed25519KeyPair) -> Result<bool, Problem> {
-        let _guard = self.change_lock.lock().await;
+        let _lock = self.change_lock.lock().await;
         self.is_closed.store(true, Ordering::Release);
         self.reload().await?;
         self.write_accesses(Take::All).await?;
@@ -217,7 +217,7 @@ impl Director {
     }
 
     async fn flush(&self, take: Take) -> Result<(), Problem> {
-        let _guard = self.change_lock.lock().await;
+        let _lock = self.change_lock.lock().await;
         self.reload().await?;
         self.write_accesses(take).await
     }
@@ -307,7 +307,7 @@ impl Director {
     /// Stores the last use of a token. It is no change of an object, and has no entry in the audit;
     /// if it fails, a later one is stored.
     pub(crate) async fn store_last_use(&self, hash: &str, at: Timestamp) {
-        let _guard = self.change_lock.lock().await;
+        let _lock = self.change_lock.lock().await;
         if self.is_closed.load(Ordering::Acquire) || self.reload().await.is_err() {
             return;
         }
@@ -341,7 +341,7 @@ impl Director {
         plan: impl Fn(&Live, Origin) -> Result<Planned, Problem>,
     ) -> Result<Applied, Problem> {
         wanted.subject.outcome = Outcome::done(wanted.status);
-        let _guard = self.change_lock.lock().await;
+        let _lock = self.change_lock.lock().await;
         for _ in 0..ATTEMPTS {
             if self.is_closed.load(Ordering::Acquire) {
                 return Err(Problem::stopping());

@@ -2,8 +2,8 @@
 
 use appliance_common::{
     counters::Counter,
+    entry_hash,
     maps::{Attachment, AttachmentKey, Mode, Network, attachment_flags},
-    tag,
 };
 use aya_ebpf::programs::XdpContext;
 
@@ -183,12 +183,12 @@ impl Frame {
 #[inline(always)]
 fn read(entry: *const Attachment, key: &AttachmentKey) -> Option<[u32; 4]> {
     const {
-        assert!(core::mem::offset_of!(Attachment, tag) == 16);
+        assert!(core::mem::offset_of!(Attachment, entry_hash) == 16);
     }
     let words = entry.cast::<u64>();
     // SAFETY: the map returned the value, three words; preallocated elements are never unmapped.
     // Volatile, so that the words used are the words checked.
-    let (network, port, tag) = unsafe {
+    let (network, port, hash) = unsafe {
         (
             words.read_volatile(),
             words.add(1).read_volatile(),
@@ -196,7 +196,7 @@ fn read(entry: *const Attachment, key: &AttachmentKey) -> Option<[u32; 4]> {
         )
     };
     let (network, port) = (halves(network), halves(port));
-    (tag::attachment(key, network, port) == tag)
+    (entry_hash::attachment(key, network, port) == hash)
         .then_some([network[0], network[1], port[0], port[1]])
 }
 

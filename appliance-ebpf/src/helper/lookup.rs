@@ -2,12 +2,12 @@
 
 use appliance_common::{
     addr::Prefix,
+    entry_hash,
     limits::MAX_PREFIXES,
     maps::{
         Config, MAX_L2_LEN, Mode, Neighbour, Network, PolicyKey, ROUTE_KEY_BITS, RouteKey,
         SCHEMA_VERSION, Tunnel, TunnelKey, network_flags,
     },
-    tag,
 };
 
 use aya_ebpf::{maps::lpm_trie::Key, programs::XdpContext};
@@ -162,8 +162,8 @@ pub fn gateway(network: &Network, ipv6: bool) -> Option<Words> {
 #[derive(Clone, Copy)]
 pub struct Host {
     entry: *mut Neighbour,
-    /// The key's part of the tag.
-    tag: u64,
+    /// The key's part of the hash.
+    hash: u64,
 }
 
 /// The content of an entry of `NEIGHBOURS`.
@@ -204,7 +204,7 @@ impl Host {
         const { assert!(core::mem::offset_of!(Neighbour, l2).is_multiple_of(8)) };
         // SAFETY: as above; `l2` and the two bytes behind it are three aligned words. Volatile, so
         // that the words used are the words checked.
-        let (resolved, tag) = unsafe {
+        let (resolved, hash) = unsafe {
             let words = (&raw const (*self.entry).l2).cast::<u64>();
             let header = [
                 words.read_volatile(),
@@ -212,11 +212,11 @@ impl Host {
                 words.add(2).read_volatile(),
             ];
             let ifindex = (&raw const (*self.entry).ifindex).read_volatile();
-            let tag = (&raw const (*self.entry).tag).read_volatile();
-            (Resolved { ifindex, header }, tag)
+            let hash = (&raw const (*self.entry).entry_hash).read_volatile();
+            (Resolved { ifindex, header }, hash)
         };
-        let content = tag::neighbour(resolved.ifindex, resolved.header);
-        (self.tag.wrapping_add(content) == tag).then_some(resolved)
+        let content = entry_hash::neighbour(resolved.ifindex, resolved.header);
+        (self.hash.wrapping_add(content) == hash).then_some(resolved)
     }
 
     /// Sets bits of [`neighbour_flags`].
@@ -239,7 +239,7 @@ pub fn neighbour(network: &Network, address: Words) -> Option<Host> {
     let entry = NEIGHBOURS.get_ptr_mut(key(network.vni, address))?;
     Some(Host {
         entry,
-        tag: tag::host(network.vni, address),
+        hash: entry_hash::host(network.vni, address),
     })
 }
 

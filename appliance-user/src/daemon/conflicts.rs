@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use appliance_common::{
-    addr::{mapped, to_ip},
+    addr::{to_ip, v4_mapped},
     maps::Mode,
 };
 
@@ -105,7 +105,7 @@ fn unasked<'a>(
 ) -> impl Iterator<Item = String> + 'a {
     let InForce { config, state, .. } = controller.in_force();
     let unasked = move |network: &&Network| {
-        let sender = |port| engines.sender_for(&port, &mapped([0; 4]));
+        let sender = |port| engines.sender_for(&port, &v4_mapped([0; 4]));
         config.role == Role::Provider
             && mode_of(state, &network.tenant) == Mode::Partial
             && network.prefixes.iter().any(|p| p.address().is_ipv4())

@@ -63,9 +63,9 @@ impl Events {
 
 /// Takes up to [`BATCH`] records of a ring that is ready, and hands each to `$take`.
 macro_rules! take_records {
-    ($guard:expr, $take:expr) => {{
-        let mut guard = $guard;
-        let ring = guard.get_inner_mut();
+    ($ready:expr, $take:expr) => {{
+        let mut ready = $ready;
+        let ring = ready.get_inner_mut();
         let mut taken = 0;
         while taken < BATCH {
             let Some(record) = ring.next() else { break };
@@ -73,7 +73,7 @@ macro_rules! take_records {
             $take(&record);
         }
         if taken < BATCH {
-            guard.clear_ready();
+            ready.clear_ready();
         }
     }};
 }
@@ -95,18 +95,18 @@ impl service::Daemon for Daemon {
             ..
         } = self;
         tokio::select! {
-            guard = events.neighbours.readable_mut() => {
+            ready = events.neighbours.readable_mut() => {
                 let now = Instant::now();
-                take_records!(guard.context("neighbour ring")?, |record: &[u8]| {
+                take_records!(ready.context("neighbour ring")?, |record: &[u8]| {
                     if let Some(event) = NeighbourEvent::from_bytes(record) {
                         engines.receive(now, &event);
                     }
                 });
             }
-            guard = events.slow.readable_mut() => {
+            ready = events.slow.readable_mut() => {
                 let now = Instant::now();
                 let tables = controller.tables();
-                take_records!(guard.context("slow-path ring")?, |record: &[u8]| {
+                take_records!(ready.context("slow-path ring")?, |record: &[u8]| {
                     if let Some((header, frame)) = SlowHeader::from_bytes(record) {
                         engines.slow_packet(now, &header, frame, tables, jitter(&header));
                     }

@@ -279,7 +279,7 @@ impl Datapath {
     pub fn has_fragment_state(&self, key: &FlowKey, now: u32) -> bool {
         self.fragments.get(key, 0).is_ok_and(|flow| {
             let age = now.wrapping_sub(flow.last_seen) as i32;
-            flow.tag == key.tag() && age <= FRAGMENT_TICKS as i32
+            flow.entry_hash == key.entry_hash() && age <= FRAGMENT_TICKS as i32
         })
     }
 

@@ -272,14 +272,14 @@ impl Announcer {
 
 #[cfg(test)]
 mod tests {
-    use appliance_common::addr::mapped;
+    use appliance_common::addr::v4_mapped;
 
     use super::*;
     use crate::frame::testing::TAGGED as PORT;
 
     fn announcement(last: u8, mac: u8) -> Announcement {
         Announcement {
-            address: mapped([10, 1, 0, last]),
+            address: v4_mapped([10, 1, 0, last]),
             mac: [mac; 6],
             port: PORT,
             router: false,
@@ -361,7 +361,7 @@ mod tests {
         announcer.announce(start, announcement(7, 6));
         announcer.announce(start, announcement(8, 8));
         assert!(announcer.poll(start).is_some());
-        announcer.cancel(&PORT, &mapped([10, 1, 0, 7]));
+        announcer.cancel(&PORT, &v4_mapped([10, 1, 0, 7]));
         let out = run(&mut announcer, start);
         assert_eq!(out.len(), 10);
         assert!(
@@ -387,7 +387,7 @@ mod tests {
             announcer.announce(
                 start,
                 Announcement {
-                    address: mapped([10, 1, high, low]),
+                    address: v4_mapped([10, 1, high, low]),
                     ..announcement(0, 6)
                 },
             );
@@ -444,7 +444,7 @@ mod tests {
         }
         assert!(first.len() > 15, "repetitions are spread: {first:?}");
         for last in 0..50 {
-            announcer.cancel(&PORT, &mapped([10, 1, 0, last]));
+            announcer.cancel(&PORT, &v4_mapped([10, 1, 0, last]));
         }
         assert_eq!((announcer.pending(), announcer.next_deadline()), (0, None));
         assert_eq!(announcer.periodic, 0);
@@ -459,7 +459,7 @@ mod tests {
             announcer.announce(
                 start,
                 Announcement {
-                    address: mapped([10, 1, high, low]),
+                    address: v4_mapped([10, 1, high, low]),
                     is_periodic: true,
                     ..announcement(0, 6)
                 },

@@ -313,7 +313,7 @@ impl ConflictTable {
 
 #[cfg(test)]
 mod tests {
-    use appliance_common::addr::mapped;
+    use appliance_common::addr::v4_mapped;
 
     use super::*;
     use crate::frame::testing::UNTAGGED as PORT;
@@ -321,7 +321,7 @@ mod tests {
     const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
 
     fn place(last: u8) -> Place {
-        (PORT, mapped([10, 1, 0, last]))
+        (PORT, v4_mapped([10, 1, 0, last]))
     }
 
     fn poll_all(table: &mut ConflictTable, now: Instant) -> Vec<Output> {
@@ -397,9 +397,9 @@ mod tests {
             table.claimed(now, place(last), 1001, OTHER_MAC, false);
         }
         poll_all(&mut table, now);
-        table.retain(|place| place.1 == mapped([10, 1, 0, 8]));
+        table.retain(|place| place.1 == v4_mapped([10, 1, 0, 8]));
         assert!(matches!(poll_all(&mut table, now)[..], [Output::Ended(c)]
-            if c.address == mapped([10, 1, 0, 7])));
+            if c.address == v4_mapped([10, 1, 0, 7])));
         assert_eq!(table.conflicts().count(), 1);
     }
 
@@ -443,14 +443,14 @@ mod tests {
             let [high, low] = n.to_be_bytes();
             table.claimed(
                 now,
-                (PORT, mapped([10, 1, high, low])),
+                (PORT, v4_mapped([10, 1, high, low])),
                 1001,
                 OTHER_MAC,
                 false,
             );
         }
         poll_all(&mut table, now);
-        let other = (Port { outer: 7, ..PORT }, mapped([10, 1, 0, 7]));
+        let other = (Port { outer: 7, ..PORT }, v4_mapped([10, 1, 0, 7]));
         table.claimed(now, other, 2002, OTHER_MAC, false);
         let outputs = poll_all(&mut table, now);
         assert!(
@@ -471,7 +471,7 @@ mod tests {
         let mut sent = 0;
         for n in 0..5000u16 {
             let [high, low] = n.to_be_bytes();
-            let place = (PORT, mapped([10, 1, high, low]));
+            let place = (PORT, v4_mapped([10, 1, high, low]));
             table.claimed(start, place, 1001, OTHER_MAC, false);
         }
         assert_eq!(table.conflicts().count(), 256);

@@ -166,7 +166,7 @@ impl TakeoverCheck {
 
 #[cfg(test)]
 mod tests {
-    use appliance_common::addr::mapped;
+    use appliance_common::addr::v4_mapped;
 
     use super::*;
     use crate::frame::testing::UNTAGGED as PORT;
@@ -176,7 +176,7 @@ mod tests {
     fn target(last: u8, sender: Option<Address>) -> Target {
         Target {
             port: PORT,
-            address: mapped([10, 1, 0, last]),
+            address: v4_mapped([10, 1, 0, last]),
             sender,
         }
     }
@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn a_free_address_is_asked_for_three_times_with_an_address_of_ours() {
         let start = Instant::now();
-        let sender = Some(mapped([10, 1, 0, 5]));
+        let sender = Some(v4_mapped([10, 1, 0, 5]));
         let mut check = TakeoverCheck::new(start, vec![target(1, sender)]);
         let (frames, owners, end) = run(&mut check, start);
         let times: Vec<u128> = frames.iter().map(|(at, _)| *at).collect();
@@ -237,11 +237,11 @@ mod tests {
         let targets = vec![target(1, None), target(2, None)];
         let mut check = TakeoverCheck::new(start, targets);
         assert!(check.poll(start).is_some());
-        let address = mapped([10, 1, 0, 1]);
+        let address = v4_mapped([10, 1, 0, 1]);
         // Not of this port, not an address of the check, our own frame.
-        check.seen((4, 0, 0), mapped([10, 1, 0, 2]), OTHER_MAC);
-        check.seen((3, 0, 0), mapped([10, 1, 0, 3]), OTHER_MAC);
-        check.seen((3, 0, 0), mapped([10, 1, 0, 2]), PORT.mac);
+        check.seen((4, 0, 0), v4_mapped([10, 1, 0, 2]), OTHER_MAC);
+        check.seen((3, 0, 0), v4_mapped([10, 1, 0, 3]), OTHER_MAC);
+        check.seen((3, 0, 0), v4_mapped([10, 1, 0, 2]), PORT.mac);
         check.seen((3, 0, 0), address, OTHER_MAC);
         let (frames, owners, _) = run(&mut check, start);
         let asked = frames.iter().filter(|(_, f)| f[38..42] == [10, 1, 0, 1]);
@@ -260,7 +260,7 @@ mod tests {
         let many = |n: u16| {
             let [high, low] = n.to_be_bytes();
             Target {
-                address: mapped([10, 1, high, low]),
+                address: v4_mapped([10, 1, high, low]),
                 ..target(0, None)
             }
         };

@@ -1,6 +1,6 @@
 //! Probes for an address that is to become the appliance's, and the answers of hosts.
 
-use appliance_common::addr::{Address, UNSPECIFIED, as_v4, mapped};
+use appliance_common::addr::{Address, UNSPECIFIED, as_v4, v4_mapped};
 use appliance_common::wire::{ETH_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV6, IPPROTO_ICMPV6, IPV6_LEN};
 use packet_rules::icmp::{NEIGHBOUR_ADVERTISEMENT, OPTION_TARGET_LINK};
 
@@ -31,7 +31,7 @@ pub fn claimed_address(frame: &[u8]) -> Option<(Address, [u8; 6])> {
             let is_ethernet_ipv4 = body.get(..6)? == [0, 1, 8, 0, 6, 4];
             let mac = *body.get(ARP_SENDER..)?.first_chunk()?;
             let sender = *body.get(ARP_SENDER + 6..)?.first_chunk()?;
-            (is_ethernet_ipv4 && sender != [0; 4]).then(|| (mapped(sender), mac))
+            (is_ethernet_ipv4 && sender != [0; 4]).then(|| (v4_mapped(sender), mac))
         }
         ETHERTYPE_IPV6 => {
             let message = body.get(IPV6_LEN..)?;
@@ -58,12 +58,15 @@ mod tests {
     fn claims_are_read_from_arp_and_advertisements_only() {
         let v6 = [0x20; 16];
         let arp = arp_announcement(&PORT, [10, 1, 0, 7], [6; 6], true);
-        assert_eq!(claimed_address(&arp), Some((mapped([10, 1, 0, 7]), [6; 6])));
+        assert_eq!(
+            claimed_address(&arp),
+            Some((v4_mapped([10, 1, 0, 7]), [6; 6]))
+        );
         let nd = unsolicited_advertisement(&PORT, &v6, [6; 6], false);
         assert_eq!(claimed_address(&nd), Some((v6, [6; 6])));
         let without_option = &nd[..ETH_LEN + IPV6_LEN + 24];
         assert_eq!(claimed_address(without_option), Some((v6, PORT.mac)));
-        for probe in [mapped([10, 1, 0, 7]), v6] {
+        for probe in [v4_mapped([10, 1, 0, 7]), v6] {
             assert_eq!(claimed_address(&address_probe(&PORT, &probe)), None);
         }
         for length in 0..ETH_LEN + IPV6_LEN + 24 {

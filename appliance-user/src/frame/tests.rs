@@ -1,4 +1,4 @@
-use appliance_common::addr::{mapped, solicited_node};
+use appliance_common::addr::{solicited_node, v4_mapped};
 use etherparse::{NetSlice, SlicedPacket};
 use packet_rules::checksum::checksum;
 use proptest::prelude::*;
@@ -148,8 +148,8 @@ pub(crate) fn ipv4(options: &[u8], word: u16, payload: &[u8]) -> Vec<u8> {
     p[6..8].copy_from_slice(&word.to_be_bytes());
     p[8] = 64;
     p[9] = 17;
-    p[12..16].copy_from_slice(&mapped([10, 1, 0, 10])[12..]);
-    p[16..20].copy_from_slice(&mapped([10, 1, 0, 11])[12..]);
+    p[12..16].copy_from_slice(&v4_mapped([10, 1, 0, 10])[12..]);
+    p[16..20].copy_from_slice(&v4_mapped([10, 1, 0, 11])[12..]);
     p[20..].copy_from_slice(options);
     let check = checksum(&p);
     p[10..12].copy_from_slice(&check.to_ne_bytes());

@@ -11,7 +11,7 @@ pub const UNSPECIFIED: Address = [0; 16];
 /// An IPv4 address in the 16-byte form.
 #[inline(always)]
 #[must_use]
-pub const fn mapped(v4: [u8; 4]) -> Address {
+pub const fn v4_mapped(v4: [u8; 4]) -> Address {
     [
         0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3],
     ]
@@ -127,7 +127,7 @@ fn words(address: &Address) -> [u64; 2] {
 #[must_use]
 pub fn from_ip(ip: std::net::IpAddr) -> Address {
     match ip {
-        std::net::IpAddr::V4(v4) => mapped(v4.octets()),
+        std::net::IpAddr::V4(v4) => v4_mapped(v4.octets()),
         std::net::IpAddr::V6(v6) => v6.octets(),
     }
 }
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn mapped_addresses_round_trip() {
-        assert_eq!(as_v4(&mapped([10, 1, 0, 7])), Some([10, 1, 0, 7]));
+        assert_eq!(as_v4(&v4_mapped([10, 1, 0, 7])), Some([10, 1, 0, 7]));
         assert_eq!(as_v4(&[0; 16]), None);
     }
 
@@ -159,16 +159,16 @@ mod tests {
             assert_eq!(prefix.length(), u32::from(length));
             assert_eq!(Prefix::new(&prefix.address(), length), Some(prefix));
         }
-        let p = Prefix::new(&mapped([10, 1, 0, 77]), 96 + 24).expect("length");
-        assert_eq!(p.address(), mapped([10, 1, 0, 0]));
+        let p = Prefix::new(&v4_mapped([10, 1, 0, 77]), 96 + 24).expect("length");
+        assert_eq!(p.address(), v4_mapped([10, 1, 0, 0]));
     }
 
     #[test]
     fn prefix_contains_what_it_covers_and_no_more() {
-        let p = Prefix::new(&mapped([10, 1, 0, 77]), 96 + 24).expect("length");
-        assert!(p.contains(&mapped([10, 1, 0, 1])));
-        assert!(p.contains(&mapped([10, 1, 0, 255])));
-        assert!(!p.contains(&mapped([10, 1, 1, 1])));
+        let p = Prefix::new(&v4_mapped([10, 1, 0, 77]), 96 + 24).expect("length");
+        assert!(p.contains(&v4_mapped([10, 1, 0, 1])));
+        assert!(p.contains(&v4_mapped([10, 1, 0, 255])));
+        assert!(!p.contains(&v4_mapped([10, 1, 1, 1])));
         assert!(Prefix::new(&[0; 16], 129).is_none());
         let all = Prefix::new(&[9; 16], 0).expect("length");
         assert!(all.contains(&[0xaa; 16]));
@@ -183,13 +183,13 @@ mod tests {
 
     #[test]
     fn network_and_broadcast_addresses_are_edges() {
-        let p = Prefix::new(&mapped([10, 1, 0, 0]), 96 + 24).expect("length");
-        assert!(p.is_v4_network_or_broadcast(&mapped([10, 1, 0, 0])));
-        assert!(p.is_v4_network_or_broadcast(&mapped([10, 1, 0, 255])));
-        assert!(!p.is_v4_network_or_broadcast(&mapped([10, 1, 0, 1])));
-        let p31 = Prefix::new(&mapped([10, 1, 0, 0]), 96 + 31).expect("length");
-        assert!(!p31.is_v4_network_or_broadcast(&mapped([10, 1, 0, 0])));
-        assert!(!p31.is_v4_network_or_broadcast(&mapped([10, 1, 0, 1])));
+        let p = Prefix::new(&v4_mapped([10, 1, 0, 0]), 96 + 24).expect("length");
+        assert!(p.is_v4_network_or_broadcast(&v4_mapped([10, 1, 0, 0])));
+        assert!(p.is_v4_network_or_broadcast(&v4_mapped([10, 1, 0, 255])));
+        assert!(!p.is_v4_network_or_broadcast(&v4_mapped([10, 1, 0, 1])));
+        let p31 = Prefix::new(&v4_mapped([10, 1, 0, 0]), 96 + 31).expect("length");
+        assert!(!p31.is_v4_network_or_broadcast(&v4_mapped([10, 1, 0, 0])));
+        assert!(!p31.is_v4_network_or_broadcast(&v4_mapped([10, 1, 0, 1])));
     }
 
     #[test]

@@ -18,11 +18,11 @@
 pub mod addr;
 mod budget;
 pub mod counters;
+pub mod entry_hash;
 pub mod events;
 pub mod limits;
 pub mod maps;
 pub mod nat;
-pub mod tag;
 pub mod wire;
 
 pub use packet_rules::checksum;

@@ -5,8 +5,8 @@
 pub use crate::budget::Budget;
 
 use crate::addr::{Address, Prefix};
+use crate::entry_hash;
 use crate::limits::MAX_PREFIXES;
-use crate::tag;
 
 /// Version of all layouts in this file. It is part of the pin path, so that a daemon with another
 /// layout never adopts maps that it would misread.
@@ -47,21 +47,21 @@ pub struct Attachment {
     /// First slot of the interface's sockets in `XSKS`: queue `q` is at `xsk + q`. Host byte order;
     /// [`NO_XSK`] for none.
     pub xsk: u16,
-    /// [`tag::attachment`] of the key and the fields above.
-    pub tag: u64,
+    /// [`entry_hash::attachment`] of the key and the fields above.
+    pub entry_hash: u64,
 }
 
 impl Attachment {
-    /// The value with the tag that `key` gives it.
+    /// The value with the hash that `key` gives it.
     #[must_use]
-    pub const fn tagged(mut self, key: &AttachmentKey) -> Self {
+    pub const fn hashed(mut self, key: &AttachmentKey) -> Self {
         let [a, b, c, d, e, f] = self.mac;
         let [g, h] = self.xsk.to_ne_bytes();
         let port = [
             u32::from_ne_bytes([a, b, c, d]),
             u32::from_ne_bytes([e, f, g, h]),
         ];
-        self.tag = tag::attachment(key, [self.network, self.flags], port);
+        self.entry_hash = entry_hash::attachment(key, [self.network, self.flags], port);
         self
     }
 }
@@ -202,8 +202,9 @@ pub struct Neighbour {
     pub l2_len: u8,
     /// Padding, always zero.
     pub reserved: u8,
-    /// [`tag::host`] of the key plus [`tag::neighbour`] of the fields above but for `flags`.
-    pub tag: u64,
+    /// [`entry_hash::host`] of the key plus [`entry_hash::neighbour`] of the fields above but for
+    /// `flags`.
+    pub entry_hash: u64,
 }
 
 /// Bits of [`Neighbour::flags`].
@@ -251,13 +252,13 @@ impl Neighbour {
             l2,
             l2_len: (len + 2) as u8,
             reserved: 0,
-            tag: 0,
+            entry_hash: 0,
         }
     }
 
-    /// The entry with the tag that `key` gives it. Without it the programs refuse the entry.
+    /// The entry with the hash that `key` gives it. Without it the programs refuse the entry.
     #[must_use]
-    pub fn tagged(mut self, key: &HostKey) -> Self {
+    pub fn hashed(mut self, key: &HostKey) -> Self {
         let mut bytes = [0u8; 24];
         bytes[..MAX_L2_LEN].copy_from_slice(&self.l2);
         bytes[MAX_L2_LEN] = self.l2_len;
@@ -266,8 +267,8 @@ impl Neighbour {
         let words = core::array::from_fn(|i| u64::from_ne_bytes(words[i]));
         let (address, _) = key.address.as_chunks::<4>();
         let address = core::array::from_fn(|i| u32::from_ne_bytes(address[i]));
-        let content = tag::neighbour(self.ifindex, words);
-        self.tag = tag::host(key.vni, address).wrapping_add(content);
+        let content = entry_hash::neighbour(self.ifindex, words);
+        self.entry_hash = entry_hash::host(key.vni, address).wrapping_add(content);
         self
     }
 
@@ -500,7 +501,7 @@ impl Default for Neighbour {
             l2: [0; MAX_L2_LEN],
             l2_len: 0,
             reserved: 0,
-            tag: 0,
+            entry_hash: 0,
         }
     }
 }
@@ -686,7 +687,7 @@ mod pod {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::mapped;
+    use crate::addr::v4_mapped;
     use crate::checksum::checksum;
 
     #[test]
@@ -695,8 +696,8 @@ mod tests {
             3,
             [2; 6],
             [4; 6],
-            &mapped([192, 0, 2, 1]),
-            &mapped([198, 51, 100, 9]),
+            &v4_mapped([192, 0, 2, 1]),
+            &v4_mapped([198, 51, 100, 9]),
             4789,
         )
         .expect("one family");
@@ -717,7 +718,17 @@ mod tests {
 
     #[test]
     fn peer_refuses_mixed_families_and_overlong_datagrams() {
-        assert!(Peer::new(3, [2; 6], [4; 6], &mapped([192, 0, 2, 1]), &[1; 16], 4789).is_none());
+        assert!(
+            Peer::new(
+                3,
+                [2; 6],
+                [4; 6],
+                &v4_mapped([192, 0, 2, 1]),
+                &[1; 16],
+                4789
+            )
+            .is_none()
+        );
         let peer = Peer::new(3, [2; 6], [4; 6], &[1; 16], &[2; 16], 4789).expect("one family");
         let mut out = [0u8; 128];
         assert!(

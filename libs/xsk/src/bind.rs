@@ -13,7 +13,7 @@ use crate::{
     pool::Pool,
     ring::{Consumer, Producer},
     rx::Receiver,
-    sys::{self, Mapping, Shared},
+    sys::{self, MappedMemory, Shared},
     tx::Transmitter,
 };
 
@@ -84,7 +84,7 @@ pub fn bind(config: &Config) -> Result<(Rx, Tx), Error> {
     let failed = |operation| move |e| Error::memory(operation, bytes, e);
 
     // Before the socket, so that the UMEM is dropped after it, wherever this function returns.
-    let umem = Mapping::frames(bytes).map_err(failed("mapping the UMEM"))?;
+    let umem = MappedMemory::frames(bytes).map_err(failed("mapping the UMEM"))?;
     let fd = sys::socket().map_err(|e| Error::os("opening an AF_XDP socket", e))?;
     // SAFETY: `umem` lives as long as `fd` (the order in `Shared`, and of locals
     // here), and only
@@ -106,7 +106,7 @@ pub fn bind(config: &Config) -> Result<(Rx, Tx), Error> {
         })?;
     let map = |len: Option<usize>, offset| {
         let len = len.ok_or(RING_LAYOUT_ERROR)?;
-        Mapping::ring(&fd, len, offset).map_err(failed("mapping a ring"))
+        MappedMemory::ring(&fd, len, offset).map_err(failed("mapping a ring"))
     };
     let rx_map = map(
         sys::ring_len::<libc::xdp_desc>(&offsets.rx, rx_frames),

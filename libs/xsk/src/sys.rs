@@ -26,26 +26,26 @@ const SO_BUSY_POLL_BUDGET: libc::c_int = 70;
 pub(crate) struct Shared {
     pub(crate) fd: OwnedFd,
     /// Kept because the rings of the halves point into them.
-    pub(crate) _rings: [Mapping; 4],
+    pub(crate) _rings: [MappedMemory; 4],
     /// Kept because the pools of the halves point into it.
-    pub(crate) _umem: Mapping,
+    pub(crate) _umem: MappedMemory,
     pub(crate) ifindex: u32,
     pub(crate) queue: u32,
     pub(crate) zero_copy: bool,
 }
 
 /// Mapped memory, unmapped on drop.
-pub(crate) struct Mapping {
+pub(crate) struct MappedMemory {
     address: NonNull<u8>,
     len: usize,
 }
 
 // SAFETY: only an address to be unmapped; nothing reads or writes through it here.
-unsafe impl Send for Mapping {}
+unsafe impl Send for MappedMemory {}
 // SAFETY: as above.
-unsafe impl Sync for Mapping {}
+unsafe impl Sync for MappedMemory {}
 
-impl Mapping {
+impl MappedMemory {
     /// Maps `len` zero bytes for frames, populated at once, and not inherited by `fork`.
     pub(crate) fn frames(len: usize) -> io::Result<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
@@ -115,7 +115,7 @@ impl Mapping {
     }
 }
 
-impl Drop for Mapping {
+impl Drop for MappedMemory {
     fn drop(&mut self) {
         // SAFETY: a mapping of ours, which nothing points into any more (contracts of `as_ring`
         // and `Pool::new`). It cannot fail for a whole mapping.

@@ -20,7 +20,7 @@ use super::{Harness, HarnessError};
 use crate::world::World;
 
 impl Harness {
-    /// Writes `world` into the maps in place of the world before, and tags its ports and hosts.
+    /// Writes `world` into the maps in place of the world before, with the hashes of its entries.
     /// Counters, handshake limits and rings stay as they are; [`Harness::reset`] clears those.
     ///
     /// # Errors
@@ -32,7 +32,7 @@ impl Harness {
         self.array("NETWORKS", &world.networks, old.networks.len())?;
         self.array("TENANTS", &world.tenants, old.tenants.len())?;
         self.array("PEERS", &world.peers, old.peers.len())?;
-        let attachments = world.attachments.iter().map(|(k, v)| (*k, v.tagged(k)));
+        let attachments = world.attachments.iter().map(|(k, v)| (*k, v.hashed(k)));
         self.hash("ATTACHMENTS", &attachments.collect::<Vec<_>>())?;
         self.hash("TUNNELS", &world.tunnels)?;
         let endpoints: Vec<_> = world
@@ -41,7 +41,7 @@ impl Harness {
             .map(|k| (*k, Endpoint { flags: 1 }))
             .collect();
         self.hash("ENDPOINTS", &endpoints)?;
-        let neighbours = world.neighbours.iter().map(|(k, v)| (*k, v.tagged(k)));
+        let neighbours = world.neighbours.iter().map(|(k, v)| (*k, v.hashed(k)));
         self.hash("NEIGHBOURS", &neighbours.collect::<Vec<_>>())?;
         let sessions: Vec<(SessionKey, _)> = world
             .sessions

@@ -127,7 +127,7 @@ impl World {
                 flags: attachment_flags::ACTIVE | if host { attachment_flags::HOST } else { 0 },
                 mac,
                 xsk: NO_XSK,
-                tag: 0,
+                entry_hash: 0,
             },
         ));
     }

@@ -1,7 +1,7 @@
 //! Whole sites in network namespaces, a module for each capability.
 //!
-//! Four of these tests may run at the same time. Tests in a module `timed` assert times or rates and
-//! run alone. `cargo xtask test` runs each test in a separate process.
+//! Four of these tests may run at the same time. Tests in a module `timed` assert times or rates
+//! and run alone. `cargo xtask test` runs each test in a separate process.
 
 mod benchmarks;
 mod conditions;

@@ -318,7 +318,7 @@ fn a_tenant_may_exceed_its_quota_while_others_use_less() {
         .collect();
     assert_eq!(count(&second), OWN);
     // Endpoints have a limit of their own.
-    let mapped = |h: &mut Harness, place, port| {
+    let is_mapped = |h: &mut Harness, place, port| {
         let fate = inside(
             h,
             place,
@@ -327,11 +327,11 @@ fn a_tenant_may_exceed_its_quota_while_others_use_less() {
         matches!(fate, Verdict::Outside(_))
     };
     let first: Vec<_> = (11_000..11_020)
-        .map(|port| mapped(&mut h, PA, port))
+        .map(|port| is_mapped(&mut h, PA, port))
         .collect();
     assert_eq!(count(&first), LIMIT);
     let second: Vec<_> = (11_000..11_020)
-        .map(|port| mapped(&mut h, globex, port))
+        .map(|port| is_mapped(&mut h, globex, port))
         .collect();
     assert_eq!(count(&second), OWN);
 }

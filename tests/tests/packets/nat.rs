@@ -686,7 +686,7 @@ fn a_connection_is_established_once_both_ends_have_sent() {
     outside(&mut h, &packet(Message::Tcp(ACK), client, outer));
     assert_eq!(count(&mut h), (2, 0));
     for (key, flow) in h.entries::<FlowKey, Flow>("FLOWS").expect("FLOWS") {
-        assert_eq!(flow.tag, key.tag());
+        assert_eq!(flow.entry_hash, key.entry_hash());
         assert_eq!(flow.packets, if key.zone == 0 { 4 } else { 1 });
         let (mut k, mut f) = (FlowKey::default(), Flow::default());
         flow.inverse(&key, &mut k, &mut f);

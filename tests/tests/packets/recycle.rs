@@ -81,10 +81,10 @@ fn a_value_of_another_key_is_refused() {
         value_of(&world.neighbours, &globex),
     );
     // As the map has it once the element is another host's: whole, and partly written.
-    let whole = theirs.tagged(&globex);
-    let mut torn = ours.tagged(&acme);
+    let whole = theirs.hashed(&globex);
+    let mut torn = ours.hashed(&acme);
     torn.l2[..6].copy_from_slice(&theirs.l2[..6]);
-    let mut elsewhere = ours.tagged(&acme);
+    let mut elsewhere = ours.hashed(&acme);
     elsewhere.ifindex = theirs.ifindex + 1;
     let values = [
         ("another host", whole),
@@ -95,14 +95,14 @@ fn a_value_of_another_key_is_refused() {
         h.put("NEIGHBOURS", acme, value).expect("NEIGHBOURS");
         recycled(&mut h, what, Program::Uplink, UPLINK, &to_replica(0));
     }
-    h.put("NEIGHBOURS", acme, ours.tagged(&acme))
+    h.put("NEIGHBOURS", acme, ours.hashed(&acme))
         .expect("NEIGHBOURS");
     let (action, _) = h
         .run(Program::Uplink, UPLINK, &to_replica(0))
         .expect("it runs");
     assert!(action.sends(), "the right value: {action:?}");
 
-    let other = value_of(&world.attachments, &port(201)).tagged(&port(201));
+    let other = value_of(&world.attachments, &port(201)).hashed(&port(201));
     h.put("ATTACHMENTS", port(101), other).expect("ATTACHMENTS");
     recycled(&mut h, "a port", Program::Access, TRUNK, &from_replica(0));
 
@@ -140,7 +140,7 @@ fn a_report_about_a_reused_element_does_not_confirm_the_other_host() {
         return;
     };
     let (acme, globex) = (host(NET1, "10.1.0.10"), host(NET2, "10.1.0.10"));
-    let theirs = value_of(&h.world.neighbours, &globex).tagged(&globex);
+    let theirs = value_of(&h.world.neighbours, &globex).hashed(&globex);
     h.put("NEIGHBOURS", acme, theirs).expect("NEIGHBOURS");
     let request = arp(
         1,
@@ -191,11 +191,11 @@ impl Recycler {
     fn run(mut self, world: &World, stop: &AtomicBool, changes: &AtomicU64) {
         let hosts = [NET1, NET2].map(|vni| {
             let key = host(vni, "10.1.0.10");
-            (key, value_of(&world.neighbours, &key).tagged(&key))
+            (key, value_of(&world.neighbours, &key).hashed(&key))
         });
         let ports = [101, 201].map(|vlan| {
             let key = port(vlan);
-            (key, value_of(&world.attachments, &key).tagged(&key))
+            (key, value_of(&world.attachments, &key).hashed(&key))
         });
         let tunnels = [(NET1, TENANT), (NET2, TENANT2)].map(|(vni, peer)| {
             let key = TunnelKey {

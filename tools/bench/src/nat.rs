@@ -184,7 +184,7 @@ fn world(rules: u32) -> anyhow::Result<World> {
             flags: attachment_flags::ACTIVE,
             mac: A0,
             xsk: appliance_common::maps::NO_XSK,
-            tag: 0,
+            entry_hash: 0,
         },
     )];
     let key = HostKey {

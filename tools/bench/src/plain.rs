@@ -209,7 +209,7 @@ fn world(provider: bool) -> anyhow::Result<World> {
             flags: attachment_flags::ACTIVE,
             mac: port_mac,
             xsk: appliance_common::maps::NO_XSK,
-            tag: 0,
+            entry_hash: 0,
         },
     )];
     let key = |text: &str| HostKey {

@@ -158,7 +158,7 @@ fn world(size: Size) -> anyhow::Result<World> {
                 flags: attachment_flags::ACTIVE,
                 mac: TRUNK_MAC,
                 xsk: appliance_common::maps::NO_XSK,
-                tag: 0,
+                entry_hash: 0,
             },
         ));
         for e in 0..size.endpoints {

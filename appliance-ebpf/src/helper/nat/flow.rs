@@ -100,12 +100,12 @@ fn are_both_expired(flow: &Flow, s: &Scratch, nat: &Nat) -> bool {
 /// The drop reason, if the packet may not pass or the connection cannot be established.
 #[inline(never)]
 pub fn find(nat: &Nat, s: &mut Scratch) -> Result<bool, Counter> {
-    let tag = s.key.tag();
+    let hash = s.key.entry_hash();
     if let Some(entry) = FLOWS.get_ptr_mut(&s.key) {
         // SAFETY: the map returned a value. Another CPU may write it meanwhile; at worst a count is
-        // lost. If the entry was recycled for another flow, its tag differs.
+        // lost. If the entry was recycled for another flow, its hash differs.
         unsafe { copy(&mut s.flow, entry) };
-        if s.flow.tag == tag {
+        if s.flow.entry_hash == hash {
             if still_valid(&s.flow, &s.side) && !has_expired(nat, s) {
                 // SAFETY: as above.
                 let changed = unsafe { update(&mut *entry, s) };
@@ -128,7 +128,7 @@ pub fn find(nat: &Nat, s: &mut Scratch) -> Result<bool, Counter> {
     };
     // SAFETY: as above.
     unsafe { copy(&mut s.flow, entry) };
-    if s.flow.tag != tag {
+    if s.flow.entry_hash != hash {
         return Ok(false);
     }
     if !still_valid(&s.flow, &s.side) || has_expired(nat, s) {
@@ -369,7 +369,7 @@ pub fn insert_opening(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
 /// Finds the connection that an ICMP error is about in `s.flow`, without updating it.
 #[inline(never)]
 pub fn find_for_error(nat: &Nat, s: &mut Scratch) -> bool {
-    let tag = s.key.tag();
+    let hash = s.key.entry_hash();
     let entry = match FLOWS.get_ptr(&s.key) {
         Some(entry) => Some(entry),
         None => OPENING.get_ptr(&s.key),
@@ -377,9 +377,9 @@ pub fn find_for_error(nat: &Nat, s: &mut Scratch) -> bool {
     let Some(entry) = entry else {
         return false;
     };
-    // SAFETY: the map returned a value; if it was recycled for another flow, its tag differs.
+    // SAFETY: the map returned a value; if it was recycled for another flow, its hash differs.
     unsafe { copy(&mut s.flow, entry) };
-    if s.flow.tag != tag {
+    if s.flow.entry_hash != hash {
         return false;
     }
     still_valid(&s.flow, &s.side) && !has_expired(nat, s)
@@ -391,11 +391,11 @@ pub fn find_for_fragment(s: &mut Scratch) -> bool {
     let Some(entry) = FRAGMENTS.get_ptr(&s.key) else {
         return false;
     };
-    let tag = s.key.tag();
+    let hash = s.key.entry_hash();
     // SAFETY: as above.
     unsafe { copy(&mut s.flow, entry) };
     let age = s.side.now.wrapping_sub(s.flow.last_seen) as i32;
-    s.flow.tag == tag && age <= FRAGMENT_TICKS as i32 && still_valid(&s.flow, &s.side)
+    s.flow.entry_hash == hash && age <= FRAGMENT_TICKS as i32 && still_valid(&s.flow, &s.side)
 }
 
 /// Stores the translation of a first fragment for those that follow.
@@ -407,7 +407,7 @@ pub fn store_fragment(s: &mut Scratch) {
     // SAFETY: a value of `SCRATCH`, which only this CPU reads and writes.
     unsafe { copy(&mut s.back, &raw const s.flow) };
     s.back.last_seen = s.side.now;
-    s.back.tag = s.back_key.tag();
+    s.back.entry_hash = s.back_key.entry_hash();
     let _ = FRAGMENTS.insert(&s.back_key, &s.back, 0);
 }
 
@@ -422,7 +422,7 @@ pub fn store_egress(s: &Scratch) {
         // SAFETY: the map returned a value. If it is recycled for another flow meanwhile, that flow
         // looks up again, or sends one packet to a next hop that was valid just before.
         unsafe {
-            if (*entry).tag == s.flow.tag {
+            if (*entry).entry_hash == s.flow.entry_hash {
                 (*entry).egress_macs = s.flow.egress_macs;
                 (*entry).egress_max_len = s.flow.egress_max_len;
                 (*entry).egress_stamp = s.flow.egress_stamp;

@@ -41,7 +41,7 @@ pub fn open(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
         rule: 0,
         rule_epoch: 0,
         last_seen: s.side.now,
-        tag: s.key.tag(),
+        entry_hash: s.key.entry_hash(),
         packets: 1,
         bytes: s.packet.total.into(),
         egress_macs: [0; 12],

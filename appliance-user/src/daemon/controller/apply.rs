@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use appliance_common::{addr::as_v4, maps::Mode};
 
-use super::{Controller, InForce, claims, groups, interfaces};
+use super::{Controller, InForce, groups, interfaces, served_addresses};
 use crate::{
     config::{Config, Role},
     daemon::engines::Engines,
@@ -34,7 +34,7 @@ impl Controller {
         self.apply_configuration(now, engines)?;
         self.underlay_changed();
         self.update_senders(now, engines);
-        self.update_claims(now, engines);
+        self.update_served_addresses(now, engines);
         self.report_problems();
         if !self.adopted_neighbours {
             self.adopt_neighbours(now, engines)?;
@@ -134,7 +134,8 @@ impl Controller {
     /// Gives the engines the addresses with which the appliance asks on its networks.
     pub(super) fn update_senders(&self, now: Instant, engines: &mut Engines) {
         let InForce { config, state, .. } = &self.in_force;
-        let senders = claims::senders((config, state), &self.snapshot, self.tables.contents());
+        let senders =
+            served_addresses::senders((config, state), &self.snapshot, self.tables.contents());
         engines.set_senders(now, &senders);
         let v4 = self.uplink_sender(true).and_then(|a| as_v4(&a));
         // Answers to a question with our IPv6 address go to the kernel, and those to a probe to all
@@ -148,11 +149,12 @@ impl Controller {
     }
 
     /// Has the wire know which addresses are the appliance's own: announces, listens, advertises.
-    pub(super) fn update_claims(&mut self, now: Instant, engines: &mut Engines) {
-        let claims = self.claims(&self.in_force.state, engines, self.tables.contents());
-        engines.set_claims(now, claims);
+    pub(super) fn update_served_addresses(&mut self, now: Instant, engines: &mut Engines) {
+        let addresses =
+            self.served_addresses(&self.in_force.state, engines, self.tables.contents());
+        engines.set_served_addresses(now, addresses);
         self.update_groups(now, engines);
-        let routers = claims::routers(&self.in_force, &self.snapshot, engines);
+        let routers = served_addresses::routers(&self.in_force, &self.snapshot, engines);
         engines.set_routers(now, routers);
         self.watch_paths();
     }
@@ -164,7 +166,7 @@ impl Controller {
             config,
             |tenant| mode_of(state, tenant) == Mode::Partial,
             &self.in_force.endpoints(),
-            engines.claims(),
+            engines.served_addresses(),
             |vni| engines.port(vni),
             engines.checked_ports(),
         );
@@ -179,7 +181,7 @@ impl Controller {
         let wanted = config
             .plain_peers()
             .chain(self.tunnels.watched())
-            .chain(claims::watched_outside(config, full))
+            .chain(served_addresses::watched_outside(config, full))
             .collect();
         self.path_watch
             .confirm_neighbours(full.then_some(config.uplink.interface.as_str()));

@@ -185,7 +185,7 @@ impl Controller {
         if reload {
             self.keep_hosts_resolved(now, engines);
         }
-        self.update_claims(now, engines);
+        self.update_served_addresses(now, engines);
         self.report_problems();
         Ok(committed)
     }

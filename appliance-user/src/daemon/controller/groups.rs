@@ -9,7 +9,7 @@ use appliance_common::{
 
 use crate::{
     config::{Config, Role},
-    daemon::engines::Claims,
+    daemon::engines::ServedAddresses,
     engine::group_reports::Groups,
     frame::Port,
 };
@@ -20,14 +20,14 @@ const ALL_NODES: Address = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 const ALL_ROUTERS: Address = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
 
 /// The multicast groups that each port listens to. `is_partial` says of a tenant whether it is in
-/// partial failover, `endpoints` are the failed-over addresses of such tenants, `claims` the
-/// addresses that are the appliance's own, and `port` finds a network's port. On the ports
+/// partial failover, `endpoints` are the failed-over addresses of such tenants, `served_addresses`
+/// the addresses that the appliance answers for, and `port` finds a network's port. On the ports
 /// `checked`, owners of addresses are asked for, and may answer to all nodes.
 pub(super) fn wanted(
     config: &Config,
     is_partial: impl Fn(&str) -> bool,
     endpoints: &BTreeSet<HostKey>,
-    claims: &Claims,
+    served_addresses: &ServedAddresses,
     port: impl Fn(u32) -> Option<Port>,
     checked: impl IntoIterator<Item = Port>,
 ) -> BTreeMap<Port, Groups> {
@@ -58,7 +58,7 @@ pub(super) fn wanted(
             }
         }
     }
-    for ((port, address), router) in claims {
+    for ((port, address), router) in served_addresses {
         if as_v4(address).is_some() {
             continue;
         }
@@ -137,29 +137,43 @@ gateway = ["10.1.0.1", "2001:db8:1::1"]
         from_ip(address.parse().expect("a group"))
     }
 
-    fn of(role: &str, partial: bool, endpoints: &[&str], claims: &Claims) -> Option<Groups> {
+    fn of(
+        role: &str,
+        partial: bool,
+        endpoints: &[&str],
+        served_addresses: &ServedAddresses,
+    ) -> Option<Groups> {
         let endpoints = endpoints.iter().map(|e| host(e)).collect();
         let config = config(role);
         let port = |_| Some(PORT);
-        let mut ports = wanted(&config, |_| partial, &endpoints, claims, port, []);
+        let mut ports = wanted(&config, |_| partial, &endpoints, served_addresses, port, []);
         ports.remove(&PORT)
     }
 
     #[test]
     fn the_tenants_side_listens_for_its_endpoints() {
         let endpoints = ["10.1.0.10", "2001:db8:1::10", "2001:db8:1::a0:11"];
-        let groups = of("tenant", true, &endpoints, &Claims::new()).expect("listens");
+        let groups = of("tenant", true, &endpoints, &ServedAddresses::new()).expect("listens");
         let wanted = ["ff02::1", "ff02::1:ff00:10", "ff02::1:ffa0:11"].map(group);
         assert_eq!(groups.addresses, BTreeSet::from(wanted));
         assert!(!groups.all);
         let listeners = reported(&groups);
         assert_eq!(listeners.addresses.len(), 2, "all nodes is not reported");
-        assert_eq!(of("tenant", false, &endpoints, &Claims::new()), None);
+        assert_eq!(
+            of("tenant", false, &endpoints, &ServedAddresses::new()),
+            None
+        );
     }
 
     #[test]
     fn the_providers_side_listens_to_everything_and_reports_its_gateway() {
-        let groups = of("provider", true, &["2001:db8:1::10"], &Claims::new()).expect("listens");
+        let groups = of(
+            "provider",
+            true,
+            &["2001:db8:1::10"],
+            &ServedAddresses::new(),
+        )
+        .expect("listens");
         assert!(groups.all);
         let wanted = ["ff02::1", "ff02::1:ff00:1"].map(group);
         assert_eq!(groups.addresses, BTreeSet::from(wanted));
@@ -169,23 +183,30 @@ gateway = ["10.1.0.1", "2001:db8:1::1"]
     fn owners_that_answer_to_all_nodes_are_heard_while_they_are_asked_for() {
         let (config, none) = (config("provider"), BTreeSet::new());
         let port = |_| Some(PORT);
-        let ports = wanted(&config, |_| false, &none, &Claims::new(), port, [PORT]);
+        let ports = wanted(
+            &config,
+            |_| false,
+            &none,
+            &ServedAddresses::new(),
+            port,
+            [PORT],
+        );
         assert_eq!(ports[&PORT].addresses, BTreeSet::from([ALL_NODES]));
     }
 
     #[test]
     fn addresses_of_our_own_are_listened_for_and_routers_hear_solicitations() {
         let v4 = (PORT, host("10.1.0.1").address);
-        let claims = |router| {
+        let served_addresses = |router| {
             let v6 = (PORT, host("2001:db8:1::1").address);
-            Claims::from([(v4, router), (v6, router)])
+            ServedAddresses::from([(v4, router), (v6, router)])
         };
-        let router = of("provider", false, &[], &claims(true)).expect("listens");
+        let router = of("provider", false, &[], &served_addresses(true)).expect("listens");
         assert!(router.addresses.contains(&ALL_ROUTERS) && !router.all);
-        let host = of("provider", false, &[], &claims(false)).expect("listens");
+        let host = of("provider", false, &[], &served_addresses(false)).expect("listens");
         assert!(!host.addresses.contains(&ALL_ROUTERS));
         assert!(host.addresses.contains(&group("ff02::1:ff00:1")));
-        let only_v4 = Claims::from([(v4, true)]);
+        let only_v4 = ServedAddresses::from([(v4, true)]);
         assert_eq!(of("provider", false, &[], &only_v4), None);
     }
 }

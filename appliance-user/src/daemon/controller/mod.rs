@@ -12,7 +12,7 @@
 //! | `apply` | programs, maps, tunnels and engines brought in line with what is in force |
 //! | `switch` | the state after a switch of modes; pure |
 //! | `interfaces` | NICs and programs |
-//! | `claims`, `groups` | our own addresses, and the groups that ports listen to; pure |
+//! | `served_addresses`, `groups` | addresses that it answers for, groups that ports listen to; pure |
 //! | `tables` | programs, maps, and a copy of the tables |
 //! | `tunnels`, `timestamp_writer` | the tunnel manager, and what it keeps on the disk |
 //! | `gateway_names`, `path_watch` | DNS names of gateways, watched routes |
@@ -20,13 +20,13 @@
 
 mod apply;
 mod change;
-mod claims;
 mod gateway_names;
 mod groups;
 mod health;
 mod in_force;
 mod interfaces;
 mod path_watch;
+mod served_addresses;
 pub(super) mod switch;
 mod tables;
 mod timestamp_writer;
@@ -41,15 +41,15 @@ use appliance_common::{
 
 pub(super) use self::{
     change::Proposal,
-    claims::watched_outside,
     gateway_names::GatewayNames,
     in_force::{Files, InForce, assign_slots},
     interfaces::names as interface_names,
+    served_addresses::watched_outside,
     tables::Tables,
     tunnels::Tunnels,
 };
 use self::{health::FailoverHealth, interfaces::Interfaces, path_watch::PathWatch};
-use super::engines::{Claims, Engines};
+use super::engines::{Engines, ServedAddresses};
 use crate::{
     config::Config,
     datapath::{Datapath, reconcile::MapContents},
@@ -298,16 +298,21 @@ impl Controller {
         self.tables.take_flags(key)
     }
 
-    /// The addresses that would be the appliance's own with a state and its tables.
-    fn claims(&self, state: &State, engines: &Engines, tables: &MapContents) -> Claims {
+    /// The addresses that the appliance would answer for with a state and its tables.
+    fn served_addresses(
+        &self,
+        state: &State,
+        engines: &Engines,
+        tables: &MapContents,
+    ) -> ServedAddresses {
         let config = &self.in_force.config;
-        claims::claims((config, state), &self.snapshot, engines, tables)
+        served_addresses::served_addresses((config, state), &self.snapshot, engines, tables)
     }
 
-    /// The addresses that would be the appliance's own with a state.
-    pub fn claims_with(&self, state: &State, engines: &Engines) -> Claims {
+    /// The addresses that the appliance would answer for with a state.
+    pub fn served_addresses_with(&self, state: &State, engines: &Engines) -> ServedAddresses {
         let tables = self.wanted(&self.in_force.config, state);
-        self.claims(state, engines, &tables)
+        self.served_addresses(state, engines, &tables)
     }
 
     /// The addresses of this appliance, as the kernel and the configuration have them.

@@ -120,7 +120,7 @@ impl Tables {
 
     /// Writes that a host did not answer, to the workers as well.
     pub fn install_absent(&mut self, tunnels: &mut Tunnels, key: HostKey) {
-        let absent = Neighbour::absent().tagged(&key);
+        let absent = Neighbour::absent().hashed(&key);
         tunnels.neighbour(key, Some(absent));
         if let Err(error) = self.datapath.set_neighbour(&key, &absent) {
             tracing::error!(%error, "cannot write that a host is absent");

@@ -47,17 +47,17 @@ const SWEEP_BATCH: usize = 8192;
 const CORRECTION_TIMEOUT: Duration = Duration::from_secs(600);
 /// Interval in which each of our addresses is probed once for another owner; longer with many
 /// addresses.
-const CLAIM_CHECK_ROUND: Duration = Duration::from_secs(30);
+const OWNER_CHECK_ROUND: Duration = Duration::from_secs(30);
 /// Time without a claim after which a conflict is over, in rounds: a machine that is silent but for
 /// its answers, and misses a question, is no new conflict.
 const QUIET_ROUNDS: u32 = 3;
 /// Replicas that are told of a returned address one by one; more are told by broadcast.
 const MAX_RECEIVERS: usize = 64;
 /// Shortest time between two such probes.
-const CLAIM_CHECK_PAUSE: Duration = Duration::from_millis(20);
+const OWNER_CHECK_PAUSE: Duration = Duration::from_millis(20);
 
-/// The appliance's own addresses on the wire, and whether each is a router's.
-pub(super) type Claims = BTreeMap<(Port, Address), bool>;
+/// The addresses that the appliance answers for and announces, and whether each is a router's.
+pub(super) type ServedAddresses = BTreeMap<(Port, Address), bool>;
 
 /// An action of the event loop. Outputs come in the order in which they must be done.
 #[derive(Debug, PartialEq, Eq)]
@@ -135,14 +135,14 @@ pub(super) struct Engines {
     gateway_echo: GatewayEcho,
     /// By VNI.
     ports: BTreeMap<u32, Port>,
-    claims: Claims,
+    served_addresses: ServedAddresses,
     conflicts: ConflictTable,
     takeover: Option<TakeoverCheck>,
-    /// The last claim that was probed for another owner, and the time of the next probe.
-    asked_claim: Option<(Port, Address)>,
-    /// New claims: asked for first.
-    new_claims: VecDeque<(Port, Address)>,
-    next_claim_check: Option<Instant>,
+    /// The last served address that was probed for another owner, and the time of the next probe.
+    probed_address: Option<(Port, Address)>,
+    /// New served addresses: probed first.
+    new_addresses: VecDeque<(Port, Address)>,
+    next_owner_check: Option<Instant>,
     /// The addresses with which hosts are asked for, by port.
     senders: BTreeMap<Port, Senders>,
     /// Addresses that went back to production.
@@ -167,12 +167,12 @@ impl Engines {
             fragments: FragmentBuffer::default(),
             gateway_echo: GatewayEcho::default(),
             ports: BTreeMap::new(),
-            claims: Claims::new(),
+            served_addresses: ServedAddresses::new(),
             conflicts: ConflictTable::new(conflict::Settings::default()),
             takeover: None,
-            asked_claim: None,
-            new_claims: VecDeque::new(),
-            next_claim_check: None,
+            probed_address: None,
+            new_addresses: VecDeque::new(),
+            next_owner_check: None,
             senders: BTreeMap::new(),
             corrections: BTreeMap::new(),
             outside_senders: None,
@@ -194,7 +194,7 @@ impl Engines {
             self.takeover
                 .as_ref()
                 .and_then(TakeoverCheck::next_deadline),
-            self.next_claim_check,
+            self.next_owner_check,
         ]
         .into_iter()
         .flatten()
@@ -267,27 +267,27 @@ impl Engines {
                 }
             });
         }
-        if self.next_claim_check.is_some_and(|at| at <= now) {
+        if self.next_owner_check.is_some_and(|at| at <= now) {
             busy = true;
-            self.check_next_claim(now);
+            self.check_next_owner(now);
         }
         busy
     }
 
-    /// Asks whether another machine has an address of ours, of one claim after the other. A machine
-    /// that is silent on the wire is found this way: its answer is reported as a claim.
-    fn check_next_claim(&mut self, now: Instant) {
-        let Some((port, address)) = self.next_claim() else {
-            self.next_claim_check = None;
+    /// Asks whether another machine has a served address, one after the other. A machine that is
+    /// silent on the wire is found this way: its answer is reported as a claim.
+    fn check_next_owner(&mut self, now: Instant) {
+        let Some((port, address)) = self.next_to_probe() else {
+            self.next_owner_check = None;
             return;
         };
-        let pause = if self.new_claims.is_empty() {
-            let count = self.claims.len().try_into().unwrap_or(u32::MAX);
-            (CLAIM_CHECK_ROUND / count).max(CLAIM_CHECK_PAUSE)
+        let pause = if self.new_addresses.is_empty() {
+            let count = self.served_addresses.len().try_into().unwrap_or(u32::MAX);
+            (OWNER_CHECK_ROUND / count).max(OWNER_CHECK_PAUSE)
         } else {
-            CLAIM_CHECK_PAUSE
+            OWNER_CHECK_PAUSE
         };
-        self.next_claim_check = Some(now + pause);
+        self.next_owner_check = Some(now + pause);
         let of_port = |(ifindex, senders): &(u32, Senders)| {
             (*ifindex == port.ifindex && port.outer == 0).then_some(*senders)
         };
@@ -303,18 +303,20 @@ impl Engines {
         self.ready.push_back(Output::Send { ifindex, frame });
     }
 
-    /// The claim to ask for next: a new one, or the one after the last.
-    fn next_claim(&mut self) -> Option<(Port, Address)> {
-        while let Some(claim) = self.new_claims.pop_front() {
-            if self.claims.contains_key(&claim) {
-                return Some(claim);
+    /// The served address to probe next: a new one, or the one after the last.
+    fn next_to_probe(&mut self) -> Option<(Port, Address)> {
+        while let Some(served) = self.new_addresses.pop_front() {
+            if self.served_addresses.contains_key(&served) {
+                return Some(served);
             }
         }
-        let after = self.asked_claim.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut range = self.claims.range((after, Bound::Unbounded));
-        let next = range.next().or_else(|| self.claims.iter().next());
-        self.asked_claim = next.map(|(claim, _)| *claim);
-        self.asked_claim
+        let after = self
+            .probed_address
+            .map_or(Bound::Unbounded, Bound::Excluded);
+        let mut range = self.served_addresses.range((after, Bound::Unbounded));
+        let next = range.next().or_else(|| self.served_addresses.iter().next());
+        self.probed_address = next.map(|(served, _)| *served);
+        self.probed_address
     }
 
     fn act(&mut self, now: Instant, action: Action) {
@@ -356,7 +358,7 @@ impl Engines {
                 && (port.ifindex, port.outer, port.inner)
                     == (event.ifindex, event.outer, event.inner)
         };
-        // A port has one MAC address and tag type, so its claims are neighbours in the order.
+        // A port has one MAC address and tag type, so its addresses are neighbours in the order.
         let from = Port {
             ifindex: event.ifindex,
             outer: event.outer,
@@ -364,10 +366,10 @@ impl Engines {
             outer_ethertype: 0,
             mac: [0; 6],
         };
-        let port = self.claims.range((from, [0; 16])..).next();
-        let place = port.map(|(claim, _)| (claim.0, event.address));
-        let claim = place.and_then(|place| self.claims.get_key_value(&place));
-        if let Some((place, router)) = claim.filter(|(place, _)| on_port(place))
+        let port = self.served_addresses.range((from, [0; 16])..).next();
+        let place = port.map(|(served, _)| (served.0, event.address));
+        let served = place.and_then(|place| self.served_addresses.get_key_value(&place));
+        if let Some((place, router)) = served.filter(|(place, _)| on_port(place))
             && event.mac != place.0.mac
         {
             self.conflicts
@@ -508,14 +510,14 @@ impl Engines {
         self.neighbours.stop_keeping(now, key);
     }
 
-    /// An address fails over: on the tenant side the appliance answers for it and claims it
-    /// ([`set_claims`](Self::set_claims)); on the provider side its replica is resolved and then
-    /// announced.
+    /// An address fails over: on the tenant side it becomes a served address
+    /// ([`set_served_addresses`](Self::set_served_addresses)); on the provider side its replica is
+    /// resolved and then announced.
     pub fn endpoint_added(&mut self, now: Instant, role: Role, key: HostKey) {
         self.cancel_announcement(key);
         match role {
             Role::Tenant => {
-                // Its claim follows, which announces it.
+                // It becomes a served address next, which announces it.
                 self.corrections.remove(&key);
                 self.neighbours.stop_keeping(now, key);
             }
@@ -581,11 +583,12 @@ impl Engines {
         self.announcer.announce_to(now, announcement, receivers);
     }
 
-    /// Ends the announcements in a network, also of claims: those that stay are announced anew.
+    /// Ends the announcements in a network, also of served addresses: those that stay are announced
+    /// anew.
     pub fn cancel_announcements(&mut self, vni: u32) {
         if let Some(port) = self.ports.get(&vni) {
             self.announcer.cancel_port(port);
-            self.claims.retain(|(claimed, _), _| claimed != port);
+            self.served_addresses.retain(|(of, _), _| of != port);
         }
     }
 
@@ -616,18 +619,17 @@ impl Engines {
         }
     }
 
-    /// Sets the addresses that are the appliance's own on the wire. New ones are announced, and
-    /// then again and again; announcements of those that are gone end. A claim names its port, and
-    /// only ports that are up are claimed on: addresses are announced again at a start, when a link
-    /// comes up, and when a MAC address changed.
-    pub fn set_claims(&mut self, now: Instant, claims: Claims) {
-        for (port, address) in self.claims.keys() {
-            if !claims.contains_key(&(*port, *address)) {
+    /// Sets the addresses that the appliance answers for. New ones are announced, and then again
+    /// and again; announcements of those that are gone end. The port of each is up: addresses are
+    /// announced again at a start, when a link comes up, and when a MAC address changed.
+    pub fn set_served_addresses(&mut self, now: Instant, addresses: ServedAddresses) {
+        for (port, address) in self.served_addresses.keys() {
+            if !addresses.contains_key(&(*port, *address)) {
                 self.announcer.cancel(port, address);
             }
         }
-        for ((port, address), router) in &claims {
-            if self.claims.get(&(*port, *address)) != Some(router) {
+        for ((port, address), router) in &addresses {
+            if self.served_addresses.get(&(*port, *address)) != Some(router) {
                 let announcement = Announcement {
                     address: *address,
                     mac: port.mac,
@@ -638,20 +640,23 @@ impl Engines {
                 self.announcer.announce(now, announcement);
             }
         }
-        self.conflicts.retain(|place| claims.contains_key(place));
-        self.new_claims.retain(|claim| claims.contains_key(claim));
-        let new = claims.keys().filter(|c| !self.claims.contains_key(c));
-        self.new_claims.extend(new.copied());
-        if !self.new_claims.is_empty() {
-            let soon = now + CLAIM_CHECK_PAUSE;
-            let next = self.next_claim_check.map_or(soon, |at| at.min(soon));
-            self.next_claim_check = Some(next);
+        self.conflicts.retain(|place| addresses.contains_key(place));
+        self.new_addresses
+            .retain(|served| addresses.contains_key(served));
+        let new = addresses
+            .keys()
+            .filter(|c| !self.served_addresses.contains_key(c));
+        self.new_addresses.extend(new.copied());
+        if !self.new_addresses.is_empty() {
+            let soon = now + OWNER_CHECK_PAUSE;
+            let next = self.next_owner_check.map_or(soon, |at| at.min(soon));
+            self.next_owner_check = Some(next);
         }
-        let count = claims.len().try_into().unwrap_or(u32::MAX);
-        let round = (CLAIM_CHECK_PAUSE * count).max(CLAIM_CHECK_ROUND);
+        let count = addresses.len().try_into().unwrap_or(u32::MAX);
+        let round = (OWNER_CHECK_PAUSE * count).max(OWNER_CHECK_ROUND);
         let quiet = conflict::Settings::default().quiet;
         self.conflicts.set_quiet(quiet.max(round * QUIET_ROUNDS));
-        self.claims = claims;
+        self.served_addresses = addresses;
     }
 
     /// Asks whether addresses have owners; [`Output::TakeoverChecked`] follows.
@@ -687,9 +692,9 @@ impl Engines {
         self.neighbours.group_macs(now)
     }
 
-    /// The addresses that are the appliance's own on the wire.
-    pub const fn claims(&self) -> &Claims {
-        &self.claims
+    /// The addresses that the appliance answers for.
+    pub const fn served_addresses(&self) -> &ServedAddresses {
+        &self.served_addresses
     }
 
     /// Sets the routers that are advertised, by VNI.

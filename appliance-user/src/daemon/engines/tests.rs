@@ -1,4 +1,4 @@
-//! The engines together: what a claim, an endpoint and a replica lead to.
+//! The engines together: what a served address, a claim, an endpoint and a replica lead to.
 
 use super::*;
 use crate::frame::testing::UNTAGGED;
@@ -53,7 +53,7 @@ fn tenant_side_announces_its_own_mac_for_a_failed_over_address() {
     let now = Instant::now();
     let mut engines = engines(now);
     engines.endpoint_added(now, Role::Tenant, key());
-    engines.set_claims(now, claim_on(PORT));
+    engines.set_served_addresses(now, address_on(PORT));
     let sent = frames(&mut engines, now);
     assert!(!sent.is_empty());
     for frame in sent {
@@ -61,8 +61,8 @@ fn tenant_side_announces_its_own_mac_for_a_failed_over_address() {
     }
 }
 
-fn claim_on(port: Port) -> Claims {
-    Claims::from([((port, key().address), false)])
+fn address_on(port: Port) -> ServedAddresses {
+    ServedAddresses::from([((port, key().address), false)])
 }
 
 #[test]
@@ -70,19 +70,19 @@ fn claims_are_announced_anew_after_a_link_came_up_or_a_mac_address_changed() {
     let now = Instant::now();
     let later = |seconds| now + Duration::from_secs(seconds);
     let mut engines = engines(now);
-    engines.set_claims(now, claim_on(PORT));
+    engines.set_served_addresses(now, address_on(PORT));
     // The rounds are over, and the first repetition may be.
     for second in 0..=10 {
         frames(&mut engines, later(second));
     }
-    engines.set_claims(later(10), claim_on(PORT));
+    engines.set_served_addresses(later(10), address_on(PORT));
     assert!(frames(&mut engines, later(10)).is_empty(), "nothing is new");
     // The link is down, and up again.
-    engines.set_claims(later(11), Claims::new());
+    engines.set_served_addresses(later(11), ServedAddresses::new());
     for second in 11..100 {
         assert!(frames(&mut engines, later(second)).is_empty(), "{second}");
     }
-    engines.set_claims(later(100), claim_on(PORT));
+    engines.set_served_addresses(later(100), address_on(PORT));
     assert_eq!(frames(&mut engines, later(100)).len(), 2);
     // Another MAC address.
     let changed = Port {
@@ -90,7 +90,7 @@ fn claims_are_announced_anew_after_a_link_came_up_or_a_mac_address_changed() {
         ..PORT
     };
     engines.set_ports(later(101), BTreeMap::from([(VNI, changed)]));
-    engines.set_claims(later(101), claim_on(changed));
+    engines.set_served_addresses(later(101), address_on(changed));
     let mut sent = frames(&mut engines, later(101));
     // Beside the announcements, another owner of the address is asked for.
     sent.retain(|frame| sender(frame).1 == [10, 1, 0, 10]);
@@ -126,14 +126,14 @@ fn another_machine_with_a_claimed_address_is_a_conflict_until_the_claim_ends() {
     let mut engines = engines(now);
     engines.receive(now, &claim_event(REPLICA_MAC));
     assert_eq!(conflicts_begun(&mut engines, now), 0, "not ours");
-    engines.set_claims(now, claim_on(PORT));
+    engines.set_served_addresses(now, address_on(PORT));
     frames(&mut engines, now);
     engines.receive(now, &claim_event(PORT.mac));
     assert_eq!(conflicts_begun(&mut engines, now), 0, "our own frame");
     engines.receive(now, &claim_event(REPLICA_MAC));
     assert_eq!(conflicts_begun(&mut engines, now), 1);
     assert_eq!(engines.conflicts().next().map(|c| c.mac), Some(REPLICA_MAC));
-    engines.set_claims(now, Claims::new());
+    engines.set_served_addresses(now, ServedAddresses::new());
     assert_eq!(engines.conflicts().count(), 0);
 }
 
@@ -141,7 +141,7 @@ fn another_machine_with_a_claimed_address_is_a_conflict_until_the_claim_ends() {
 fn machines_with_a_claimed_address_are_asked_for_with_another_address() {
     let now = Instant::now();
     let mut engines = engines(now);
-    engines.set_claims(now, claim_on(PORT));
+    engines.set_served_addresses(now, address_on(PORT));
     let mut asked = Vec::new();
     for second in 0..65 {
         let sent = frames(&mut engines, now + Duration::from_secs(second));
@@ -159,22 +159,22 @@ fn machines_with_a_claimed_address_are_asked_for_with_another_address() {
 fn new_claims_are_asked_for_first_and_silent_conflicts_of_many_claims_last() {
     let now = Instant::now();
     let mut engines = engines(now);
-    let many = |count: u16| -> Claims {
+    let many = |count: u16| -> ServedAddresses {
         let address = |n: u16| {
             let [high, low] = n.to_be_bytes();
-            appliance_common::addr::mapped([10, 9, high, low])
+            appliance_common::addr::v4_mapped([10, 9, high, low])
         };
         (0..count).map(|n| ((PORT, address(n)), false)).collect()
     };
-    engines.set_claims(now, many(10_000));
+    engines.set_served_addresses(now, many(10_000));
     let mut later = now;
     while later < now + Duration::from_secs(300) {
         later += Duration::from_millis(20);
         while engines.poll(later).is_some() {}
     }
-    let mut claims = many(10_000);
-    claims.insert((PORT, key().address), false);
-    engines.set_claims(later, claims.clone());
+    let mut addresses = many(10_000);
+    addresses.insert((PORT, key().address), false);
+    engines.set_served_addresses(later, addresses.clone());
     let asks = |frame: &Vec<u8>| frame[38..42] == [10, 1, 0, 10] && sender(frame).1[3] == 1;
     later += Duration::from_millis(50);
     assert!(frames(&mut engines, later).iter().any(asks), "at once");
@@ -234,13 +234,13 @@ fn a_machine_back_in_production_is_announced_for_ten_minutes_where_it_is() {
 }
 
 #[test]
-fn claim_that_outlives_a_mode_is_announced_in_the_new_one() {
+fn served_address_that_outlives_a_mode_is_announced_in_the_new_one() {
     let now = Instant::now();
     let mut engines = engines(now);
-    engines.set_claims(now, claim_on(PORT));
+    engines.set_served_addresses(now, address_on(PORT));
     frames(&mut engines, now);
     engines.cancel_announcements(VNI);
-    engines.set_claims(now, claim_on(PORT));
+    engines.set_served_addresses(now, address_on(PORT));
     assert_eq!(frames(&mut engines, now).len(), 2);
 }
 
@@ -281,7 +281,7 @@ fn provider_side_answers_for_a_returned_address_only_in_partial_failover() {
         // Another replica, and the one that is to leave.
         for (address, mac) in [([10, 1, 0, 11], [2; 6]), ([10, 1, 0, 10], REPLICA_MAC)] {
             let event = NeighbourEvent {
-                address: appliance_common::addr::mapped(address),
+                address: appliance_common::addr::v4_mapped(address),
                 kind: NeighbourEventKind::Announcement as u16,
                 ..claim_event(mac)
             };
@@ -343,8 +343,8 @@ fn second_owners_of_gateways_and_public_addresses_are_asked_for() {
         v6: None,
     };
     engines.set_outside_senders(Some((uplink.ifindex, outside)));
-    let claims = Claims::from([((PORT, gateway), true), ((uplink, public), false)]);
-    engines.set_claims(now, claims);
+    let addresses = ServedAddresses::from([((PORT, gateway), true), ((uplink, public), false)]);
+    engines.set_served_addresses(now, addresses);
     let mut questions = BTreeMap::new();
     for second in 0..=65 {
         let now = now + Duration::from_secs(second);

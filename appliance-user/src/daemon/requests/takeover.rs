@@ -2,7 +2,7 @@
 //! carries the request out, or refuses it with the owner's MAC address.
 //!
 //! ```text
-//!   request ─▶ newly claimed addresses? ─ none, or --take-over ─▶ carried out
+//!   request ─▶ new served addresses? ─ none, or --take-over ─▶ carried out
 //!                └─▶ Engines: TakeoverCheck ─▶ owners? ─ none ─▶ carried out
 //!                                                └─────────────▶ refused
 //! ```
@@ -222,8 +222,8 @@ fn proposed_state(controller: &Controller, request: &Request) -> Option<(State, 
     Some((state, turned))
 }
 
-/// The addresses that a state claims and the present one does not, and the gateways of the
-/// tenant `turned`: in partial failover they are claimed while their router is at the
+/// The served addresses of a state that the present one does not have, and the gateways of the
+/// tenant `turned`: in partial failover they are served while their router is at the
 /// production site.
 fn targets(
     controller: &Controller,
@@ -232,8 +232,8 @@ fn targets(
     turned: Option<&str>,
 ) -> Vec<Target> {
     let config = controller.config();
-    let wanted = controller.claims_with(state, engines);
-    let held = engines.claims();
+    let wanted = controller.served_addresses_with(state, engines);
+    let held = engines.served_addresses();
     let uplink = controller.uplink_index();
     let of_turned = |port| {
         let networks = config.networks.iter();

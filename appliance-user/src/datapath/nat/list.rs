@@ -342,7 +342,7 @@ mod tests {
             state: 7,
             packets: 3,
             bytes,
-            tag: key.tag(),
+            entry_hash: key.entry_hash(),
             ..Flow::default()
         };
         (key, flow)

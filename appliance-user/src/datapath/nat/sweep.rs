@@ -521,7 +521,7 @@ mod tests {
             from: 1,
             from_epoch: EPOCH,
             last_seen: seen,
-            tag: key.tag(),
+            entry_hash: key.entry_hash(),
             ..Flow::default()
         };
         let (mut back_key, mut back) = (FlowKey::default(), Flow::default());

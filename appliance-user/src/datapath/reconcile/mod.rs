@@ -328,9 +328,9 @@ fn add_network(
             flags: attachment_flags::ACTIVE | if shared { attachment_flags::HOST } else { 0 },
             mac: link.mac,
             xsk: xsk_of(encrypted, link.ifindex),
-            tag: 0,
+            entry_hash: 0,
         };
-        contents.attachments.insert(key, attachment.tagged(&key));
+        contents.attachments.insert(key, attachment.hashed(&key));
     }
     for address in state.endpoints.get(&network.name).into_iter().flatten() {
         contents

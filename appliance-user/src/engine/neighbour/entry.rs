@@ -69,7 +69,7 @@ pub(super) fn map_entry(key: &HostKey, port: &Port, mac: [u8; 6]) -> Neighbour {
         port.inner,
         port.outer_ethertype,
     )
-    .tagged(key)
+    .hashed(key)
 }
 
 /// The frame that asks for `target` from `sender`, both of one family.

@@ -33,7 +33,7 @@ enum Event {
 
 fn key(network: usize, host: u8) -> HostKey {
     let address = if host < HOSTS - 2 {
-        appliance_common::addr::mapped([10, 1, 0, host + 1])
+        appliance_common::addr::v4_mapped([10, 1, 0, host + 1])
     } else {
         let mut address = [0; 16];
         address[..2].copy_from_slice(&[0x20, 0x01]);
@@ -212,7 +212,7 @@ impl Model {
                 Action::Send { ifindex, frame } => self.check_question(ifindex, &frame),
                 Action::Install { key, neighbour } => drop(self.map.insert(key, neighbour)),
                 Action::InstallAbsent { key } => {
-                    let absent = Neighbour::absent().tagged(&key);
+                    let absent = Neighbour::absent().hashed(&key);
                     self.map.insert(key, absent);
                 }
                 Action::Remove { key } => drop(self.map.remove(&key)),
@@ -260,7 +260,7 @@ impl Model {
                 assert!(frame::is_host_mac(&mac) && mac != OWN_MAC, "{entry:?}");
                 installed.insert(entry.key, map_entry(&entry.key, port, mac));
             } else if entry.state == State::Failed {
-                installed.insert(entry.key, Neighbour::absent().tagged(&entry.key));
+                installed.insert(entry.key, Neighbour::absent().hashed(&entry.key));
             }
         }
         assert_eq!(self.map, installed, "the map and the table");
@@ -313,7 +313,7 @@ fn a_flood_of_hosts_and_questions_keeps_to_memory_and_rates() {
         let [_, a, b, c] = n.to_be_bytes();
         let key = HostKey {
             vni,
-            address: appliance_common::addr::mapped([10, a + 1, b, c]),
+            address: appliance_common::addr::v4_mapped([10, a + 1, b, c]),
         };
         // A third of the hosts announce themselves, the others are absent and are asked for.
         let event = if n % 3 == 0 {

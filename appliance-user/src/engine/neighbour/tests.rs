@@ -1,6 +1,6 @@
 //! The state machine of the neighbour table, with a simulated clock.
 
-use appliance_common::addr::{UNSPECIFIED, mapped};
+use appliance_common::addr::{UNSPECIFIED, v4_mapped};
 
 use super::*;
 use crate::frame::testing::TAGGED as PORT;
@@ -31,7 +31,7 @@ fn table(settings: Settings) -> NeighbourTable {
 fn host(last: u8) -> HostKey {
     HostKey {
         vni: VNI,
-        address: mapped([10, 1, 0, last]),
+        address: v4_mapped([10, 1, 0, last]),
     }
 }
 
@@ -342,10 +342,10 @@ fn messages_that_no_host_can_have_sent_are_ignored() {
         reply(host(7), BROADCAST),
         reply(host(7), [0; 6]),
         reply(host(7), [1, 0, 0x5e, 0, 0, 1]),
-        at(mapped([0, 0, 0, 1])),
-        at(mapped([127, 0, 0, 1])),
-        at(mapped([224, 0, 0, 1])),
-        at(mapped([255, 255, 255, 255])),
+        at(v4_mapped([0, 0, 0, 1])),
+        at(v4_mapped([127, 0, 0, 1])),
+        at(v4_mapped([224, 0, 0, 1])),
+        at(v4_mapped([255, 255, 255, 255])),
         at(UNSPECIFIED),
         at([0xff; 16]),
         NeighbourEvent { kind: 99, ..good },
@@ -379,7 +379,7 @@ fn a_scan_of_absent_hosts_is_paced_and_delays_no_other_host() {
     let mut table = table(Settings::default());
     for n in 0..5000u16 {
         let [high, low] = n.to_be_bytes();
-        let address = mapped([10, 1, high + 1, low]);
+        let address = v4_mapped([10, 1, high + 1, low]);
         table.resolve(start, HostKey { vni: VNI, address });
     }
     let at_once = due(&mut table, start);
@@ -401,7 +401,7 @@ fn a_scan_of_absent_hosts_is_paced_and_delays_no_other_host() {
     assert_eq!(sent(&kept), 1);
     let other = HostKey {
         vni: OTHER_VNI,
-        address: mapped([10, 1, 0, 7]),
+        address: v4_mapped([10, 1, 0, 7]),
     };
     table.resolve(start, other);
     let actions = run(&mut table, start, seconds(1));

@@ -68,7 +68,7 @@ impl Senders {
             Some(target) => {
                 let mut senders = self.v4.iter().flatten();
                 let sender = senders.find(|sender| **sender != target)?;
-                Some(appliance_common::addr::mapped(*sender))
+                Some(appliance_common::addr::v4_mapped(*sender))
             }
             None => self.v6.filter(|sender| sender != target),
         }

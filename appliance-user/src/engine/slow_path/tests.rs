@@ -103,7 +103,7 @@ fn a_scan_of_one_network_leaves_places_to_others() {
     let mut scan = |slow: &mut SlowPath, now, vni, n: u32| {
         let [_, b, c, d] = n.to_be_bytes();
         unresolved.vni = vni;
-        unresolved.next_hop = appliance_common::addr::mapped([10, b, c, d]);
+        unresolved.next_hop = appliance_common::addr::v4_mapped([10, b, c, d]);
         slow.packet(now, &unresolved, &frame(), &TwoNetworks);
         while slow.poll(now).is_some() {}
     };
@@ -185,7 +185,7 @@ fn a_packet_over_the_mtu_of_its_hosts_port_is_sent_in_fragments() {
     let now = Instant::now();
     let mut slow = SlowPath::new(Limits::default());
     let mut split = header(VNI, SlowReason::HostSplit);
-    split.next_hop = appliance_common::addr::mapped([10, 1, 0, 10]);
+    split.next_hop = appliance_common::addr::v4_mapped([10, 1, 0, 10]);
     let frame = long_frame(9, 1470);
     slow.packet(now, &split, &frame, &OneNetwork);
     let key = HostKey {

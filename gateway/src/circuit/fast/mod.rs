@@ -276,10 +276,10 @@ impl Fast {
             .map_err(|source| Error::Program(Box::new(source)))?;
         let fast = Self {
             ids: Mutex::new(typed(&mut ebpf, "IDS")?),
-            circuits: mapped(&mut ebpf, "CIRCUITS", circuits * SLOTS_PER_CIRCUIT)?,
+            circuits: memory_of(&mut ebpf, "CIRCUITS", circuits * SLOTS_PER_CIRCUIT)?,
             slots: Mutex::new(Slots::new(circuits * SLOTS_PER_CIRCUIT, SLOT_REUSE_DELAY)),
             buckets: Arc::new(Buckets {
-                memory: mapped(&mut ebpf, "BUCKETS", buckets)?,
+                memory: memory_of(&mut ebpf, "BUCKETS", buckets)?,
                 slots: Mutex::new(Slots::new(buckets, SLOT_REUSE_DELAY)),
             }),
             stats: Mutex::new(typed(&mut ebpf, "STATS")?),
@@ -509,7 +509,7 @@ where
     T::try_from(map).map_err(map_error("open", name))
 }
 
-fn mapped<T: aya::Pod>(
+fn memory_of<T: aya::Pod>(
     ebpf: &mut Ebpf,
     name: &'static str,
     count: u32,

@@ -59,9 +59,9 @@ pub struct Flow {
     pub rule_epoch: u32,
     /// When a packet was last seen, [`ticks`] of the kernel's monotonic clock.
     pub last_seen: u32,
-    /// [`FlowKey::tag`] of its key: shows that an entry was recycled for another flow while being
-    /// read.
-    pub tag: u32,
+    /// [`FlowKey::entry_hash`] of its key: shows that an entry was recycled for another flow while
+    /// being read.
+    pub entry_hash: u32,
     /// Packets of this direction.
     pub packets: u64,
     /// Their bytes, IP headers included.
@@ -88,7 +88,7 @@ impl FlowKey {
     /// A hash of the key.
     #[inline(always)]
     #[must_use]
-    pub const fn tag(&self) -> u32 {
+    pub const fn entry_hash(&self) -> u32 {
         let mut hash = mix(0x9e37_79b9, self.source[0]);
         hash = mix(hash, self.source[1]);
         hash = mix(hash, self.source[2]);
@@ -159,7 +159,7 @@ impl Flow {
         back.rule = self.rule;
         back.rule_epoch = self.rule_epoch;
         back.last_seen = self.last_seen;
-        back.tag = back_key.tag();
+        back.entry_hash = back_key.entry_hash();
         back.packets = 0;
         back.bytes = 0;
         back.egress_macs = [0; 12];
@@ -354,7 +354,7 @@ mod tests {
             rule: n[4],
             rule_epoch: n[5],
             last_seen: n[6],
-            tag: 0,
+            entry_hash: 0,
             packets: 0,
             bytes: 0,
             egress_macs: [0; 12],
@@ -366,10 +366,10 @@ mod tests {
     proptest! {
         #[test]
         fn the_inverse_of_the_inverse_is_the_flow(key in any_key(), mut flow in any_flow()) {
-            flow.tag = key.tag();
+            flow.entry_hash = key.entry_hash();
             let (mut k1, mut f1) = (FlowKey::default(), Flow::default());
             flow.inverse(&key, &mut k1, &mut f1);
-            prop_assert_eq!(f1.tag, k1.tag());
+            prop_assert_eq!(f1.entry_hash, k1.entry_hash());
             prop_assert!(f1.direction() != flow.direction());
             let (mut k2, mut f2) = (FlowKey::default(), Flow::default());
             f1.inverse(&k1, &mut k2, &mut f2);
@@ -379,7 +379,7 @@ mod tests {
         }
 
         #[test]
-        fn a_change_of_any_bit_changes_the_tag(
+        fn a_change_of_any_bit_changes_the_hash(
             key in any_key(),
             word in 0usize..8,
             bit in 0u32..32,
@@ -390,7 +390,7 @@ mod tests {
             } else {
                 other.destination[word - 4] ^= 1 << bit;
             }
-            prop_assert_ne!(key.tag(), other.tag());
+            prop_assert_ne!(key.entry_hash(), other.entry_hash());
         }
     }
 

@@ -330,26 +330,26 @@ impl Message {
 #[derive(Clone, Copy, Debug)]
 pub struct Sealed<'a> {
     bytes: &'a [u8; MESSAGE_BYTES],
-    claimed: Message,
+    unverified: Message,
 }
 
 impl Sealed<'_> {
-    /// The claimed circuit.
+    /// The circuit that it names.
     #[must_use]
     pub const fn circuit(&self) -> CircuitId {
-        self.claimed.circuit
+        self.unverified.circuit
     }
 
-    /// The claimed side.
+    /// The side that it names.
     #[must_use]
     pub const fn side(&self) -> Side {
-        self.claimed.side
+        self.unverified.side
     }
 
-    /// The claimed kind.
+    /// The kind that it names.
     #[must_use]
     pub const fn kind(&self) -> Kind {
-        self.claimed.kind
+        self.unverified.kind
     }
 
     /// The message, if its tag is valid under this key.
@@ -357,7 +357,7 @@ impl Sealed<'_> {
     pub fn open(&self, key: &Key) -> Option<Message> {
         let (covered, tag) = self.bytes.split_at(COVERED);
         let made = key.tag(&[covered]);
-        same(&made.0, tag).then_some(self.claimed)
+        same(&made.0, tag).then_some(self.unverified)
     }
 }
 
@@ -393,7 +393,7 @@ pub fn parse(bytes: &[u8]) -> Result<Datagram<'_>, Malformed> {
     }
     let mut cookie = Tag::NONE;
     cookie.0.copy_from_slice(&bytes[28..44]);
-    let claimed = Message {
+    let unverified = Message {
         kind: Kind::of(bytes[9]).ok_or(Malformed)?,
         side: match bytes[10] {
             0 => Side::A,
@@ -406,13 +406,13 @@ pub fn parse(bytes: &[u8]) -> Result<Datagram<'_>, Malformed> {
         lifetime: number(&bytes[44..48]) as u32,
         load: Load::from_byte(bytes[11]),
     };
-    if claimed.kind != Kind::Bound && claimed.lifetime != 0 {
+    if unverified.kind != Kind::Bound && unverified.lifetime != 0 {
         return Err(Malformed);
     }
-    if !matches!(claimed.kind, Kind::Bound | Kind::Move) && claimed.load != Load::UNKNOWN {
+    if !matches!(unverified.kind, Kind::Bound | Kind::Move) && unverified.load != Load::UNKNOWN {
         return Err(Malformed);
     }
-    Ok(Datagram::Message(Sealed { bytes, claimed }))
+    Ok(Datagram::Message(Sealed { bytes, unverified }))
 }
 
 /// A number of at most eight bytes, in network byte order.

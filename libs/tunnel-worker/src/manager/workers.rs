@@ -143,9 +143,9 @@ impl WorkerPool {
 
     /// Waits until there are reports.
     pub async fn readable(&self) {
-        if let Ok(mut guard) = self.notify.readable().await {
+        if let Ok(mut ready) = self.notify.readable().await {
             let _ = self.event.read();
-            guard.clear_ready();
+            ready.clear_ready();
         }
     }
 

@@ -2,7 +2,7 @@
 //! `uplink` applies to those of plain tunnels.
 
 use appliance_common::{
-    addr::{Address, mapped},
+    addr::{Address, v4_mapped},
     counters::Counter,
     wire::{
         ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_ICMPV6, IPPROTO_TCP, IPV4_LEN, IPV6_LEN, mss_for,
@@ -67,9 +67,9 @@ fn ipv4(packet: &[u8]) -> Result<Inner, Counter> {
     Ok(Inner {
         len: size.total,
         ethertype: ETHERTYPE_IPV4,
-        source: mapped(source),
+        source: v4_mapped(source),
         from_host: v4_is_host(from),
-        destination: mapped(destination),
+        destination: v4_mapped(destination),
         syn,
         discovery: false,
     })
@@ -117,7 +117,7 @@ fn ipv6(packet: &[u8]) -> Result<Inner, Counter> {
 /// The destination of an IP packet; nothing else is checked.
 pub(crate) fn destination(packet: &[u8]) -> Option<Address> {
     match packet.first()? >> 4 {
-        4 => mapped(*packet.get(16..20)?.first_chunk()?).into(),
+        4 => v4_mapped(*packet.get(16..20)?.first_chunk()?).into(),
         6 => packet.get(24..40)?.first_chunk().copied(),
         _ => None,
     }

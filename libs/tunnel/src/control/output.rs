@@ -231,7 +231,7 @@ impl Effects<'_> {
     }
 
     /// An index is in use by this peer from now on.
-    pub(super) fn claim(&mut self, index: u32) {
+    pub(super) fn assign(&mut self, index: u32) {
         self.indices.0.insert(index, self.peer);
     }
 

@@ -352,7 +352,7 @@ impl Peer {
             withheld,
         });
         self.set_expiry_timer();
-        effects.claim(index);
+        effects.assign(index);
         effects.transmit(from, &response);
         Ok(())
     }
@@ -594,7 +594,7 @@ impl Peer {
         if let Some(dropped) = dropped {
             effects.release(dropped);
         }
-        effects.claim(index);
+        effects.assign(index);
         for to in std::iter::once(first).chain(other) {
             effects.transmit(to, &message);
         }

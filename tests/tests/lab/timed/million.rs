@@ -76,7 +76,7 @@ fn connection(
         to: UPLINK,
         from_epoch: epoch,
         last_seen: ticks_now(),
-        tag: key.tag(),
+        entry_hash: key.entry_hash(),
         ..Flow::default()
     };
     let (mut back_key, mut back) = (FlowKey::default(), Flow::default());

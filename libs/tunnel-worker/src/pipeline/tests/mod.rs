@@ -334,7 +334,7 @@ fn a_packet_goes_in_sixteen_pieces_at_most() {
 fn packets_to_an_absent_host_are_dropped_and_not_handed_over() {
     let (mut tenant, mut provider) = pair();
     let key = host(VNI, "10.1.0.10");
-    let absent = Neighbour::absent().tagged(&key);
+    let absent = Neighbour::absent().hashed(&key);
     let mut deliver = |now, provider: &mut TestAppliance| {
         tenant.seal(at(now), &packet("10.1.0.11", "10.1.0.10", b"a scan"));
         let frames = tenant.take();

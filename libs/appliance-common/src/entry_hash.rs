@@ -1,10 +1,10 @@
-//! Tags of map elements: hashes of key and value.
+//! Hashes of map entries: of key and value.
 //!
 //! The kernel reuses the element of a deleted key at once, while a program on another CPU may still
 //! read it. Such a program would send a packet by the value of another key, perhaps of another
-//! tenant. Therefore values that say where packets go carry a tag of their key and content. A
-//! program reads the value once, computes the tag of its own key and of what it read, and drops the
-//! packet if they differ.
+//! tenant. Therefore values that say where packets go carry a hash of their key and
+//! content. A program reads the value once, computes the hash of its own key and of what it read,
+//! and drops the packet if they differ.
 //!
 //! The hash is NH (RFC 4418 section 5.2.2) with 64 bits and fixed keys: a few independent
 //! multiplications. It finds accidents, also values that are partly written. It is no protection
@@ -64,7 +64,7 @@ pub const fn neighbour(ifindex: u32, header: [u64; 3]) -> u64 {
         .wrapping_add(halves::<6>(header[2]))
 }
 
-/// The tag of an attachment: its key; network and flags; MAC address and `xsk` as words in memory
+/// The hash of an attachment: its key; network and flags; MAC address and `xsk` as words in memory
 /// order.
 #[inline(always)]
 #[must_use]
@@ -92,42 +92,42 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_value_of_another_host_has_another_tag(a in any_host(), b in any_host()) {
-            let tag = a.1.tagged(&a.0).tag;
-            prop_assert_eq!(tag == a.1.tagged(&b.0).tag, a.0 == b.0);
-            prop_assert_eq!(tag == b.1.tagged(&b.0).tag, a == b);
+        fn the_value_of_another_host_has_another_hash(a in any_host(), b in any_host()) {
+            let hash = a.1.hashed(&a.0).entry_hash;
+            prop_assert_eq!(hash == a.1.hashed(&b.0).entry_hash, a.0 == b.0);
+            prop_assert_eq!(hash == b.1.hashed(&b.0).entry_hash, a == b);
             // A value that is partly written: the header of one, the interface of the other.
             let mut torn = a.1;
             torn.ifindex = b.1.ifindex;
-            prop_assert_eq!(torn.tagged(&a.0).tag == tag, a.1.ifindex == b.1.ifindex);
+            prop_assert_eq!(torn.hashed(&a.0).entry_hash == hash, a.1.ifindex == b.1.ifindex);
         }
 
         #[test]
-        fn a_change_of_any_bit_changes_the_tag(
+        fn a_change_of_any_bit_changes_the_hash(
             (key, neighbour) in any_host(),
             byte in 0usize..16,
             bit in 0u32..8,
         ) {
-            let tag = neighbour.tagged(&key).tag;
+            let hash = neighbour.hashed(&key).entry_hash;
             let mut other = key;
             other.address[byte] ^= 1 << bit;
-            prop_assert_ne!(neighbour.tagged(&other).tag, tag);
+            prop_assert_ne!(neighbour.hashed(&other).entry_hash, hash);
             let mut other = neighbour;
             other.l2[byte] ^= 1 << bit;
-            prop_assert_ne!(other.tagged(&key).tag, tag);
+            prop_assert_ne!(other.hashed(&key).entry_hash, hash);
         }
 
         #[test]
-        fn the_flags_that_programs_set_are_not_in_the_tag(
+        fn the_flags_that_programs_set_are_not_in_the_hash(
             (key, neighbour) in any_host(),
             flags in any::<u32>(),
         ) {
             let marked = Neighbour { flags, ..neighbour };
-            prop_assert_eq!(marked.tagged(&key).tag, neighbour.tagged(&key).tag);
+            prop_assert_eq!(marked.hashed(&key).entry_hash, neighbour.hashed(&key).entry_hash);
         }
 
         #[test]
-        fn the_value_of_another_attachment_has_another_tag(
+        fn the_value_of_another_attachment_has_another_hash(
             ports in any::<[(u32, u16, u16); 2]>(),
             network in any::<[u32; 2]>(),
             mac in any::<[u8; 6]>(),
@@ -139,10 +139,10 @@ mod tests {
             });
             let default = Attachment::default();
             let [x, y] = network.map(|network| Attachment { network, mac, ..default });
-            let tag = x.tagged(&a).tag;
-            prop_assert_eq!(tag == x.tagged(&b).tag, a == b);
-            prop_assert_eq!(tag == y.tagged(&a).tag, x == y);
-            prop_assert_eq!(tag == y.tagged(&b).tag, (a, x) == (b, y));
+            let hash = x.hashed(&a).entry_hash;
+            prop_assert_eq!(hash == x.hashed(&b).entry_hash, a == b);
+            prop_assert_eq!(hash == y.hashed(&a).entry_hash, x == y);
+            prop_assert_eq!(hash == y.hashed(&b).entry_hash, (a, x) == (b, y));
         }
     }
 }

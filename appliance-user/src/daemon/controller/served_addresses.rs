@@ -1,4 +1,4 @@
-//! The addresses that the appliance claims on the wire: in partial failover the failed-over
+//! The addresses that the appliance answers for and announces: in partial failover the failed-over
 //! addresses, or at the provider the networks' routers; in full failover the gateways of the plans'
 //! networks, and the public addresses. Pure: a function of the configuration and state in force and
 //! of the kernel's snapshot.
@@ -14,7 +14,7 @@ use appliance_common::{
 use super::InForce;
 use crate::{
     config::{Config, Network, Role},
-    daemon::engines::{Claims, Engines},
+    daemon::engines::{Engines, ServedAddresses},
     datapath::reconcile::{MapContents, mode_of},
     engine::neighbour::Senders,
     engine::router_advert::AdvertisedRouter,
@@ -24,14 +24,14 @@ use crate::{
     state::State,
 };
 
-/// The addresses that are the appliance's own, where, and whether as a router.
-pub(super) fn claims(
+/// The addresses that the appliance answers for, where, and whether as a router.
+pub(super) fn served_addresses(
     (config, state): (&Config, &State),
     snapshot: &Snapshot,
     engines: &Engines,
     tables: &MapContents,
-) -> Claims {
-    let mut claims = Claims::new();
+) -> ServedAddresses {
+    let mut addresses = ServedAddresses::new();
     let partial = |n: &&Network| mode_of(state, &n.tenant) == Mode::Partial;
     for network in config.networks.iter().filter(partial) {
         let Some(port) = port_up(network, snapshot, engines) else {
@@ -40,10 +40,10 @@ pub(super) fn claims(
         match config.role {
             Role::Tenant => {
                 let endpoints = state.endpoints.get(&network.name);
-                let addresses = endpoints.into_iter().flatten();
-                claims.extend(addresses.map(|address| ((port, from_ip(*address)), false)));
+                let endpoints = endpoints.into_iter().flatten();
+                addresses.extend(endpoints.map(|address| ((port, from_ip(*address)), false)));
             }
-            Role::Provider => claims.extend(network.gateways().map(|a| ((port, a), true))),
+            Role::Provider => addresses.extend(network.gateways().map(|a| ((port, a), true))),
         }
     }
     for (network, plan) in networks_in_full(config, state) {
@@ -51,16 +51,16 @@ pub(super) fn claims(
             continue;
         };
         for gateway in plan.gateways() {
-            claims.insert((port, from_ip(gateway)), true);
+            addresses.insert((port, from_ip(gateway)), true);
         }
     }
     if let Some(port) = uplink_port(config, snapshot) {
         let public = tables.public.iter();
         for (address, _) in public.filter(|(_, p)| p.flags & public_flags::OWN == 0) {
-            claims.insert((port, *address), false);
+            addresses.insert((port, *address), false);
         }
     }
-    claims
+    addresses
 }
 
 /// The uplink's port; `None` while the link is down.
