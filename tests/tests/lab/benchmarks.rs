@@ -29,7 +29,11 @@ fn smoke(program: &str, args: &[&str]) {
     command.args(args).arg("--smoke");
     let output = lab::run(&mut command, TIMEOUT).expect("the benchmark ends");
     println!("{}{}", output.stdout, output.stderr);
-    assert!(output.ok(), "{program} {args:?} ended with {}", output.status);
+    assert!(
+        output.ok(),
+        "{program} {args:?} ended with {}",
+        output.status
+    );
     assert!(output.stdout.contains("the figures mean nothing"));
 }
 

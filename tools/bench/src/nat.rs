@@ -12,10 +12,7 @@
 //! generator makes them, and they are counted on arrival. Except where new connections are
 //! measured, both ends of every connection have sent before the measurement.
 
-use std::{
-    fs::File,
-    time::{Duration, Instant},
-};
+use std::fs::File;
 
 use anyhow::{Context as _, ensure};
 use appliance_common::{
@@ -26,9 +23,8 @@ use appliance_common::{
     },
     nat::{Nat, NatAddress, Timeouts},
 };
-use aya::programs::{Xdp, XdpMode};
 use causeway_tests::{
-    harness::{Harness, Program, counter_name},
+    harness::{Harness, Program},
     packet::{Mac, frame, ip, udp},
     world::{ACCESS, UPLINK, World, words},
 };
@@ -37,6 +33,7 @@ use nix::sched::{CloneFlags, setns};
 use crate::{
     report::{Aim, Report},
     rig::{
+        appliance::{self, counters},
         command::sh,
         extent::{Amount, Extent},
         netns::{Namespaces, drop_arrivals, load_ruleset, mac, received, within},
@@ -368,42 +365,24 @@ fn rate(contender: Contender, case: Case, extent: Extent) -> anyhow::Result<f64>
         }
         within("cwn-gw", || {
             // As the daemon does: the program looks up the FIB as if from the loopback device.
-            std::fs::write("/proc/sys/net/ipv4/conf/lo/forwarding", "1")?;
-            for (program, interface) in [("access", "a0"), ("uplink", "a1")] {
-                let program: &mut Xdp = harness
-                    .ebpf()
-                    .program_mut(program)
-                    .context("program")?
-                    .try_into()?;
-                program
-                    .attach(interface, XdpMode::Driver)
-                    .with_context(|| format!("attach to {interface}"))?;
-            }
-            Ok(())
+            Ok(std::fs::write(
+                "/proc/sys/net/ipv4/conf/lo/forwarding",
+                "1",
+            )?)
         })?;
-        within(to, || {
-            programs
-                .program("sink")?
-                .attach(interface, XdpMode::Driver)?;
-            Ok(())
-        })?;
+        appliance::attach(&mut harness, "cwn-gw", "a0", "a1")?;
+        programs.attach("sink", to, interface)?;
         Some(harness)
     } else {
         nftables(rules)?;
         drop_arrivals(to, interface, "")?;
         // The program makes the generator's frames wake the receiver; the kernel's stack does the
         // rest.
-        within("cwn-gw", || {
-            programs.program("pass")?.attach(from, XdpMode::Driver)?;
-            Ok(())
-        })?;
+        programs.attach("pass", "cwn-gw", from)?;
         None
     };
-    within(from_ns, || {
-        let name = if from_ns == "cwn-in" { "g0" } else { "s0" };
-        programs.program("pass")?.attach(name, XdpMode::Driver)?;
-        Ok(())
-    })?;
+    let name = if from_ns == "cwn-in" { "g0" } else { "s0" };
+    programs.attach("pass", from_ns, name)?;
     let arrived = |programs: &BenchPrograms| -> anyhow::Result<u64> {
         if ours.is_some() {
             programs.sunk()
@@ -412,25 +391,16 @@ fn rate(contender: Contender, case: Case, extent: Extent) -> anyhow::Result<f64>
         }
     };
     let run = |programs: &mut BenchPrograms, packets| {
-        let before = arrived(programs)?;
-        let begun = Instant::now();
-        within(from_ns, || programs.flows(&packet, flows, index, packets))?;
-        let took = begun.elapsed();
-        std::thread::sleep(Duration::from_millis(50));
-        Ok::<_, anyhow::Error>((arrived(programs)? - before) as f64 / took.as_secs_f64())
+        programs.rate(arrived, |programs| {
+            within(from_ns, || programs.flows(&packet, flows, index, packets))
+        })
     };
     if let Case::Flows(count) = case {
         // One packet of every connection, so that the kernel has all of them, too.
         run(&mut programs, count.max(PACKETS.of(extent) / 20))?;
     }
     let rate = run(&mut programs, PACKETS.of(extent))?;
-    let counted: Option<Vec<_>> = ours.as_ref().map(|h| {
-        let counters = h.counters();
-        counters
-            .into_iter()
-            .map(|(number, value)| (counter_name(number), value))
-            .collect()
-    });
+    let counted = ours.as_ref().map(counters);
     ensure!(
         rate > 1.0,
         "{}: nothing arrived; the appliance counted {counted:?}",

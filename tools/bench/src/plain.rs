@@ -12,11 +12,10 @@
 //! VXLAN, or (TCP only) a bridge alone. The same generator makes the packets, and they are counted
 //! on arrival.
 
-use std::time::{Duration, Instant};
-
 use crate::{
     report::{Aim, Report},
     rig::{
+        appliance::{self, counters},
         command::{find, sh},
         cpu::busy_seconds,
         extent::{Amount, Extent},
@@ -33,9 +32,8 @@ use appliance_common::{
         TunnelKey, attachment_flags, network_flags,
     },
 };
-use aya::programs::{Xdp, XdpMode, xdp::XdpLinkId};
 use causeway_tests::{
-    harness::{Harness, counter_name},
+    harness::Harness,
     packet::{Mac, frame, ip, udp},
     world::{ACCESS, PORT, UPLINK, World},
 };
@@ -233,34 +231,8 @@ fn appliance(provider: bool) -> anyhow::Result<Harness> {
     } else {
         ("cwb-ten", "a0", "a1")
     };
-    within(ns, || {
-        for (program, interface) in [("access", port), ("uplink", uplink)] {
-            let program: &mut Xdp = harness
-                .ebpf()
-                .program_mut(program)
-                .context("program")?
-                .try_into()?;
-            program
-                .attach(interface, XdpMode::Driver)
-                .with_context(|| format!("attach to {interface}"))?;
-        }
-        Ok(())
-    })?;
+    appliance::attach(&mut harness, ns, port, uplink)?;
     Ok(harness)
-}
-
-/// Attaches one of the benchmark's programs.
-fn attach(
-    programs: &mut BenchPrograms,
-    program: &str,
-    ns: &str,
-    interface: &str,
-) -> anyhow::Result<XdpLinkId> {
-    within(ns, || {
-        Ok(programs
-            .program(program)?
-            .attach(interface, XdpMode::Driver)?)
-    })
 }
 
 /// Packets per second that arrive; `len` is their length in bytes from the Ethernet header on.
@@ -269,15 +241,15 @@ fn packets_per_second(contender: Contender, len: usize, extent: Extent) -> anyho
     let mut programs = BenchPrograms::load()?;
     let ends = if contender == Contender::Causeway {
         // A veth accepts frames of XDP_TX and redirects only if its peer has a program.
-        attach(&mut programs, "sink", "cwb-sink", "s0")?;
+        programs.attach("sink", "cwb-sink", "s0")?;
         Some((appliance(false)?, appliance(true)?))
     } else {
         // The program makes the generator's frames wake the receiver; the kernel's stack does the
         // rest.
-        attach(&mut programs, "pass", "cwb-ten", "a0")?;
+        programs.attach("pass", "cwb-ten", "a0")?;
         None
     };
-    attach(&mut programs, "pass", "cwb-gen", "g0")?;
+    programs.attach("pass", "cwb-gen", "g0")?;
     let destination = if contender == Contender::Causeway {
         A0
     } else {
@@ -298,18 +270,15 @@ fn packets_per_second(contender: Contender, len: usize, extent: Extent) -> anyho
         }
     };
     let run = |programs: &mut BenchPrograms, packets| {
-        let before = arrived(programs)?;
-        let begun = Instant::now();
-        within("cwb-gen", || programs.generate(&packet, 20, packets))?;
-        let took = begun.elapsed();
-        std::thread::sleep(Duration::from_millis(50));
-        Ok::<_, anyhow::Error>((arrived(programs)? - before) as f64 / took.as_secs_f64())
+        programs.rate(arrived, |programs| {
+            within("cwb-gen", || programs.generate(&packet, 20, packets))
+        })
     };
     run(&mut programs, PACKETS.of(extent) / 20)?;
     let rate = run(&mut programs, PACKETS.of(extent))?;
     let counted = ends
         .as_ref()
-        .map(|(tenant, provider)| (named(tenant), named(provider)));
+        .map(|(tenant, provider)| (counters(tenant), counters(provider)));
     ensure!(
         rate > 1.0,
         "{}: nothing arrived; the appliances counted {counted:?}",
@@ -319,22 +288,13 @@ fn packets_per_second(contender: Contender, len: usize, extent: Extent) -> anyho
     Ok(rate)
 }
 
-/// Counters of an appliance, by name.
-fn named(harness: &Harness) -> Vec<(String, u64)> {
-    harness
-        .counters()
-        .into_iter()
-        .map(|(number, value)| (counter_name(number), value))
-        .collect()
-}
-
 /// Gbit/s of one TCP stream, and CPU seconds of the machine per gigabyte.
 fn tcp(contender: Contender, wire_like: bool, extent: Extent) -> anyhow::Result<(f64, f64)> {
     let _sites = Sites::raise(contender, wire_like)?;
     let mut programs = BenchPrograms::load()?;
     let ends = if contender == Contender::Causeway {
-        attach(&mut programs, "pass", "cwb-gen", "g0")?;
-        attach(&mut programs, "pass", "cwb-sink", "s0")?;
+        programs.attach("pass", "cwb-gen", "g0")?;
+        programs.attach("pass", "cwb-sink", "s0")?;
         Some((appliance(false)?, appliance(true)?))
     } else {
         None

@@ -165,7 +165,11 @@ impl Report {
             outln!("{seconds:>9.1} s  {name}");
         }
         outln!("\nstages");
-        let beyond = if has_budget { beyond(&inner.stages) } else { Vec::new() };
+        let beyond = if has_budget {
+            beyond(&inner.stages)
+        } else {
+            Vec::new()
+        };
         for (stage, seconds) in &inner.stages {
             let more = match beyond.iter().find(|(late, _)| late == stage) {
                 Some((_, more)) => format!("  OVER ITS BUDGET by {more:.1} s"),
@@ -176,8 +180,8 @@ impl Report {
         outln!("{:>9.1} s  all", begun.elapsed().as_secs_f64());
         if !beyond.is_empty() {
             outln!(
-                "\nThe budgets are for a clean clone on 2 cores. A stage beyond its budget fails no \
-                 run: look at its slowest tests above, or measure again on an idle machine."
+                "\nThe budgets are for a clean clone on 2 cores. A stage beyond its budget fails \
+                 no run: look at the slowest tests above, or measure again on an idle machine."
             );
         }
         outln!();

@@ -280,24 +280,9 @@ fn remove_pins() {
 fn pass_at_hosts() -> anyhow::Result<BenchPrograms> {
     let mut programs = BenchPrograms::load()?;
     for namespace in [LEFT, RIGHT] {
-        attach(&mut programs, "pass", namespace, "h0")?;
+        programs.attach("pass", namespace, "h0")?;
     }
     Ok(programs)
-}
-
-fn attach(
-    programs: &mut BenchPrograms,
-    program: &str,
-    namespace: &str,
-    link: &str,
-) -> anyhow::Result<()> {
-    netns::within(namespace, || {
-        programs
-            .program(program)?
-            .attach(link, XdpMode::Driver)
-            .with_context(|| format!("attach {program} to {link} in {namespace}"))
-            .map(drop)
-    })
 }
 
 /// Measures the one remaining worker: the kernel makes frames at the left host, on the other CPU,
@@ -305,7 +290,7 @@ fn attach(
 fn one_core(destination: [u8; 6], extent: Extent) -> anyhow::Result<OneCore> {
     // The hosts keep their program `pass`; this copy is loaded for its counter.
     let mut programs = BenchPrograms::load()?;
-    attach(&mut programs, "sink", EAST.namespace, WAN)?;
+    programs.attach("sink", EAST.namespace, WAN)?;
     let ip = packet::udp(
         packet::ip("10.60.0.10"),
         packet::ip("10.60.0.20"),
@@ -321,11 +306,9 @@ fn one_core(destination: [u8; 6], extent: Extent) -> anyhow::Result<OneCore> {
     let measured = netns::within(LEFT, || {
         let h0 = if_nametoindex("h0")?;
         programs.generate(&frame, h0, PACKETS.of(extent) / 20)?;
-        let (before, begun) = (programs.sunk()?, Instant::now());
-        programs.generate(&frame, h0, PACKETS.of(extent))?;
-        let took = begun.elapsed();
-        std::thread::sleep(Duration::from_millis(50));
-        Ok((programs.sunk()? - before) as f64 / took.as_secs_f64())
+        programs.rate(BenchPrograms::sunk, |programs| {
+            programs.generate(&frame, h0, PACKETS.of(extent))
+        })
     });
     let mut all = CpuSet::new();
     for cpu in 0..CpuSet::count() {

@@ -24,7 +24,7 @@ use causeway_tests::packet;
 
 use super::sites::{LEFT, RIGHT, Sites};
 use crate::rig::{
-    extent::{Amount, Extent},
+    extent::{Amount, Extent, counted},
     netns::within,
 };
 
@@ -80,10 +80,14 @@ pub fn flood(sites: &Sites, bytes: usize, rate: f64, extent: Extent) -> anyhow::
             )
         };
         thread::sleep(WARM_UP.of(extent));
-        let (before, begun) = (read(), Instant::now());
-        thread::sleep(COUNT_TIME.of(extent));
-        let (after, took) = (read(), begun.elapsed().as_secs_f64());
+        let before = read();
+        let found = counted(
+            COUNT_TIME.of(extent),
+            || Ok(read()),
+            |after| after.1 > before.1,
+        );
         stop.store(true, Ordering::Relaxed);
+        let (after, took) = found?;
         Ok(Rates {
             sent: (after.0 - before.0) as f64 / took,
             received: (after.1 - before.1) as f64 / took,

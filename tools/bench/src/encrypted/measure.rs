@@ -58,8 +58,13 @@ pub fn round_trip(sites: &Sites, extent: Extent) -> anyhow::Result<f64> {
     let words = format!("ping -n -i 0.01 -W 1 -c {pings} {}", sites.right());
     let text = exec(LEFT, &words)?;
     let mut times = round_trips(&text);
+    // Programs that poll may keep a loaded machine from answering in time.
+    let fewest = match extent {
+        Extent::Full => pings / 2,
+        Extent::Smoke => 0,
+    };
     ensure!(
-        times.len() * 2 > pings,
+        times.len() > fewest,
         "ping: {} of {pings} answered",
         times.len()
     );

@@ -100,7 +100,8 @@ pub fn run(runs: usize, only: Option<&str>, extent: Extent) -> anyhow::Result<Re
         floors(extent, &mut figures)?;
         for offloads in Offloads::ALL {
             contenders.retain(|contender| {
-                if lab::interrupt::check().is_err() {
+                let is_measured = offloads.includes(contender.role(), extent);
+                if !is_measured || lab::interrupt::check().is_err() {
                     return true;
                 }
                 let (name, mode) = (contender.name(), offloads.name());
@@ -159,7 +160,11 @@ fn measured(
         );
     };
     sites.await_path()?;
-    add(ROUND_TRIP.to_owned(), "ms", measure::round_trip(sites, extent)?);
+    add(
+        ROUND_TRIP.to_owned(),
+        "ms",
+        measure::round_trip(sites, extent)?,
+    );
     if let Some(others) = others {
         add("busy before".to_owned(), "CPUs", others);
         cpu::warn_if_busy(others);

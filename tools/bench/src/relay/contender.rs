@@ -5,12 +5,13 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::PathBuf,
     process::Command,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail, ensure};
+use circuit_end::CircuitEnd;
 use gateway_client::{
-    end::{End, EndEvent},
+    end::EndEvent,
     wire::{CircuitId, Key, Side},
 };
 
@@ -393,29 +394,16 @@ fn until(what: &str, mut holds: impl FnMut() -> anyhow::Result<bool>) -> anyhow:
     Ok(())
 }
 
-/// Binds a side of the circuit to a socket's address.
+/// Binds a side of the circuit to a socket's address, and connects the socket to the gateway.
 fn bind(socket: &UdpSocket, to: SocketAddrV4, side: Side) -> anyhow::Result<()> {
     let circuit = CircuitId::new(CIRCUIT).context("a circuit's id")?;
     let key = Key::from_base64(KEYS[side.index()]).context("a key")?;
-    let mut end = End::new(circuit, side, key);
-    let clock = || {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        now.map_or(1, |now| now.as_nanos() as u64)
-    };
-    let mut buffer = [0; 2048];
-    until("binds an end", || {
-        let mut message = end.bind(clock());
-        loop {
-            // An error means that it does not listen yet.
-            let _ = socket.send_to(&message, to);
-            let Ok(bytes) = socket.recv(&mut buffer) else {
-                return Ok(false);
-            };
-            match end.receive(&buffer[..bytes], clock()) {
-                Some(EndEvent::Send(next)) => message = next,
-                Some(EndEvent::Bound(_)) => return Ok(true),
-                Some(EndEvent::Move) | None => return Ok(false),
-            }
-        }
-    })
+    socket.connect(to)?;
+    let mut end = CircuitEnd::new(socket.try_clone()?, circuit, side, key);
+    let event = end.bind_within(START_TIMEOUT);
+    ensure!(
+        matches!(event, Some(EndEvent::Bound(_))),
+        "an end was not bound: {event:?}"
+    );
+    Ok(())
 }

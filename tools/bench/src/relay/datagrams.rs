@@ -7,11 +7,11 @@
 use std::{
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
-use aya::programs::{XdpMode, xdp::XdpLinkId};
+use aya::programs::xdp::XdpLinkId;
 use causeway_tests::packet::{frame, ip, udp};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
@@ -20,8 +20,8 @@ use nix::{
 
 use crate::rig::{
     command::exec,
-    extent::{Amount, Extent},
-    netns::{drop_arrivals, enter, within},
+    extent::{Amount, Extent, counted},
+    netns::{drop_arrivals, enter},
     process::Running,
     programs::BenchPrograms,
 };
@@ -92,20 +92,15 @@ impl Arrivals {
     /// everything, so that the set-up works.
     pub fn prepare(contender: Contender) -> anyhow::Result<Self> {
         let mut sink = BenchPrograms::load()?;
-        let pass = sink.program("pass")?;
         // The generator's link needs a program too.
-        within(CLIENT, || {
-            pass.attach("c0", XdpMode::Driver)?;
-            Ok(())
-        })?;
+        sink.attach("pass", CLIENT, "c0")?;
         let mut far = None;
         if contender.sends_by_xdp() {
             for (namespace, link) in [(CLIENT, "c0"), (BACKEND, "b0")] {
                 // XDP does not complete a checksum that the stack left to the NIC.
                 exec(namespace, &format!("ethtool -K {link} tx off"))?;
             }
-            let pass = sink.program("pass")?;
-            far = Some(within(BACKEND, || Ok(pass.attach("b0", XdpMode::Driver)?))?);
+            far = Some(sink.attach("pass", BACKEND, "b0")?);
         }
         Ok(Self { sink, far })
     }
@@ -120,11 +115,7 @@ impl Arrivals {
         }
         // The program makes the generator's frames wake the receiver; the kernel's stack does the
         // rest.
-        within(RELAY, || {
-            let pass = self.sink.program("pass")?;
-            pass.attach("g0", XdpMode::Driver)?;
-            Ok(())
-        })?;
+        self.sink.attach("pass", RELAY, "g0")?;
         drop_arrivals(
             BACKEND,
             "b0",
@@ -250,25 +241,24 @@ fn offer(
                 })
             })
             .collect();
-        let counted = || {
+        let measure = || {
             let read = || Ok::<_, anyhow::Error>((arrived()?, generator.sent()?));
             thread::sleep(WARM_UP.of(extent));
-            let (before, begun) = (read()?, Instant::now());
-            thread::sleep(COUNT_TIME.of(extent));
-            let (after, took) = (read()?, begun.elapsed().as_secs_f64());
+            let before = read()?;
+            let (after, took) = counted(COUNT_TIME.of(extent), read, |after| after.0 > before.0)?;
             Ok::<_, anyhow::Error>(Best {
                 received: (after.0 - before.0) as f64 / took,
                 sent: (after.1 - before.1) as f64 / took,
             })
         };
-        let counted = counted();
+        let found = measure();
         stop.store(true, Ordering::Relaxed);
         for sender in senders {
             sender
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         }
-        counted
+        found
     })
 }
 

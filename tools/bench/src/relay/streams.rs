@@ -24,7 +24,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use crate::rig::{
     cpu::busy_seconds,
-    extent::{Amount, Extent},
+    extent::{Amount, Extent, counted},
     netns::{enter, within},
     process::Running,
 };
@@ -227,11 +227,7 @@ pub fn connections(
 }
 
 /// Round-trip time of a byte on an open connection, microseconds: median and 99th percentile.
-pub fn round_trip(
-    contender: Contender,
-    hello: &[u8],
-    extent: Extent,
-) -> anyhow::Result<[f64; 2]> {
+pub fn round_trip(contender: Contender, hello: &[u8], extent: Extent) -> anyhow::Result<[f64; 2]> {
     let to = contender.tcp()?;
     let times = within(CLIENT, || {
         let (mut stream, _) = answered(to, hello)?;
@@ -287,25 +283,24 @@ pub fn streams(
                 })
             })
             .collect();
-        let counted = || {
+        let measure = || {
             let read = || {
                 let received = backend.received.load(Ordering::Relaxed);
                 anyhow::Ok((received, busy_seconds()?, running.cpu_seconds()))
             };
             thread::sleep(warm_up);
-            let (before, begun) = (read()?, Instant::now());
-            thread::sleep(count_time);
-            let (after, took) = (read()?, begun.elapsed().as_secs_f64());
+            let before = read()?;
+            let (after, took) = counted(count_time, read, |after| after.0 > before.0)?;
             anyhow::Ok((after, before, took))
         };
-        let counted = counted();
+        let found = measure();
         stop.store(true, Ordering::Relaxed);
         for sender in senders {
             sender
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         }
-        let (after, before, took) = counted?;
+        let (after, before, took) = found?;
         let bytes = (after.0 - before.0) as f64;
         ensure!(bytes > 0.0, "nothing arrived");
         Ok(Streams {

@@ -150,7 +150,8 @@ impl Report {
         });
     }
 
-    /// Reports a contender that should have run. The run goes on without it; a smoke run has failed.
+    /// Reports a contender that should have run. The run goes on without it; a smoke run has
+    /// failed.
     pub fn omit(&mut self, contender: impl Into<String>, why: impl Into<String>) {
         self.skipped.push(Skipped {
             contender: contender.into(),
@@ -175,12 +176,16 @@ impl Report {
                 problems.push(format!("{contender}: {case}: {} {}", r.min, r.unit));
             }
         }
-        if !self.rows.iter().any(|r| r.contender.starts_with("causeway")) {
+        if !self
+            .rows
+            .iter()
+            .any(|r| r.contender.starts_with("causeway"))
+        {
             problems.push("no figure of Causeway".to_owned());
         }
         anyhow::ensure!(
             problems.is_empty(),
-            "{} of its cases failed:\n  {}",
+            "{}: these cases failed:\n  {}",
             self.bench,
             problems.join("\n  ")
         );
@@ -293,19 +298,27 @@ mod tests {
             assert!(problems.contains(text), "{problems:?} has no {text:?}");
         };
         fails(
-            |r| drop(r.row("TCP", "peer", "Gbit/s", vec![0.0])),
+            |r| {
+                r.row("TCP", "peer", "Gbit/s", vec![0.0]);
+            },
             "peer: TCP: 0 Gbit/s",
         );
         fails(
-            |r| drop(r.row("TCP", "peer", "Gbit/s", Vec::new())),
+            |r| {
+                r.row("TCP", "peer", "Gbit/s", Vec::new());
+            },
             "peer: TCP: NaN Gbit/s",
         );
         fails(
-            |r| drop(r.row("TCP", "peer", "Gbit/s", vec![f64::INFINITY])),
+            |r| {
+                r.row("TCP", "peer", "Gbit/s", vec![f64::INFINITY]);
+            },
             "peer: TCP: inf Gbit/s",
         );
         fails(
-            |r| drop(r.retain("peer", "run 1", Err(anyhow::anyhow!("it does not start")))),
+            |r| {
+                r.retain("peer", "run 1", Err(anyhow::anyhow!("it does not start")));
+            },
             "peer: run 1: it does not start",
         );
         fails(

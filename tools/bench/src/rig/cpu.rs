@@ -36,10 +36,9 @@ pub fn busy_seconds() -> anyhow::Result<f64> {
     Ok(ticks / 100.0)
 }
 
-/// CPUs that other processes use before a contender is started. A full run waits up to 10 s for them
-/// to end.
-/// It is not measured while the contender runs, because a contender that polls uses CPU time when
-/// idle.
+/// CPUs that other processes use before a contender is started. A full run waits up to 10 s for
+/// them to end. It is not measured while the contender runs, because a contender that polls uses
+/// CPU time when idle.
 pub fn others(extent: Extent) -> anyhow::Result<f64> {
     let until = Instant::now() + IDLE_TIMEOUT.of(extent);
     loop {

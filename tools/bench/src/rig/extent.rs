@@ -1,5 +1,29 @@
 //! How much a run measures: enough for figures, or only enough to see that each case works.
 
+use std::time::{Duration, Instant};
+
+/// Longest time to wait for the first arrival of a load. On a machine with other work, short loads
+/// arrive late.
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Reads counters after `time`, and then again until something has arrived, 5 s at most. Returns
+/// what was read, with the seconds since the call.
+pub fn counted<T>(
+    time: Duration,
+    read: impl Fn() -> anyhow::Result<T>,
+    has_arrived: impl Fn(&T) -> bool,
+) -> anyhow::Result<(T, f64)> {
+    let begun = Instant::now();
+    loop {
+        std::thread::sleep(time);
+        let found = read()?;
+        let took = begun.elapsed();
+        if has_arrived(&found) || took > ARRIVAL_TIMEOUT {
+            return Ok((found, took.as_secs_f64()));
+        }
+    }
+}
+
 /// How much a run measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {

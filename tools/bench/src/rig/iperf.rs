@@ -58,14 +58,14 @@ pub struct Received {
 pub enum Length {
     /// After this time, seconds.
     Seconds(u32),
-    /// When all streams together have sent this many mebibytes.
-    Mebibytes(u32),
+    /// When all streams together have sent this many kibibytes.
+    Kibibytes(u32),
 }
 
 /// Length of the runs of every benchmark.
 const LENGTH: Amount<Length> = Amount {
     full: Length::Seconds(3),
-    smoke: Length::Mebibytes(4),
+    smoke: Length::Kibibytes(2048),
 };
 /// Longest time of a run whose length is an amount, seconds.
 const LONGEST: u32 = 10;
@@ -79,11 +79,10 @@ pub fn run(
 ) -> anyhow::Result<Received> {
     let (length, seconds) = match LENGTH.of(extent) {
         Length::Seconds(seconds) => (format!("-t {seconds}"), seconds),
-        Length::Mebibytes(amount) => (format!("-n {}M", amount.div_ceil(streams)), LONGEST),
+        Length::Kibibytes(amount) => (format!("-n {}K", amount.div_ceil(streams)), LONGEST),
     };
-    let words = format!(
-        "iperf3 -J --connect-timeout 5000 -c {address} -p {PORT} {length} -P {streams}"
-    );
+    let words =
+        format!("iperf3 -J --connect-timeout 5000 -c {address} -p {PORT} {length} -P {streams}");
     let mut client = Command::new("ip");
     client
         .args(["netns", "exec", namespace])

@@ -6,9 +6,10 @@
 //!   process    a contender's processes, files and CPU time       cpu        CPU time of the machine
 //!   programs   XDP programs that generate and count packets      iperf      TCP streams
 //!   offloads   offloads of the hosts' NICs                       extent     full and smoke runs
-//!   lock       one run of a benchmark at a time
+//!   lock       one run of a benchmark at a time                  appliance  programs of one
 //! ```
 
+pub mod appliance;
 pub mod command;
 pub mod cpu;
 pub mod extent;

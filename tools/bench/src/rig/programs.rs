@@ -1,13 +1,23 @@
 //! XDP programs of the benchmarks: they generate, restore, pass and count packets.
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Array, PerCpuArray, ProgramArray},
-    programs::{ProgramFd, TestRun as _, TestRunAttrs, TestRunOptions, Xdp},
+    programs::{
+        ProgramFd, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode, xdp::XdpLinkId,
+    },
 };
+
+use super::{extent::counted, netns::within};
+
+/// Time for the last packets of a load to arrive.
+const ARRIVAL_TIME: Duration = Duration::from_millis(50);
 
 /// Packets that the programs send in turn.
 pub const TEMPLATES: usize = 256;
@@ -66,6 +76,33 @@ impl BenchPrograms {
     /// A program, for attaching it.
     pub fn program(&mut self, name: &str) -> anyhow::Result<&mut Xdp> {
         program_mut(&mut self.object, name)
+    }
+
+    /// Attaches a program to a link of a namespace.
+    pub fn attach(
+        &mut self,
+        program: &str,
+        namespace: &str,
+        link: &str,
+    ) -> anyhow::Result<XdpLinkId> {
+        within(namespace, || {
+            self.program(program)?
+                .attach(link, XdpMode::Driver)
+                .with_context(|| format!("attach {program} to {link} in {namespace}"))
+        })
+    }
+
+    /// Packets a second that arrive while `send` runs, by the count of `arrived`.
+    pub fn rate(
+        &mut self,
+        arrived: impl Fn(&Self) -> anyhow::Result<u64>,
+        send: impl FnOnce(&mut Self) -> anyhow::Result<()>,
+    ) -> anyhow::Result<f64> {
+        let (before, begun) = (arrived(self)?, Instant::now());
+        send(self)?;
+        let took = begun.elapsed();
+        let (after, _) = counted(ARRIVAL_TIME, || arrived(self), |after| *after > before)?;
+        Ok((after - before) as f64 / took.as_secs_f64())
     }
 
     /// The file descriptor of a program.
