@@ -1,4 +1,4 @@
-//! Benchmarks still work: `--smoke` runs each of their cases once. No figure is looked at, so that
+//! Benchmarks still work: `--smoke` runs each kind of case once. No figure is looked at, so that
 //! these tests run beside others.
 
 use std::{process::Command, time::Duration};

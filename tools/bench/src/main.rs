@@ -46,8 +46,8 @@ struct Cli {
     /// Number of runs of each case. The median is compared.
     #[arg(long, default_value_t = 7)]
     runs: usize,
-    /// Run each case once with a short load, and fail if one does not work. The figures mean
-    /// nothing. Other projects' programs take part where they are installed.
+    /// Run each kind of case once with a short load, and fail if one does not work. The figures
+    /// mean nothing. Other projects' programs take part where they are installed.
     #[arg(long, conflicts_with_all = ["runs", "json", "svg"])]
     smoke: bool,
     /// The CPU to run on (`forward` only).
