@@ -583,8 +583,7 @@ impl Engines {
         self.announcer.announce_to(now, announcement, receivers);
     }
 
-    /// Ends the announcements in a network, also of served addresses: those that stay are announced
-    /// anew.
+    /// Ends the announcements in a network; served addresses that stay are announced anew.
     pub fn cancel_announcements(&mut self, vni: u32) {
         if let Some(port) = self.ports.get(&vni) {
             self.announcer.cancel_port(port);

@@ -65,7 +65,7 @@ pub enum Length {
 /// Length of the runs of every benchmark.
 const LENGTH: Amount<Length> = Amount {
     full: Length::Seconds(3),
-    smoke: Length::Kibibytes(2048),
+    smoke: Length::Kibibytes(4096),
 };
 /// Longest time of a run whose length is an amount, seconds.
 const LONGEST: u32 = 10;
@@ -79,7 +79,12 @@ pub fn run(
 ) -> anyhow::Result<Received> {
     let (length, seconds) = match LENGTH.of(extent) {
         Length::Seconds(seconds) => (format!("-t {seconds}"), seconds),
-        Length::Kibibytes(amount) => (format!("-n {}K", amount.div_ceil(streams)), LONGEST),
+        // The client ends the run when it has written all. More than half has arrived then: 8
+        // streams have 2 MiB in their windows and send buffers at most.
+        Length::Kibibytes(amount) => {
+            let words = format!("-n {amount}K -w 64K");
+            (words, LONGEST)
+        }
     };
     let words =
         format!("iperf3 -J --connect-timeout 5000 -c {address} -p {PORT} {length} -P {streams}");
