@@ -12,7 +12,7 @@ use crate::keys::SecretKey;
 use crate::load::LoadLimits;
 use crate::path::PeerPath;
 use crate::random::Random;
-use crate::segment::{PayloadKind, ReassemblyLimits};
+use crate::segment::{ControlMessage, PayloadKind, ReassemblyLimits};
 use crate::time::{Instant, Now};
 use crate::wire::{Message, TYPE_DATA};
 
@@ -159,6 +159,21 @@ impl Tunnel {
         let activity = sender.activity();
         self.control.report_sent(now, id, activity);
         sent
+    }
+
+    /// Sends a control message on lane 0, padded to `pad_to` bytes of UDP payload. Without a session
+    /// nothing is sent.
+    pub fn send_control(
+        &mut self,
+        now: Instant,
+        id: PeerId,
+        message: ControlMessage,
+        pad_to: usize,
+        transmit: &mut dyn FnMut(PeerPath, &[u8]),
+    ) {
+        self.seal(now, id, transmit, |sender, out| {
+            sender.seal_control(now, message, pad_to, out)
+        });
     }
 
     /// Takes a datagram. Its content goes to `deliver`. Call [`Tunnel::poll`] afterwards.

@@ -19,7 +19,7 @@ use crate::data::Framing;
 use crate::error::Rejected;
 use crate::handshake::{Initiator, Responder};
 use crate::keys::{SecretKey, Secrets};
-use crate::mac::MacStamper;
+use crate::mac::{COOKIE_LIFETIME, MacStamper};
 use crate::random::Random;
 use crate::time::{Instant, Now, Tai64n};
 use crate::wire::{CookieReply, INITIATION_BYTES, Response};
@@ -73,6 +73,8 @@ pub(super) struct Handshakes {
     /// Timestamp of the newest initiation accepted.
     accepted: Tai64n,
     accepted_at: Option<Instant>,
+    /// Timestamp of the newest initiation accepted with a cookie, and when.
+    proven: Option<(Tai64n, Instant)>,
     replayed: u64,
 }
 
@@ -87,6 +89,7 @@ impl Handshakes {
             sent: config.timestamp,
             accepted: Tai64n::default(),
             accepted_at: None,
+            proven: None,
             replayed: 0,
         }
     }
@@ -313,13 +316,22 @@ impl Handshakes {
 
     /// Checks that an authentic initiation is newer than those before, and not too soon after the
     /// last one (white paper, sections 5.1 and 5.3).
+    ///
+    /// A cookie outranks the timestamp: it shows that the message is not older than
+    /// [`COOKIE_LIFETIME`]. So a clock that was once ahead locks no peer out. Such a message must be
+    /// newer than the last one with a cookie of that time.
     pub(super) fn check_fresh(
         &mut self,
         now: Instant,
         responder: &Responder,
+        proven: bool,
         gap: Duration,
     ) -> Result<(), Rejected> {
-        if responder.timestamp <= self.accepted {
+        let is_newer_than = |(newest, at): (Tai64n, Instant)| {
+            responder.timestamp > newest || now.since(at) >= COOKIE_LIFETIME
+        };
+        let outranks = proven && self.proven.is_none_or(is_newer_than);
+        if responder.timestamp <= self.accepted && !outranks {
             self.replayed += 1;
             return Err(Rejected::Replayed);
         }
@@ -332,9 +344,19 @@ impl Handshakes {
     }
 
     /// An initiation with this timestamp was answered by `response`, which gets its macs here.
-    pub(super) fn accept(&mut self, now: Instant, timestamp: Tai64n, response: &mut [u8]) {
-        self.accepted = timestamp;
+    pub(super) fn accept(
+        &mut self,
+        now: Instant,
+        timestamp: Tai64n,
+        proven: bool,
+        response: &mut [u8],
+    ) {
+        // A time that a cookie outranked stays: without a cookie, what is older is a replay.
+        self.accepted = self.accepted.max(timestamp);
         self.accepted_at = Some(now);
+        if proven {
+            self.proven = Some((timestamp, now));
+        }
         self.stamper.stamp(now, response);
     }
 
