@@ -418,11 +418,17 @@ impl Tunnels {
         };
         // A WireGuard peer connects and disconnects as it likes.
         let may_be_away = matches!(peer.kind, PeerKind::WireGuard { .. });
-        let detail = if end.up {
+        let mut detail = if end.up {
             "up".to_owned()
         } else {
             end.down_reason.clone()
         };
+        if let Some([one, other]) = end.alternates_between {
+            detail += &format!(
+                "; its datagrams come from two addresses in turn, {one} and {other}: do two \
+                 machines have its key?"
+            );
+        }
         status(
             end.path.and_then(|path| path.address()),
             end.up || may_be_away,

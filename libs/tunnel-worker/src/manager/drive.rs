@@ -367,6 +367,7 @@ impl TunnelManager {
                 Output::Path { peer, path } => {
                     if let Some((slot, peer)) = self.peers.by_id(peer) {
                         let before = peer.path.replace(path);
+                        note_address(clock::mono(), peer, path);
                         // Another port of the same host changes no route and no address.
                         if !before.is_some_and(|before| before.is_same_host(&path)) {
                             moved = true;
@@ -474,6 +475,25 @@ fn follow(control: &mut TunnelControl, now: Instant, peer: &mut Peer) {
         circuit.peer_received_from(gateway);
     }
     control.follow_peer(now, peer.id, path, seen);
+}
+
+/// Notes where data to a peer goes now, and logs if it begins to alternate between two addresses.
+fn note_address(now: Instant, peer: &mut Peer, path: PeerPath) {
+    // Several gateways are several addresses of one machine.
+    let PeerPath::Direct(address) = path else {
+        return;
+    };
+    if peer.alternation.note(now, address)
+        && let Some([one, other]) = peer.alternation.addresses(now)
+    {
+        tracing::warn!(
+            peer = peer.spec.name,
+            %one,
+            %other,
+            "the peer's datagrams come from two addresses in turn; if two machines have its key, \
+             such as an appliance and its clone, stop one of them"
+        );
+    }
 }
 
 /// Logs an event of a peer; its moves at a limited rate (`MoveLog`).

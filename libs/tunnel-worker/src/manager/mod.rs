@@ -20,6 +20,7 @@
 //! A session is handed to its worker first, and only then its index to the programs: they steer
 //! nothing to a worker that has no key for it.
 
+mod alternation;
 mod cipher;
 mod circuit;
 

@@ -10,7 +10,10 @@ use appliance_common::addr::{Address, from_ip};
 use gateway_client::wire::CircuitId;
 use tunnel::{Instant, PeerId, PeerPath, RxActivity, RxStats, TxActivity};
 
-use super::{circuit::CircuitClient, spec::PeerSpec, transport::TransportSelector};
+use super::{
+    alternation::AddressAlternation, circuit::CircuitClient, spec::PeerSpec,
+    transport::TransportSelector,
+};
 use crate::pipeline::{Command, OuterHeader};
 
 /// Own messages that wait until the path to the peer is known.
@@ -70,6 +73,8 @@ pub(super) struct Peer {
     /// The workers were told that nothing is received from it.
     pub silent: bool,
     pub moves: MoveLog,
+    /// Whether two machines have its key.
+    pub alternation: AddressAlternation,
     /// By worker.
     activity: Vec<LaneActivity>,
     /// Session names by receiver index on the wire.
@@ -97,6 +102,7 @@ impl Peer {
             max_datagram: tunnel::MIN_DATAGRAM,
             silent: false,
             moves: MoveLog::default(),
+            alternation: AddressAlternation::default(),
             activity: vec![LaneActivity::default(); workers],
             sessions: BTreeMap::new(),
         }

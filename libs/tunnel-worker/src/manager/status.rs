@@ -34,6 +34,8 @@ pub struct PeerStatus {
     pub up: bool,
     /// Why the tunnel is down, for the operator; empty when it is up.
     pub down_reason: String,
+    /// The addresses between which the peer alternates, as two machines with one key do.
+    pub alternates_between: Option<[SocketAddr; 2]>,
     /// Time since the last handshake.
     pub handshake_age: Option<Duration>,
     /// Handshakes completed.
@@ -114,6 +116,7 @@ impl Sources<'_> {
             gateways: circuit.map(|c| c.states(now)).unwrap_or_default(),
             up: down_reason.is_empty(),
             down_reason,
+            alternates_between: peer.alternation.addresses(now),
             handshake_age: control.session_since.map(|since| now.since(since)),
             handshakes: control.handshakes,
             path_mtu: peer.max_datagram
