@@ -29,6 +29,7 @@ pub mod rng;
 pub mod series;
 pub mod site;
 pub mod table;
+pub mod tunnel_end;
 pub mod wireguard;
 pub mod world;
 

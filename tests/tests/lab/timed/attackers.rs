@@ -27,6 +27,9 @@ use test_support::StopOnDrop;
 
 const GW1: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 10)), 6180);
 const PROVIDER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 5);
+/// The attacker's addresses.
+const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
+const SECOND_ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 65);
 const NAME: &str = "raw.example.net";
 const BACKEND_PORT: u16 = 7000;
 /// Binds of an honest end, one a second as ends do, with room for a few that are lost.
@@ -111,6 +114,86 @@ impl Attacker<'_> {
                 }
             }
             thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Valid binds of its own circuit, and datagrams, from two ports in turn.
+    fn two_ports(&self) {
+        self.move_between([self.socket(), self.socket()]);
+    }
+
+    /// The same from two addresses.
+    fn two_addresses(&self) {
+        self.move_between([FIRST_ADDRESS, SECOND_ADDRESS].map(|address| {
+            let bound = self.site.inside("outside", || {
+                let socket = UdpSocket::bind((address, 0))?;
+                socket.connect(GW1)?;
+                Ok(socket)
+            });
+            bound.unwrap_or_else(|e| panic!("{address}: {e}"))
+        }));
+    }
+
+    fn move_between(&self, sockets: [UdpSocket; 2]) {
+        let (circuit, keys) = circuit(self.site, "globex");
+        // Each source has a cookie of its own.
+        let mut ends = sockets.map(|socket| {
+            let end = End::new(circuit, Side::A, keys[0].for_gateway("gw1"));
+            socket.set_nonblocking(true).expect("a socket");
+            (socket, end)
+        });
+        let datagram = [&circuit.to_bytes()[..], &[9; 64]].concat();
+        let mut room = [0; 256];
+        while self.goes_on() {
+            // 100 000 a second, if the machine can.
+            for n in 0..200 {
+                let (socket, end) = &mut ends[n % 2];
+                let sent = if n % 4 < 2 {
+                    socket.send(&end.bind(clock()))
+                } else {
+                    socket.send(&datagram)
+                };
+                self.sent
+                    .fetch_add(u64::from(sent.is_ok()), Ordering::Relaxed);
+            }
+            for (socket, end) in &mut ends {
+                while let Ok(length) = socket.recv(&mut room) {
+                    if let Some(EndEvent::Send(answer)) = end.receive(&room[..length], clock()) {
+                        let _ = socket.send(&answer);
+                    }
+                }
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Binds and unbinds of its own circuit, valid, from where it is bound.
+    fn valid_messages(&self) {
+        let (circuit, keys) = circuit(self.site, "globex");
+        let key = keys[0].for_gateway("gw1");
+        let mut end = CircuitEnd::new(self.socket(), circuit, Side::A, key);
+        while self.goes_on() {
+            // It may be refused, after that many.
+            let _ = end.bind_within(Duration::from_millis(500));
+            for n in 0..20_000 {
+                if !self.goes_on() {
+                    return;
+                }
+                let message = match n % 1000 {
+                    999 => end.end.unbind(clock()),
+                    _ => end.end.bind(clock()),
+                };
+                let sent = end.socket.send(&message).is_ok();
+                self.sent.fetch_add(u64::from(sent), Ordering::Relaxed);
+                if n % 200 == 199 {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+            // What has arrived meanwhile is no answer to the next bind.
+            let mut room = [0; 256];
+            let _ = end.socket.set_nonblocking(true);
+            while end.socket.recv(&mut room).is_ok() {}
+            let _ = end.socket.set_nonblocking(false);
         }
     }
 
@@ -293,6 +376,10 @@ fn an_honest_tenant_loses_less_than_one_per_cent_beside_each_attacker() {
                  [[route]]\nname = \"{NAME}\"\ntenant = \"acme\"\nbackend = \"raw\"\n"
             )
     });
+    let second = format!("{SECOND_ADDRESS}/32");
+    site.ok("outside", &["ip", "address", "add", &second, "dev", "lo"]);
+    let first = FIRST_ADDRESS.to_string();
+    site.ok("cloud", &["ip", "route", "add", &second, "via", &first]);
     site.start_cloud().unwrap_or_else(|e| panic!("{e}"));
     let listener = site.inside("director", || {
         TcpListener::bind((Ipv4Addr::UNSPECIFIED, BACKEND_PORT))
@@ -308,12 +395,15 @@ fn an_honest_tenant_loses_less_than_one_per_cent_beside_each_attacker() {
     let port = b.socket.local_addr().expect("bound").port();
     let victim = SocketAddr::from((PROVIDER, port));
     let seconds = length("CAUSEWAY_ATTACK_SECONDS", 3, 180);
-    let attacks: [(&str, Attack); 7] = [
+    let attacks: [(&str, Attack); 10] = [
         ("binds aimed at one worker", |a| a.bind_flood()),
         ("captured binds", |a| a.replays()),
         ("datagrams of an unbound source", |a| a.datagrams()),
         ("short datagrams", |a| a.short()),
         ("a clock of 2099", |a| a.clock_of_2099()),
+        ("two ports", |a| a.two_ports()),
+        ("two addresses", |a| a.two_addresses()),
+        ("valid binds and unbinds", |a| a.valid_messages()),
         ("spoofed challenges", |a| a.spoofed_challenges()),
         ("hellos with the tenant's name", |a| a.hello_flood()),
     ];

@@ -8,4 +8,5 @@ mod million;
 mod recovery;
 mod restart_under_load;
 mod switchover;
+mod tunnel_attackers;
 mod workers;
