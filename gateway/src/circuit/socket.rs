@@ -332,13 +332,12 @@ impl Circuits {
                 address: wanted,
                 source,
             };
-            let shared = self.workers.len() > 1;
             let mut address = wanted;
             for (n, sockets) in prepared.sockets.iter_mut().enumerate() {
-                let socket = Socket::bind(address, shared).map_err(failed)?;
+                let socket = Socket::bind(address).map_err(failed)?;
                 // The other sockets get the port that the kernel chose for the first.
                 address = socket.address;
-                if shared && n == 0 {
+                if n == 0 && self.workers.len() > 1 {
                     let members = self.workers.len() as u32;
                     socket.steer(members).map_err(failed)?;
                 }
@@ -729,7 +728,7 @@ mod tests {
     #[test]
     fn gro_is_switched_off_once() {
         let mut socket =
-            Socket::bind("127.0.0.1:0".parse().expect("an address"), false).expect("a socket");
+            Socket::bind("127.0.0.1:0".parse().expect("an address")).expect("a socket");
         assert!(socket.separate());
         assert!(!socket.separate(), "only the first call reports it");
     }

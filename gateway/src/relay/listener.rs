@@ -13,14 +13,26 @@ const BACKLOG: u32 = 4096;
 /// TCP keepalive: idle time and interval in seconds, and number of probes without an answer.
 const KEEPALIVE: (u32, u32, u32) = (60, 10, 6);
 
-/// Binds a listener for each thread, all to one address; returns the address with its port.
+/// Whether one of two addresses takes connections to the other, so that the kernel lets both listen
+/// only if they share.
+pub(super) fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let (ip, other_ip) = (one.ip(), other.ip());
+    one.port() == other.port()
+        && one.is_ipv4() == other.is_ipv4()
+        && (ip == other_ip || ip.is_unspecified() || other_ip.is_unspecified())
+}
+
+/// Binds a listener for each thread, all to one address; returns the address with its port. With
+/// `shared` a listener of this process may overlap the address.
 pub(super) fn bind(
     address: SocketAddr,
+    shared: bool,
     threads: &Threads,
 ) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
     let first = open(address)?;
-    // Bound before SO_REUSEPORT is set: fails if another process has the address, even one that
+    // Set only after the bind, which then fails if another process has the address, even one that
     // shares it.
+    first.set_reuseport(shared)?;
     first.bind(address)?;
     first.set_reuseport(true)?;
     let bound = first.local_addr()?;
@@ -78,7 +90,7 @@ mod tests {
         runtime.block_on(async {
             let threads = Threads::start(1).expect("a thread");
             let (address, sockets) =
-                bind((Ipv4Addr::LOCALHOST, 0).into(), &threads).expect("bound");
+                bind((Ipv4Addr::LOCALHOST, 0).into(), false, &threads).expect("bound");
             let _client = std::net::TcpStream::connect(address).expect("connect");
             let socket = sockets.into_iter().next().expect("one");
             let accepted = threads
@@ -99,10 +111,11 @@ mod tests {
     #[test]
     fn threads_share_an_address_and_other_processes_cannot() {
         let threads = Threads::start(3).expect("threads");
-        let (address, sockets) = bind((Ipv4Addr::LOCALHOST, 0).into(), &threads).expect("bound");
+        let (address, sockets) =
+            bind((Ipv4Addr::LOCALHOST, 0).into(), false, &threads).expect("bound");
         let bound = sockets.iter().map(|s| s.local_addr().expect("an address"));
         assert_eq!(bound.collect::<Vec<_>>(), [address; 3]);
-        let error = bind(address, &threads).expect_err("another gateway");
+        let error = bind(address, false, &threads).expect_err("another gateway");
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     }
 }

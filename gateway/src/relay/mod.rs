@@ -49,7 +49,7 @@ use self::{
     counters::Counters,
     dial::Backends,
     limits::Connections,
-    listener::bind,
+    listener::{bind, overlap},
     pipe::Pipes,
     threads::Threads,
 };
@@ -307,7 +307,11 @@ impl Relay {
                 address: wanted,
                 source,
             };
-            let (address, sockets) = bind(wanted, &self.shared.threads).map_err(failed)?;
+            // A wildcard address may give way to one address, or the reverse: then both listen
+            // until the old one is closed.
+            let shared = open.iter().any(|old| overlap(old.address, wanted));
+            let bound = bind(wanted, shared, &self.shared.threads);
+            let (address, sockets) = bound.map_err(failed)?;
             Ok(Bound {
                 wanted,
                 address,
@@ -376,7 +380,7 @@ impl Relay {
         let bound = loop {
             let bound = addresses.iter().map(|&(wanted, before)| {
                 let (address, sockets) =
-                    bind(before, &self.shared.threads).map_err(|source| Error::Listen {
+                    bind(before, false, &self.shared.threads).map_err(|source| Error::Listen {
                         address: before,
                         source,
                     })?;

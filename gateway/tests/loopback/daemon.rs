@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{self, Read as _, Write as _},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     os::unix::{fs::PermissionsExt as _, net::UnixListener},
     process::Command,
     thread::{sleep, spawn},
@@ -279,6 +279,53 @@ fn a_killed_gateway_binds_its_port_again_at_once() {
         "{output}"
     );
     assert_eq!(gateway.status().listen, [at]);
+}
+
+/// Both addresses listen until the old one is closed, for TCP and UDP.
+#[test]
+fn a_wildcard_address_gives_way_to_one_address_and_back() {
+    let mut gateway = Gateway::start(echo(), ANY_PORT, &circuit(1));
+    let port = gateway.at().port();
+    let set = |gateway: &Gateway, listen: &str| {
+        let listen = format!("listen = [\"{listen}\"]");
+        let new = config(gateway.dir.path(), echo(), &listen, &circuit(1));
+        write_secret(gateway.dir.path(), &new);
+    };
+    // A fixed port instead of one that the kernel assigns.
+    let at: SocketAddr = ([127, 0, 0, 1], port).into();
+    let everywhere = format!("0.0.0.0:{port}");
+    set(&gateway, &everywhere);
+    gateway.signal(Signal::SIGKILL);
+    assert!(!gateway.ends().success());
+    gateway.child = Gateway::ready(&gateway.dir);
+    let mut open = greet(at, "d.example");
+    for listen in [at.to_string(), everywhere] {
+        set(&gateway, &listen);
+        let output = gateway.cli(&["reload"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let status = gateway.status();
+        let wanted = [listen.parse().expect("an address")];
+        assert_eq!(status.listen, wanted);
+        assert_eq!(status.circuits.listen, wanted);
+        exchange(&mut greet(at, "d.example"), b"new");
+        exchange(&mut open, b"as before");
+        let mut end = circuit_end(1, Side::A, at);
+        assert_eq!(end.bind_within(TIMEOUT), Some(EndEvent::Bound(30_000)));
+        let other: SocketAddr = ([127, 0, 0, 2], port).into();
+        let is_everywhere = wanted[0].ip().is_unspecified();
+        until("the old address is closed", || {
+            TcpStream::connect(other).is_ok() == is_everywhere
+        });
+    }
+    // An address of another process is refused still, and nothing changes.
+    let (_held, taken) = listener();
+    set(&gateway, &taken.to_string());
+    let output = text(&gateway.cli(&["reload"]).stderr);
+    assert!(
+        output.contains(&format!("cannot listen on {taken}")),
+        "{output}"
+    );
+    exchange(&mut greet(at, "d.example"), b"still there");
 }
 
 #[test]

@@ -49,11 +49,12 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Binds a socket. With `shared`, other sockets may bind to the address and form a group.
+    /// Binds a socket. Other sockets of this user may bind to the address, and form a group, or to
+    /// one that overlaps it.
     ///
     /// # Errors
     /// When the address cannot be bound.
-    pub fn bind(address: SocketAddr, shared: bool) -> io::Result<Self> {
+    pub fn bind(address: SocketAddr) -> io::Result<Self> {
         let family = match address {
             SocketAddr::V4(_) => libc::AF_INET,
             SocketAddr::V6(_) => libc::AF_INET6,
@@ -63,9 +64,7 @@ impl Socket {
         let fd = check(unsafe { libc::socket(family, kind, 0) })?;
         // SAFETY: the descriptor was just opened and has no other owner.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        if shared {
-            set(&fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
-        }
+        set(&fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
         // The ends discover the path MTU themselves: never fragment, and ignore ICMP messages about
         // it.
         if address.is_ipv4() {

@@ -6,7 +6,7 @@ use std::{
 use super::*;
 
 fn pair(address: IpAddr) -> (Socket, UdpSocket, Path) {
-    let socket = Socket::bind((address, 0).into(), false).expect("a socket");
+    let socket = Socket::bind((address, 0).into()).expect("a socket");
     let far = UdpSocket::bind((address, 0)).expect("a socket");
     let timeout = Some(Duration::from_secs(5));
     far.set_read_timeout(timeout).expect("a deadline");
