@@ -20,6 +20,7 @@ use crate::error::Rejected;
 use crate::handshake::{Initiator, Responder};
 use crate::keys::{SecretKey, Secrets};
 use crate::mac::{COOKIE_LIFETIME, MacStamper};
+use crate::path::PeerPath;
 use crate::random::Random;
 use crate::time::{Instant, Now, Tai64n};
 use crate::wire::{CookieReply, INITIATION_BYTES, Response};
@@ -27,6 +28,8 @@ use crate::wire::{CookieReply, INITIATION_BYTES, Response};
 /// Pending initiations to an appliance. More than one, so that a response slower than the pause
 /// between attempts still counts.
 const MAX_PENDING: usize = 8;
+/// Paths whose newest initiation with a cookie is remembered.
+const MAX_PROVEN: usize = 8;
 /// How long an initiation may wait for its response.
 pub(super) const PENDING_LIFETIME: Duration = Duration::from_secs(5);
 
@@ -59,6 +62,13 @@ struct Pending {
     sent: Instant,
 }
 
+/// The newest initiation with the cookie of a path.
+struct Proven {
+    path: PeerPath,
+    timestamp: Tai64n,
+    accepted_at: Instant,
+}
+
 /// Handshakes with one peer.
 pub(super) struct Handshakes {
     stamper: MacStamper,
@@ -73,8 +83,8 @@ pub(super) struct Handshakes {
     /// Timestamp of the newest initiation accepted.
     accepted: Tai64n,
     accepted_at: Option<Instant>,
-    /// Timestamp of the newest initiation accepted with a cookie, and when.
-    proven: Option<(Tai64n, Instant)>,
+    /// The last paths of initiations accepted with a cookie, newest last.
+    proven: VecDeque<Proven>,
     replayed: u64,
 }
 
@@ -89,7 +99,7 @@ impl Handshakes {
             sent: config.timestamp,
             accepted: Tai64n::default(),
             accepted_at: None,
-            proven: None,
+            proven: VecDeque::with_capacity(MAX_PROVEN),
             replayed: 0,
         }
     }
@@ -318,19 +328,23 @@ impl Handshakes {
     /// last one (white paper, sections 5.1 and 5.3).
     ///
     /// A cookie outranks the timestamp: it shows that the message is not older than
-    /// [`COOKIE_LIFETIME`]. So a clock that was once ahead locks no peer out. Such a message must be
-    /// newer than the last one with a cookie of that time.
+    /// [`COOKIE_LIFETIME`]. So a clock that was once ahead locks no peer out. `proven` is the path
+    /// whose cookie the message has; it must be newer than the last one with that cookie.
     pub(super) fn check_fresh(
         &mut self,
         now: Instant,
         responder: &Responder,
-        proven: bool,
+        proven: Option<PeerPath>,
         gap: Duration,
     ) -> Result<(), Rejected> {
-        let is_newer_than = |(newest, at): (Tai64n, Instant)| {
-            responder.timestamp > newest || now.since(at) >= COOKIE_LIFETIME
+        let is_repeated = |path: PeerPath| {
+            self.proven.iter().any(|last| {
+                last.path == path
+                    && responder.timestamp <= last.timestamp
+                    && now.since(last.accepted_at) < COOKIE_LIFETIME
+            })
         };
-        let outranks = proven && self.proven.is_none_or(is_newer_than);
+        let outranks = proven.is_some_and(|path| !is_repeated(path));
         if responder.timestamp <= self.accepted && !outranks {
             self.replayed += 1;
             return Err(Rejected::Replayed);
@@ -348,14 +362,22 @@ impl Handshakes {
         &mut self,
         now: Instant,
         timestamp: Tai64n,
-        proven: bool,
+        proven: Option<PeerPath>,
         response: &mut [u8],
     ) {
         // A time that a cookie outranked stays: without a cookie, what is older is a replay.
         self.accepted = self.accepted.max(timestamp);
         self.accepted_at = Some(now);
-        if proven {
-            self.proven = Some((timestamp, now));
+        if let Some(path) = proven {
+            self.proven.retain(|last| last.path != path);
+            if self.proven.len() == MAX_PROVEN {
+                self.proven.pop_front();
+            }
+            self.proven.push_back(Proven {
+                path,
+                timestamp,
+                accepted_at: now,
+            });
         }
         self.stamper.stamp(now, response);
     }

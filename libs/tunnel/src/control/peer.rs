@@ -335,6 +335,7 @@ impl Peer {
         effects: &mut Effects<'_>,
     ) -> Result<(), Rejected> {
         let gap = self.config.timers.initiation_gap;
+        let proven = proven.then_some(from);
         self.handshakes.check_fresh(now, &responder, proven, gap)?;
         let (timestamp, theirs) = (responder.timestamp, responder.sender);
         let (mut response, secrets) = responder.answer(&self.config.preshared_key, index)?;

@@ -558,9 +558,10 @@ fn a_repeated_report_does_not_move_the_peer_back() {
 fn a_clock_that_was_ahead_locks_no_end_out() {
     const YEAR: Duration = Duration::from_secs(365 * 86_400);
     let mut pair = Pair::new(1);
-    let mut connect = |ahead: Duration| {
+    let mut connect = |ahead: Duration, port: u16| {
         pair.ahead = ahead;
         pair.ends[0] = end(&pair.secrets, 0, 1);
+        pair.ends[0].2 = SocketAddr::from(([198, 51, 100, 2], port)).into();
         let begun = pair.now;
         pair.carry(Vec::new());
         while !pair.send(0, 0) {
@@ -570,10 +571,10 @@ fn a_clock_that_was_ahead_locks_no_end_out() {
         }
         let heard = pair.delivered;
         assert!(pair.send(1, 0) && pair.delivered > heard);
-        // A cookie of before is over.
-        pair.now += 130_000 * MS;
+        pair.now += 200 * MS;
     };
-    for ahead in [73 * YEAR, Duration::ZERO, 10 * YEAR, Duration::ZERO] {
-        connect(ahead);
+    // The times after the first need a cookie, which each port has for itself.
+    for (years, port) in [(73, 1), (0, 1), (50, 1), (0, 2), (40, 3), (10, 4), (0, 5)] {
+        connect(years * YEAR, port);
     }
 }
