@@ -159,7 +159,7 @@ impl TunnelEnd {
             while let Ok((length, from)) = socket.recv_from(&mut room) {
                 let from = PeerPath::Direct(from);
                 let datagram = &mut room[..length];
-                // What is refused is of no interest here.
+                // A refused datagram is dropped, as by any end.
                 let _ = self
                     .tunnel
                     .receive(now, from, datagram, &mut OsRandom, &mut |_, _| {});

@@ -161,8 +161,8 @@ impl Tunnel {
         sent
     }
 
-    /// Sends a control message on lane 0, padded to `pad_to` bytes of UDP payload. Without a session
-    /// nothing is sent.
+    /// Sends a control message on lane 0, padded to `pad_to` bytes of UDP payload. Without a
+    /// session nothing is sent.
     pub fn send_control(
         &mut self,
         now: Instant,

@@ -323,8 +323,8 @@ impl Peer {
 
     /// Takes an authentic initiation: answers it, and makes the next session. Its sending half is
     /// withheld, and data goes where it went, until the initiator proves by a first message that
-    /// this was no replay from a time before our memory of timestamps. `proven`: a cookie proves that
-    /// the initiator receives at `from`.
+    /// this was no replay from a time before our memory of timestamps. `proven`: a cookie proves
+    /// that the initiator receives at `from`.
     pub(super) fn handle_initiation(
         &mut self,
         now: Instant,

@@ -189,7 +189,7 @@ impl Attacker<'_> {
                     thread::sleep(Duration::from_millis(1));
                 }
             }
-            // What has arrived meanwhile is no answer to the next bind.
+            // An answer that has arrived meanwhile is none to the next bind.
             let mut room = [0; 256];
             let _ = end.socket.set_nonblocking(true);
             while end.socket.recv(&mut room).is_ok() {}
