@@ -992,8 +992,8 @@ fn read_lax(bytes: &[u8]) -> Option<Read> {
 
 /// Most instructions of the program after the verifier, and most that it may walk through in
 /// checking it.
-const XLATED_BUDGET: usize = 5_000;
-const VERIFIED_BUDGET: u32 = 100_000;
+const XLATED_BUDGET: usize = 3_300;
+const VERIFIED_BUDGET: u32 = 75_000;
 /// Most memory of the maps for a thousand circuits, bytes, on a machine of up to 64 CPUs: 40 KiB
 /// for each CPU.
 const MEMORY_BUDGET: u64 = 6 << 20;

@@ -9,6 +9,10 @@ use xdp_frame::{Window, frame_len};
 /// IP protocol (RFC 768).
 pub const UDP: u8 = 17;
 const IPV6_FRAGMENT: u8 = 44;
+/// Offset of the IP header in an untagged frame.
+pub const UNTAGGED: usize = 14;
+/// Offset of the IP header behind one VLAN tag.
+pub const TAGGED: usize = 18;
 /// UDP header, bytes.
 pub const UDP_LEN: usize = 8;
 /// The least payload of a circuit's datagram, bytes: its ID and one byte.
@@ -28,7 +32,7 @@ pub struct Datagram {
     pub destination_port: u16,
     /// The UDP checksum; zero: none.
     pub check: u16,
-    /// The VLAN that it came in on; 0: untagged.
+    /// The VLAN that it came in on; 0: untagged. So it tells where the IP header is.
     pub vlan: u16,
     /// The first eight bytes of the payload, memory order.
     pub id: u64,

@@ -7,7 +7,10 @@ use packet_rules::ethernet::{ETHERTYPE_8021Q, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use xdp_frame::{Window, ingress};
 
 use crate::{
-    helper::{datagram, local_delivery},
+    helper::{
+        datagram::{self, Datagram, TAGGED, UNTAGGED},
+        local_delivery,
+    },
     maps::PORTS,
     stage::forward::{admit, forward},
 };
@@ -47,52 +50,37 @@ pub fn process(ctx: &XdpContext) -> Result<u32, Outcome> {
     }
 }
 
-/// A frame to our MAC address.
+/// A frame to our MAC address: forwards its datagram, or decides whether user space gets it.
 #[inline(always)]
 fn plain(ctx: &XdpContext, w: Window<14>, ingress: u32) -> Result<u32, Outcome> {
+    // One datagram for all encapsulations, so that the program has what follows only once.
+    let d = datagram(ctx, w)?;
+    match forward(ctx, &d, ingress) {
+        Err(why @ (Outcome::Message | Outcome::UnknownCircuit | Outcome::WrongSource)) => {
+            Err(admit(ctx, &d, why))
+        }
+        result => result,
+    }
+}
+
+#[inline(always)]
+fn datagram(ctx: &XdpContext, w: Window<14>) -> Result<Datagram, Outcome> {
     match u16::from_be(w.get::<u16, 12>()) {
-        ETHERTYPE_IPV4 => ipv4::<14>(ctx, ingress, 0),
-        ETHERTYPE_IPV6 => ipv6::<14>(ctx, ingress, 0),
+        ETHERTYPE_IPV4 => datagram::ipv4::<UNTAGGED>(ctx, 0),
+        ETHERTYPE_IPV6 => datagram::ipv6::<UNTAGGED>(ctx, 0),
         ETHERTYPE_8021Q => {
-            let w = Window::<18>::at(ctx, 0).ok_or(Outcome::Other)?;
+            let w = Window::<TAGGED>::at(ctx, 0).ok_or(Outcome::Other)?;
             let vlan = u16::from_be(w.get::<u16, 14>()) & 0x0fff;
             // A priority tag names no VLAN, and would be sent out again.
             if vlan == 0 {
                 return Err(Outcome::Other);
             }
             match u16::from_be(w.get::<u16, 16>()) {
-                ETHERTYPE_IPV4 => ipv4::<18>(ctx, ingress, vlan),
-                ETHERTYPE_IPV6 => ipv6::<18>(ctx, ingress, vlan),
+                ETHERTYPE_IPV4 => datagram::ipv4::<TAGGED>(ctx, vlan),
+                ETHERTYPE_IPV6 => datagram::ipv6::<TAGGED>(ctx, vlan),
                 _ => Err(Outcome::Other),
             }
         }
         _ => Err(Outcome::Other),
-    }
-}
-
-#[inline(always)]
-fn ipv4<const L3: usize>(ctx: &XdpContext, ingress: u32, vlan: u16) -> Result<u32, Outcome> {
-    let datagram = datagram::ipv4::<L3>(ctx, vlan)?;
-    admitted::<L3>(ctx, &datagram, ingress)
-}
-
-#[inline(always)]
-fn ipv6<const L3: usize>(ctx: &XdpContext, ingress: u32, vlan: u16) -> Result<u32, Outcome> {
-    let datagram = datagram::ipv6::<L3>(ctx, vlan)?;
-    admitted::<L3>(ctx, &datagram, ingress)
-}
-
-/// Forwards a datagram, or decides whether user space gets it.
-#[inline(always)]
-fn admitted<const L3: usize>(
-    ctx: &XdpContext,
-    d: &datagram::Datagram,
-    ingress: u32,
-) -> Result<u32, Outcome> {
-    match forward::<L3>(ctx, d, ingress) {
-        Err(why @ (Outcome::Message | Outcome::UnknownCircuit | Outcome::WrongSource)) => {
-            Err(admit::<L3>(ctx, d, why))
-        }
-        result => result,
     }
 }

@@ -15,7 +15,7 @@ use xdp_frame::{
 use crate::{
     helper::{
         admission,
-        datagram::{Datagram, IPV4_LEN, IPV6_LEN, UDP, UDP_LEN},
+        datagram::{Datagram, IPV4_LEN, IPV6_LEN, TAGGED, UDP, UDP_LEN, UNTAGGED},
         rate, rewrite,
     },
     maps::{ADMISSION, CIRCUITS, IDS, KNOWN, PORTS, STATS},
@@ -29,11 +29,7 @@ const MESSAGE_ID: usize = 12;
 /// # Errors
 /// Why it is not forwarded.
 #[inline(always)]
-pub fn forward<const L3: usize>(
-    ctx: &XdpContext,
-    d: &Datagram,
-    ingress: u32,
-) -> Result<u32, Outcome> {
+pub fn forward(ctx: &XdpContext, d: &Datagram, ingress: u32) -> Result<u32, Outcome> {
     if u64::from_be(d.id) >> 32 == 0 {
         return Err(Outcome::Message);
     }
@@ -105,10 +101,11 @@ pub fn forward<const L3: usize>(
         }
         is_second = true;
     }
-    if d.family == 4 {
-        rewrite::ipv4::<L3>(ctx, d, to)?;
-    } else {
-        rewrite::ipv6::<L3>(ctx, d, to)?;
+    match (d.family, d.vlan) {
+        (4, 0) => rewrite::ipv4::<UNTAGGED>(ctx, d, to)?,
+        (4, _) => rewrite::ipv4::<TAGGED>(ctx, d, to)?,
+        (_, 0) => rewrite::ipv6::<UNTAGGED>(ctx, d, to)?,
+        (_, _) => rewrite::ipv6::<TAGGED>(ctx, d, to)?,
     }
     let (t, f) = (fib.next_hop_mac, fib.source_mac);
     link.set::<u32, 0>(u32::from_ne_bytes([t[0], t[1], t[2], t[3]]));
@@ -134,7 +131,7 @@ pub fn forward<const L3: usize>(
 /// The outcome of a datagram that user space would get for the reason `why`: that, or why it is
 /// dropped.
 #[inline(always)]
-pub fn admit<const L3: usize>(ctx: &XdpContext, d: &Datagram, why: Outcome) -> Outcome {
+pub fn admit(ctx: &XdpContext, d: &Datagram, why: Outcome) -> Outcome {
     let Some(admission) = ADMISSION.get(0) else {
         return why;
     };
@@ -148,10 +145,13 @@ pub fn admit<const L3: usize>(ctx: &XdpContext, d: &Datagram, why: Outcome) -> O
         d.id
     } else if d.id != 0 || d.length() != MESSAGE_BYTES as u32 {
         return Outcome::BadDatagram;
-    } else if d.family == 4 {
-        word(ctx, L3 + IPV4_LEN + UDP_LEN + MESSAGE_ID)
     } else {
-        word(ctx, L3 + IPV6_LEN + UDP_LEN + MESSAGE_ID)
+        match (d.family, d.vlan) {
+            (4, 0) => message_id::<{ UNTAGGED + IPV4_LEN }>(ctx),
+            (4, _) => message_id::<{ TAGGED + IPV4_LEN }>(ctx),
+            (_, 0) => message_id::<{ UNTAGGED + IPV6_LEN }>(ctx),
+            (_, _) => message_id::<{ TAGGED + IPV6_LEN }>(ctx),
+        }
     };
     let Some(known) = KNOWN.get_ptr_mut(id) else {
         return Outcome::NoCircuit;
@@ -165,10 +165,11 @@ pub fn admit<const L3: usize>(ctx: &XdpContext, d: &Datagram, why: Outcome) -> O
     }
 }
 
-/// Eight bytes of the frame; zero if it is shorter.
+/// The circuit ID of the message whose UDP header is at `L4`; zero if the frame is shorter.
 #[inline(always)]
-fn word(ctx: &XdpContext, offset: usize) -> u64 {
-    Window::<8>::at(ctx, offset).map_or(0, |window| window.get::<u64, 0>())
+fn message_id<const L4: usize>(ctx: &XdpContext) -> u64 {
+    let window = Window::<8>::at(ctx, L4 + UDP_LEN + MESSAGE_ID);
+    window.map_or(0, |window| window.get::<u64, 0>())
 }
 
 /// Whether the datagram has the addresses and ports of this end.
