@@ -95,7 +95,7 @@ pub fn process<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
         && sender_mac != our_mac
         && is_claimed(network, full, sender)
     {
-        claimant(ctx, Some(l2), Some(network), sender, sender_mac);
+        claimant(ctx, Some(frame), sender, sender_mac);
     }
     if !answer {
         return pass_or_drop(port, Counter::ControlIgnored);
@@ -147,7 +147,7 @@ pub fn on_uplink(
         && v4_is_host(sender)
         && is_ours(&v4_mapped(sender))
     {
-        claimant(ctx, None, None, v4_mapped(sender), sender_mac);
+        claimant(ctx, None, v4_mapped(sender), sender_mac);
     }
     let asked = w.get::<u64, 0>() & KIND_MASK == ETHERNET_IPV4
         && w.get::<u16, 6>() == REQUEST.to_be()

@@ -286,7 +286,7 @@ pub fn on_uplink(ctx: &XdpContext, mac: Mac, is_ours: impl Fn(&Words) -> bool) -
     let sender = link_layer_option::<L3>(ctx, total, option)
         .unwrap_or(Mac(head.get::<u32, 6>(), head.get::<u16, 10>()));
     if claim && sender != mac {
-        claimant(ctx, None, None, claimed, sender);
+        claimant(ctx, None, claimed, sender);
     }
     if !answer {
         return None;
@@ -357,7 +357,7 @@ fn report_host(ctx: &XdpContext, frame: &Frame, seen: &Seen) {
         is_endpoint(network, address)
     };
     if (partial || full) && claimed && seen.mac != frame.mac {
-        claimant(ctx, Some(&frame.l2), Some(network), address, seen.mac);
+        claimant(ctx, Some(frame), address, seen.mac);
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{
         addr::{Words, bytes},
         budget,
         count::count,
+        frame::Frame,
         lookup::{Host, neighbour},
         packet::{L2, Mac, ingress},
     },
@@ -66,26 +67,22 @@ pub fn report(ctx: &XdpContext, l2: &L2, network: &Network, seen: &Seen) {
     write(ctx, l2.outer, l2.inner, seen);
 }
 
-/// Reports that a host other than us uses an address that we answer for: on a tenant's network, or
-/// without one on the uplink.
+/// Reports that a host other than us uses an address that we answer for: on the network of `frame`,
+/// or without one on the uplink. The network's budget comes first: what is beyond it takes nothing
+/// from the tenant's other networks.
 #[inline(always)]
-pub fn claimant(
-    ctx: &XdpContext,
-    l2: Option<&L2>,
-    network: Option<&Network>,
-    address: Words,
-    mac: Mac,
-) {
+pub fn claimant(ctx: &XdpContext, frame: Option<&Frame>, address: Words, mac: Mac) {
     if mac.is_zero() {
         return;
     }
-    let owner = network.map_or(0, |network| network.tenant + 1);
-    if !budget::take(Budget::Claims, owner) {
+    let slot = frame.map_or(0, |frame| frame.slot + 1);
+    let owner = frame.map_or(0, |frame| frame.network.tenant + 1);
+    if !budget::take_claim(slot) || !budget::take(Budget::Claims, owner) {
         return count(Counter::NeighbourSeenLost);
     }
-    let (outer, inner) = l2.map_or((NO_VLAN, NO_VLAN), |l2| (l2.outer, l2.inner));
+    let (outer, inner) = frame.map_or((NO_VLAN, NO_VLAN), |frame| (frame.l2.outer, frame.l2.inner));
     let seen = Seen {
-        vni: network.map_or(0, |network| network.vni),
+        vni: frame.map_or(0, |frame| frame.network.vni),
         address,
         mac,
         kind: NeighbourEventKind::Claim,

@@ -136,6 +136,11 @@ pub static POLICIES: HashMap<PolicyKey, Policy> = HashMap::with_max_entries(MAX_
 #[map]
 pub static BUDGETS: Array<Bucket> = Array::with_max_entries((MAX_TENANTS + 1) * Budget::SLOTS, 0);
 
+/// Budgets of reports of hosts with an address of the appliance, by network slot plus one; zero is
+/// the uplink. Written by the programs.
+#[map]
+pub static CLAIM_BUDGETS: Array<Bucket> = Array::with_max_entries(MAX_NETWORKS + 1, 0);
+
 /// Settings of translation, one entry. Written by user space.
 #[map]
 pub static NAT: Array<Nat> = Array::with_max_entries(1, 0);

@@ -47,6 +47,16 @@ pub(super) fn ended(controller: &Controller, conflict: &AddressConflict) {
     );
 }
 
+/// Logs that conflicts of a network were not logged.
+pub(super) fn unreported(controller: &Controller, vni: u32, count: u64) {
+    tracing::warn!(
+        network = network_name(controller, vni),
+        count,
+        "address conflicts of this network began, changed or ended without a log line, because \
+         there are many; `status` lists those that continue"
+    );
+}
+
 /// Other machines that use addresses of ours, for status.
 pub(super) fn status(controller: &Controller, engines: &Engines) -> Vec<ConflictStatus> {
     let now = Instant::now();

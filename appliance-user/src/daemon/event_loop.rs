@@ -214,6 +214,9 @@ impl Daemon {
                 Output::RemoveNeighbour { key } => self.controller.remove_neighbour(key),
                 Output::ConflictBegun(conflict) => conflicts::begun(&self.controller, &conflict),
                 Output::ConflictEnded(conflict) => conflicts::ended(&self.controller, &conflict),
+                Output::ConflictsUnreported { vni, count } => {
+                    conflicts::unreported(&self.controller, vni, count);
+                }
                 Output::TakeoverChecked(owners) => {
                     let Self {
                         controller,

@@ -18,7 +18,7 @@ use super::{
 };
 
 /// All pinned maps, by their names in the object.
-const MAPS: [&str; 44] = [
+const MAPS: [&str; 45] = [
     "CONFIG",
     "ATTACHMENTS",
     "NETWORKS",
@@ -41,6 +41,7 @@ const MAPS: [&str; 44] = [
     "ROUTES",
     "POLICIES",
     "BUDGETS",
+    "CLAIM_BUDGETS",
     "NAT",
     "NAT_ADDRESSES",
     "NAT_FULL",

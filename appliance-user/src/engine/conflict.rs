@@ -2,8 +2,10 @@
 //!
 //! For: a production machine that comes back while its replica serves, a second gateway, a second
 //! owner of a public address. Each is a conflict with a beginning and an end, and the address is
-//! defended by announcements as RFC 5227 section 2.4 allows: at most one in ten seconds. Never:
-//! input, output or a clock; frames and changes come out of [`ConflictTable::poll`].
+//! defended by announcements as RFC 5227 section 2.4 allows: at most one in ten seconds. Reports
+//! for the log are bounded for each network, and for each machine of one, so that a machine that
+//! claims many addresses neither fills the log nor hides another machine's conflict. Never: input,
+//! output or a clock; frames and changes come out of [`ConflictTable::poll`].
 //!
 //! ```text
 //!   claim seen ─▶ new: Begun ─▶ defend now ─▶ further claims: defend after 10 s, 20 s, ...
@@ -29,6 +31,15 @@ pub struct Settings {
     /// Conflicts of one network (VNI) known at once; further ones are counted only. A tenant's
     /// machine can claim each of its tenant's addresses, and must not hide the conflicts of others.
     pub max_per_network: usize,
+    /// Those of them that one machine began.
+    pub max_per_machine: usize,
+    /// Reports of one network at once; then one for each `report_interval`. Those beyond are
+    /// counted.
+    pub reports_per_network: u32,
+    /// Those of them about one machine.
+    pub reports_per_machine: u32,
+    /// See [`reports_per_network`](Self::reports_per_network).
+    pub report_interval: Duration,
     /// Defences per second, of all addresses of one network.
     pub defences_per_second: u32,
     /// Machines of one conflict that are reported. Anyone can send claims from any number of MAC
@@ -42,6 +53,10 @@ impl Default for Settings {
             defend_interval: Duration::from_secs(10),
             quiet: Duration::from_secs(120),
             max_per_network: 256,
+            max_per_machine: 128,
+            reports_per_network: 32,
+            reports_per_machine: 8,
+            report_interval: Duration::from_secs(10),
             defences_per_second: 25,
             reported_machines: 4,
         }
@@ -85,6 +100,13 @@ pub enum Output {
     Begun(AddressConflict),
     /// Report a conflict that is over.
     Ended(AddressConflict),
+    /// Report that this many conflicts of a network began, changed or ended without a report.
+    Unreported {
+        /// The network's VNI; zero on the uplink.
+        vni: u32,
+        /// How many since the last report of this kind.
+        count: u64,
+    },
 }
 
 /// Counts since the table was created.
@@ -96,8 +118,10 @@ pub struct Counters {
     pub conflicts: u64,
     /// Announcements in defence.
     pub defences: u64,
-    /// Claims not followed because the table was full.
+    /// Claims not followed because their network or machine has too many conflicts.
     pub refused_full: u64,
+    /// Conflicts that began, changed or ended without a report.
+    pub unreported: u64,
 }
 
 /// The conflicts. See the [module](self).
@@ -117,11 +141,25 @@ pub struct ConflictTable {
 struct Network {
     conflicts: usize,
     limiter: RateLimiter,
+    reports: RateLimiter,
+    /// Changes without a report since the last [`Output::Unreported`].
+    unreported: u64,
+    /// The machines that began its conflicts.
+    machines: BTreeMap<[u8; 6], Machine>,
+}
+
+/// The conflicts that one machine of a network began.
+#[derive(Debug)]
+struct Machine {
+    conflicts: usize,
+    reports: RateLimiter,
 }
 
 #[derive(Debug)]
 struct Entry {
     conflict: AddressConflict,
+    /// The machine that began it.
+    began: [u8; 6],
     /// The machines that were reported.
     reported: Vec<[u8; 6]>,
     router: bool,
@@ -159,21 +197,35 @@ impl ConflictTable {
             let is_new = !entry.reported.contains(&mac);
             if is_new && entry.reported.len() < self.settings.reported_machines {
                 entry.reported.push(mac);
-                self.ready.push_back(Output::Begun(*conflict));
+                let (conflict, began) = (*conflict, entry.began);
+                self.report(now, vni, began, Output::Begun(conflict));
             }
             self.schedule(now, place);
             return;
         }
-        let rate = self.settings.defences_per_second.max(1);
+        let settings = self.settings;
+        let rate = settings.defences_per_second.max(1);
+        let reports = |burst| RateLimiter::with_interval(settings.report_interval, burst);
         let network = self.networks.entry(vni).or_insert_with(|| Network {
             conflicts: 0,
             limiter: RateLimiter::new(rate, rate),
+            reports: reports(settings.reports_per_network),
+            unreported: 0,
+            machines: BTreeMap::new(),
         });
-        if network.conflicts >= self.settings.max_per_network {
+        let machine = network.machines.get(&mac);
+        if network.conflicts >= settings.max_per_network
+            || machine.is_some_and(|machine| machine.conflicts >= settings.max_per_machine)
+        {
             self.counters.refused_full += 1;
             return;
         }
         network.conflicts += 1;
+        let machine = network.machines.entry(mac).or_insert_with(|| Machine {
+            conflicts: 0,
+            reports: reports(settings.reports_per_machine),
+        });
+        machine.conflicts += 1;
         let conflict = AddressConflict {
             port,
             vni,
@@ -185,9 +237,10 @@ impl ConflictTable {
             defences: 0,
         };
         self.counters.conflicts += 1;
-        self.ready.push_back(Output::Begun(conflict));
+        self.report(now, vni, mac, Output::Begun(conflict));
         let entry = Entry {
             conflict,
+            began: mac,
             reported: vec![mac],
             router,
             unanswered: true,
@@ -204,10 +257,10 @@ impl ConflictTable {
     }
 
     /// Ends the conflicts about addresses that are not the appliance's any more.
-    pub fn retain(&mut self, is_ours: impl Fn(&Place) -> bool) {
+    pub fn retain(&mut self, now: Instant, is_ours: impl Fn(&Place) -> bool) {
         let gone: Vec<Place> = self.conflicts.keys().copied().collect();
         for place in gone.into_iter().filter(|place| !is_ours(place)) {
-            self.end(place);
+            self.end(now, place);
         }
     }
 
@@ -248,7 +301,7 @@ impl ConflictTable {
             return;
         };
         if entry.conflict.seen_at + self.settings.quiet <= now {
-            self.end(place);
+            self.end(now, place);
             return;
         }
         if entry.unanswered {
@@ -296,18 +349,52 @@ impl ConflictTable {
         }
     }
 
-    fn end(&mut self, place: Place) {
-        if let Some(entry) = self.conflicts.remove(&place) {
-            self.deadlines.remove(&(entry.deadline, place));
-            let vni = entry.conflict.vni;
-            if let Some(network) = self.networks.get_mut(&vni) {
-                network.conflicts -= 1;
-                if network.conflicts == 0 {
-                    self.networks.remove(&vni);
-                }
+    fn end(&mut self, now: Instant, place: Place) {
+        let Some(entry) = self.conflicts.remove(&place) else {
+            return;
+        };
+        self.deadlines.remove(&(entry.deadline, place));
+        let vni = entry.conflict.vni;
+        self.report(now, vni, entry.began, Output::Ended(entry.conflict));
+        let Some(network) = self.networks.get_mut(&vni) else {
+            return;
+        };
+        network.conflicts -= 1;
+        if let Some(machine) = network.machines.get_mut(&entry.began) {
+            machine.conflicts -= 1;
+            if machine.conflicts == 0 {
+                network.machines.remove(&entry.began);
             }
-            self.ready.push_back(Output::Ended(entry.conflict));
         }
+        if network.conflicts == 0 {
+            let count = network.unreported;
+            self.networks.remove(&vni);
+            if count > 0 {
+                self.ready.push_back(Output::Unreported { vni, count });
+            }
+        }
+    }
+
+    /// Reports a change of a conflict that the machine `began` began, or counts it if the network
+    /// or the machine is beyond its limit. What was counted is reported before the next report.
+    fn report(&mut self, now: Instant, vni: u32, began: [u8; 6], report: Output) {
+        let Some(network) = self.networks.get_mut(&vni) else {
+            return;
+        };
+        let machine = network.machines.get_mut(&began);
+        let machine = machine.filter(|machine| machine.reports.next_slot(now) <= now);
+        let Some(machine) = machine.filter(|_| network.reports.next_slot(now) <= now) else {
+            network.unreported += 1;
+            self.counters.unreported += 1;
+            return;
+        };
+        machine.reports.reserve(now);
+        network.reports.reserve(now);
+        let count = std::mem::take(&mut network.unreported);
+        if count > 0 {
+            self.ready.push_back(Output::Unreported { vni, count });
+        }
+        self.ready.push_back(report);
     }
 }
 
@@ -397,7 +484,7 @@ mod tests {
             table.claimed(now, place(last), 1001, OTHER_MAC, false);
         }
         poll_all(&mut table, now);
-        table.retain(|place| place.1 == v4_mapped([10, 1, 0, 8]));
+        table.retain(now, |place| place.1 == v4_mapped([10, 1, 0, 8]));
         assert!(matches!(poll_all(&mut table, now)[..], [Output::Ended(c)]
             if c.address == v4_mapped([10, 1, 0, 7])));
         assert_eq!(table.conflicts().count(), 1);
@@ -410,7 +497,7 @@ mod tests {
             let outputs = poll_all(table, now).into_iter();
             let mac = |output| match output {
                 Output::Begun(conflict) => Some(conflict.mac),
-                Output::Send { .. } | Output::Ended(_) => None,
+                Output::Send { .. } | Output::Ended(_) | Output::Unreported { .. } => None,
             };
             outputs.filter_map(mac).collect::<Vec<_>>()
         };
@@ -458,10 +545,55 @@ mod tests {
             "{outputs:?}"
         );
         // Room again once they have ended.
-        table.retain(|place| place.0 != PORT);
+        table.retain(now, |place| place.0 != PORT);
         poll_all(&mut table, now);
         table.claimed(now, place(7), 1001, OTHER_MAC, false);
         assert_eq!(table.conflicts().count(), 2);
+    }
+
+    #[test]
+    fn a_machine_with_many_conflicts_neither_fills_the_log_nor_hides_others() {
+        const PEST: [u8; 6] = [2, 6, 6, 6, 6, 6];
+        let start = Instant::now();
+        let mut table = ConflictTable::new(Settings::default());
+        let (mut lines, mut told) = (Vec::new(), 0);
+        let mut poll = |table: &mut ConflictTable, now| {
+            for output in poll_all(table, now) {
+                match output {
+                    Output::Begun(c) | Output::Ended(c) => lines.push((c.vni, c.mac, c.address)),
+                    Output::Unreported { vni: 1001, count } => told += count,
+                    Output::Unreported { .. } => panic!("{output:?}"),
+                    Output::Send { .. } => {}
+                }
+            }
+        };
+        // For an hour, it begins with ever other addresses.
+        for minute in 0..60u16 {
+            let now = start + Duration::from_secs(60) * u32::from(minute);
+            for n in 0..1000u16 {
+                let [high, low] = (minute * 1000 + n).to_be_bytes();
+                let place = (PORT, mapped([10, 1, high, low]));
+                table.claimed(now, place, 1001, PEST, false);
+            }
+            if minute == 30 {
+                table.claimed(now, (PORT, mapped([10, 9, 9, 9])), 1001, OTHER_MAC, false);
+                let other = (Port { outer: 7, ..PORT }, mapped([10, 1, 0, 7]));
+                table.claimed(now, other, 2002, PEST, false);
+            }
+            poll(&mut table, now);
+        }
+        let end = start + Duration::from_secs(2 * 3600);
+        table.retain(end, |_| false);
+        poll(&mut table, end);
+        let of_others = lines
+            .iter()
+            .filter(|(vni, mac, _)| (*vni, *mac) != (1001, PEST));
+        assert_eq!(of_others.count(), 4, "both, begun and over");
+        // Its burst, and one in ten seconds while it has conflicts.
+        assert!(lines.len() < 8 + 4 + 6 * 60, "{} lines", lines.len());
+        assert!(told > 1000, "{told}");
+        assert_eq!(told, table.counters().unreported);
+        assert_eq!(table.networks.len(), 0);
     }
 
     #[test]
@@ -472,7 +604,7 @@ mod tests {
         for n in 0..5000u16 {
             let [high, low] = n.to_be_bytes();
             let place = (PORT, v4_mapped([10, 1, high, low]));
-            table.claimed(start, place, 1001, OTHER_MAC, false);
+            table.claimed(start, place, 1001, [2, 9, 9, 9, 9, low & 3], false);
         }
         assert_eq!(table.conflicts().count(), 256);
         assert_eq!(table.counters().refused_full, 5000 - 256);

@@ -19,7 +19,11 @@ pub(crate) struct RateLimiter {
 impl RateLimiter {
     /// At most `burst` slots at once and `rate` per second in the long run; both are at least 1.
     pub(crate) fn new(rate: u32, burst: u32) -> Self {
-        let interval = Duration::from_secs(1) / rate.max(1);
+        Self::with_interval(Duration::from_secs(1) / rate.max(1), burst)
+    }
+
+    /// At most `burst` slots at once, at least 1, and one for each `interval` in the long run.
+    pub(crate) fn with_interval(interval: Duration, burst: u32) -> Self {
         Self {
             interval,
             tolerance: interval * burst.max(1).saturating_sub(1),

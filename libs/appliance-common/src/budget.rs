@@ -1,4 +1,9 @@
-//! Budgets of tenants: effects of packets that have a bounded rate.
+//! Budgets of tenants and networks: effects of packets that have a bounded rate.
+
+/// Reports of hosts with an address of the appliance, for each network and for the uplink: tokens
+/// for each second, and at once. A part of the tenant's [`Budget::Claims`], so that a machine that
+/// claims many addresses does not hide a conflict on another network of its tenant.
+pub const CLAIMS_PER_NETWORK: (u64, u64) = (25, 16);
 
 /// Effects of packets that are bounded for each tenant, on all CPUs together. Each tenant has a
 /// bucket for each in `BUDGETS`, so that a flood of one kind takes nothing from other kinds or
@@ -74,7 +79,7 @@ impl Budget {
             Self::GatewayEcho => (1000, 128),
             Self::Reply | Self::OutsideReply => (1000, 100),
             Self::Neighbours => (2000, 512),
-            Self::Claims => (50, 32),
+            Self::Claims => (250, 128),
             Self::OutsideError => (1000, 50),
         }
     }

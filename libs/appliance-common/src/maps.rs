@@ -2,7 +2,7 @@
 //!
 //! An all-zero value is never a valid entry: an unwritten array slot means "not configured".
 
-pub use crate::budget::Budget;
+pub use crate::budget::{Budget, CLAIMS_PER_NETWORK};
 
 use crate::addr::{Address, Prefix};
 use crate::entry_hash;

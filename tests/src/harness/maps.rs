@@ -257,7 +257,9 @@ impl Harness {
     pub fn clear_budgets(&mut self) -> Result<(), HarnessError> {
         let tenants = self.world.tenants.len() as u32;
         let used = (tenants + 1) * Budget::SLOTS;
-        self.array::<Bucket>("BUDGETS", &[], used as usize)
+        self.array::<Bucket>("BUDGETS", &[], used as usize)?;
+        let networks = self.world.networks.len() as u32 + 1;
+        self.array::<Bucket>("CLAIM_BUDGETS", &[], networks as usize)
     }
 
     /// Writes the first elements of an array, and zero in those up to `used` that follow.

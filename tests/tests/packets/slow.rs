@@ -6,7 +6,7 @@ use std::time::Instant;
 use appliance_common::{
     counters::Counter,
     events::SlowReason,
-    maps::{Budget, Neighbour},
+    maps::{Budget, CLAIMS_PER_NETWORK, Neighbour},
 };
 use causeway_tests::{
     harness::{Harness, Program, Record},
@@ -282,4 +282,36 @@ fn one_tenant_s_claims_and_hosts_leave_the_ring_to_others() {
     assert!((2..=most).contains(&of(NET1)), "{} of {most}", of(NET1));
     let lost = h.counters()[&(Counter::NeighbourSeenLost as u32)];
     assert_eq!(lost, 40_000 - of(NET1), "the others are counted");
+}
+
+#[test]
+fn claims_on_one_network_leave_reports_to_another_of_the_same_tenant() {
+    let mut world = World::provider();
+    let slot = world.slot(NET2).expect("a network");
+    let tenant = world.networks[world.slot(NET1).expect("a network")].tenant;
+    world.networks[slot].tenant = tenant;
+    let Some(mut h) = Harness::new(world) else {
+        return;
+    };
+    let claim = |vlan: u16, n: u32| {
+        let [a, b, c, d] = n.to_be_bytes();
+        let mac = [2, 9, a, b, c, d];
+        let body = arp(1, mac, [10, 1, 0, 1].into(), [0; 6], [10, 1, 0, 1].into());
+        eth([0xff; 6], mac, &[tag(vlan)], 0x0806, &body)
+    };
+    let begun = Instant::now();
+    for n in 0..10_000 {
+        h.run(Program::Access, TRUNK, &claim(101, n))
+            .expect("it runs");
+    }
+    h.run(Program::Access, TRUNK, &claim(201, 7))
+        .expect("it runs");
+    let seen = reported(&mut h);
+    let of = |vni| seen.iter().filter(|(v, _)| *v == vni).count() as u64;
+    assert_eq!(of(NET2), 1, "{} of the other network", of(NET1));
+    let (per_second, burst) = CLAIMS_PER_NETWORK;
+    let most = burst + per_second * (begun.elapsed().as_millis() as u64 + 1) / 1000;
+    assert!((2..=most).contains(&of(NET1)), "{} of {most}", of(NET1));
+    let lost = h.counters()[&(Counter::NeighbourSeenLost as u32)];
+    assert_eq!(lost, 10_000 - of(NET1), "the others are counted");
 }

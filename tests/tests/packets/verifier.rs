@@ -30,11 +30,12 @@ const fn stack_budget(program: Program) -> u32 {
     }
 }
 /// All maps (`appliance-ebpf/src/maps/`), as far as the kernel keeps names: 15 bytes.
-const MAPS: [&str; 45] = [
+const MAPS: [&str; 46] = [
     ".rodata",
     "ATTACHMENTS",
     "AYA_LOGS",
     "BUDGETS",
+    "CLAIM_BUDGETS",
     "CONFIG",
     "COUNTERS",
     "ENDPOINTS",

@@ -9,6 +9,8 @@
 //!                                                     └─ next_deadline() ─▶ when to poll again
 //! ```
 
+mod counters;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     ops::Bound,
@@ -95,6 +97,8 @@ pub(super) enum Output {
     ConflictBegun(AddressConflict),
     /// Report that it does so no longer.
     ConflictEnded(AddressConflict),
+    /// Report that conflicts of a network (VNI) began, changed or ended without a report.
+    ConflictsUnreported { vni: u32, count: u64 },
     /// The check of addresses to take over is done; their owners.
     TakeoverChecked(Vec<Owner>),
 }
@@ -254,6 +258,9 @@ impl Engines {
                 conflict::Output::Send { ifindex, frame } => Output::Send { ifindex, frame },
                 conflict::Output::Begun(conflict) => Output::ConflictBegun(conflict),
                 conflict::Output::Ended(conflict) => Output::ConflictEnded(conflict),
+                conflict::Output::Unreported { vni, count } => {
+                    Output::ConflictsUnreported { vni, count }
+                }
             });
         }
         let checked = self.takeover.as_mut().and_then(|check| check.poll(now));
@@ -639,7 +646,8 @@ impl Engines {
                 self.announcer.announce(now, announcement);
             }
         }
-        self.conflicts.retain(|place| addresses.contains_key(place));
+        self.conflicts
+            .retain(now, |place| addresses.contains_key(place));
         self.new_addresses
             .retain(|served| addresses.contains_key(served));
         let new = addresses
@@ -732,41 +740,6 @@ impl Engines {
     pub fn neighbour_count(&self) -> usize {
         let entries = self.neighbours.entries(Instant::now());
         entries.filter(|entry| entry.mac.is_some()).count()
-    }
-
-    /// Counters of the engines, by stable name.
-    pub fn counters(&self) -> Vec<(&'static str, u64)> {
-        let n = self.neighbours.counters();
-        let c = self.conflicts.counters();
-        [
-            ("neighbour_probes_sent", n.probes_sent),
-            ("neighbour_without_sender", n.without_sender),
-            ("neighbour_failed", n.failed),
-            ("neighbour_mac_changed", n.mac_changed),
-            ("neighbour_conflicts", n.conflicts),
-            ("neighbour_flaps_damped", n.flaps_damped),
-            ("neighbour_not_overridden", n.not_overridden),
-            ("address_conflicts", c.conflicts),
-            ("address_claims_seen", c.claims),
-            ("address_defences_sent", c.defences),
-            ("address_conflicts_refused_full", c.refused_full),
-            ("neighbour_evicted", n.evicted),
-            ("neighbour_refused_full", n.refused_full),
-            ("neighbour_throttled", n.throttled),
-            ("neighbour_ignored_invalid", n.ignored_invalid),
-            ("neighbour_ignored_own", n.ignored_own),
-            ("neighbour_ignored_port", n.ignored_port),
-        ]
-        .into_iter()
-        .chain(self.slow_path.counters())
-        .chain([
-            ("fragments_buffered", self.fragments.buffered),
-            ("fragments_released", self.fragments.released),
-            ("fragments_dropped", self.fragments.dropped),
-            ("gateway_echo_answered", self.gateway_echo.answered),
-            ("gateway_echo_dropped", self.gateway_echo.dropped),
-        ])
-        .collect()
     }
 
     /// Tells the hosts of a network that an address is at `mac`; `is_periodic`: again and again.
