@@ -21,6 +21,16 @@ pub fn take(budget: Budget, owner: u32) -> bool {
     }
 }
 
+/// Gives a token of the budget of `owner` back.
+#[inline(always)]
+pub fn give(budget: Budget, owner: u32) {
+    let (per_second, _) = budget.rate();
+    if let Some(bucket) = BUDGETS.get_ptr_mut(budget.index(owner)) {
+        // SAFETY: as in `take`. When two CPUs race, one token less is given.
+        unsafe { (*bucket).give(per_second) };
+    }
+}
+
 /// Takes a token for the report of a host with an address of the appliance, on the network of a
 /// slot: that of `NETWORKS` plus one, or zero for the uplink. Returns whether there was one.
 #[inline(always)]

@@ -190,6 +190,11 @@ pub static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(2 * DEFAULT
 #[map]
 pub static OPENING: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(MAX_OPENING, 0);
 
+/// The same beyond a tenant's budget: the flood of one tenant evicts no entry of `OPENING`. Written
+/// by the programs.
+#[map]
+pub static OPENING_EXCESS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(MAX_OPENING, 0);
+
 /// Endpoints of tenants and their public endpoints, both directions. Written by the programs; user
 /// space deletes those without a connection. The configuration sets the size.
 #[map]

@@ -18,7 +18,7 @@ use super::{
 };
 
 /// All pinned maps, by their names in the object.
-const MAPS: [&str; 45] = [
+const MAPS: [&str; 46] = [
     "CONFIG",
     "ATTACHMENTS",
     "NETWORKS",
@@ -55,6 +55,7 @@ const MAPS: [&str; 45] = [
     "ONE_TO_ONE",
     "FLOWS",
     "OPENING",
+    "OPENING_EXCESS",
     "MAPPINGS",
     "NAT_EVENTS",
     "FRAGMENTS",

@@ -572,12 +572,12 @@ mod tests {
             let now = start + Duration::from_secs(60) * u32::from(minute);
             for n in 0..1000u16 {
                 let [high, low] = (minute * 1000 + n).to_be_bytes();
-                let place = (PORT, mapped([10, 1, high, low]));
+                let place = (PORT, v4_mapped([10, 1, high, low]));
                 table.claimed(now, place, 1001, PEST, false);
             }
             if minute == 30 {
-                table.claimed(now, (PORT, mapped([10, 9, 9, 9])), 1001, OTHER_MAC, false);
-                let other = (Port { outer: 7, ..PORT }, mapped([10, 1, 0, 7]));
+                table.claimed(now, (PORT, v4_mapped([10, 9, 9, 9])), 1001, OTHER_MAC, false);
+                let other = (Port { outer: 7, ..PORT }, v4_mapped([10, 1, 0, 7]));
                 table.claimed(now, other, 2002, PEST, false);
             }
             poll(&mut table, now);

@@ -35,13 +35,18 @@ pub enum Budget {
     OutsideReply = 10,
     /// ICMP errors about packets from outside.
     OutsideError = 11,
+    /// Connections that hosts inside open, and that the other end has not agreed to yet: those
+    /// within the budget are kept apart from those beyond it.
+    Opening = 12,
+    /// The same for connections from outside.
+    OutsideOpening = 13,
 }
 
 impl Budget {
     /// Buckets of one owner: a power of two, so that an index is a shift.
     pub const SLOTS: u32 = 16;
     /// All budgets.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::IcmpError,
         Self::Split,
         Self::Unresolved,
@@ -54,6 +59,8 @@ impl Budget {
         Self::Claims,
         Self::OutsideReply,
         Self::OutsideError,
+        Self::Opening,
+        Self::OutsideOpening,
     ];
 
     /// Its index in `BUDGETS` for an owner: a tenant's slot plus one, or zero for packets of no
@@ -81,6 +88,7 @@ impl Budget {
             Self::Neighbours => (2000, 512),
             Self::Claims => (250, 128),
             Self::OutsideError => (1000, 50),
+            Self::Opening | Self::OutsideOpening => (2048, 2048),
         }
     }
 }

@@ -237,6 +237,9 @@ counters! {
     /// Full failover: fragments of echo requests to the gateway, given to the slow path, which
     /// answers.
     SlowEcho = 104, "slow_echo";
+    /// Connections opened beyond their tenant's budget: while a flood lasts, newer ones of this
+    /// kind replace them.
+    OpeningExcess = 105, "opening_excess";
     /// Mappings that are missing from the NAT log, because the log could not keep up.
     NatLogLost = 110, "nat_log_lost";
 }

@@ -76,7 +76,8 @@ pub const MAX_NAT_ADDRESSES: u32 = 8;
 /// Hosts of tenants with several NAT addresses whose address is remembered; the least recently used
 /// is evicted.
 pub const MAX_PAIRS: u32 = 65_536;
-/// Entries for connections that are being opened, and for ICMP queries; the oldest are evicted.
+/// Entries for connections that are being opened, and for ICMP queries; the oldest are evicted. As
+/// many for those beyond their tenant's budget.
 pub const MAX_OPENING: u32 = 65_536;
 /// Fragmented datagrams in translation; the oldest are evicted.
 pub const MAX_FRAGMENTED_DATAGRAMS: u32 = 8192;

@@ -381,6 +381,12 @@ impl Bucket {
         self.full_at = from + cost;
         true
     }
+
+    /// Gives one token back; a full bucket stays full. `per_second` as for [`take`](Self::take).
+    #[inline(always)]
+    pub const fn give(&mut self, per_second: u64) {
+        self.full_at = self.full_at.saturating_sub(1_000_000_000 / per_second);
+    }
 }
 
 /// Value of `PEER_ADDRESSES`: the address of a peer of an encrypted tunnel. Its handshakes do not
@@ -756,6 +762,23 @@ mod tests {
             .count();
         assert_eq!(later, 20);
         assert!(bucket.take(start + 60_000_000_000, 20, 10));
+    }
+
+    #[test]
+    fn a_token_that_is_given_back_can_be_taken_again_and_none_beyond_the_burst() {
+        let now = 5_000_000_000;
+        let mut bucket = Bucket::default();
+        bucket.give(20);
+        let at_once = |bucket: &mut Bucket| (0..100).filter(|_| bucket.take(now, 20, 10)).count();
+        assert_eq!(at_once(&mut bucket), 10);
+        for _ in 0..3 {
+            bucket.give(20);
+        }
+        assert_eq!(at_once(&mut bucket), 3);
+        for _ in 0..100 {
+            bucket.give(20);
+        }
+        assert_eq!(at_once(&mut bucket), 10);
     }
 
     #[test]

@@ -127,6 +127,7 @@ impl Harness {
     pub fn clear_connections(&mut self) -> Result<(), HarnessError> {
         self.hash::<FlowKey, Flow>("FLOWS", &[])?;
         self.hash::<FlowKey, Flow>("OPENING", &[])?;
+        self.hash::<FlowKey, Flow>("OPENING_EXCESS", &[])?;
         self.hash::<FlowKey, Flow>("FRAGMENTS", &[])?;
         self.hash::<MachineKey, Pair>("PAIRS", &[])?;
         self.hash::<MappingKey, Mapping>("MAPPINGS", &[])

@@ -138,7 +138,7 @@ impl Comparison {
     /// Makes every connection older.
     fn age(&mut self, seconds: u32) {
         let by = ticks(u64::from(seconds) * 1_000_000_000);
-        for map in ["FLOWS", "OPENING", "FRAGMENTS"] {
+        for map in ["FLOWS", "OPENING", "OPENING_EXCESS", "FRAGMENTS"] {
             for (key, mut flow) in self.ours.entries::<FlowKey, Flow>(map).expect("map") {
                 flow.last_seen = flow.last_seen.wrapping_sub(by);
                 self.ours.put(map, key, flow).expect("map");

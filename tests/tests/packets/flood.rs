@@ -11,7 +11,7 @@ use appliance_common::{
 };
 use causeway_tests::{
     harness::{Harness, Program},
-    nat::{HostPort, Message, Verdict, end, hop, inside, outside, packet},
+    nat::{HostPort, Message, Verdict, end, ends, hop, inside, outside, packet},
     packet::frame,
     series,
     world::*,
@@ -130,6 +130,47 @@ fn a_flood_of_syns_leaves_established_connections_alone() {
     let counters = h.counters();
     assert!(counters[&(Counter::FlowOpened as u32)] >= u64::from(n));
     assert_eq!(counters.get(&(Counter::DropFlowsFull as u32)), None);
+}
+
+#[test]
+fn a_flood_to_one_tenant_leaves_the_opening_connections_of_another() {
+    const SYNS: u32 = 200_000;
+    const PG: HostPort = HostPort::trunk(201, G_MAC);
+    let Some(mut h) = Harness::new(World::nat()) else {
+        return;
+    };
+    // The other tenant's machine is slow to answer, and so is a server outside.
+    let (client, outer, inner) = (end(REMOTE, 50_000), end(PUBLIC2, 443), end(A, 443));
+    let fate = outside(&mut h, &packet(SYN, client, outer));
+    assert!(matches!(fate, Verdict::Host(_)), "{fate:?}");
+    let (host, far) = (end(A, 20_000), end(REMOTE, 5353));
+    let Verdict::Outside(query) = inside(&mut h, PG, &packet(Message::Udp, host, far)) else {
+        panic!("the query is translated");
+    };
+    let mapped = ends(&query).0;
+
+    let l3 = packet(SYN, end("16.0.0.0", 1024), end(PUBLIC4, 443));
+    let mut template = frame(UPLINK_MAC, NEXT_HOP_MAC, &[], &l3);
+    for n in 0..SYNS {
+        flood(&mut template, n);
+        let (action, _) = h.run(Program::Uplink, UPLINK, &template).expect("it runs");
+        assert!(action.sends(), "SYN {n}: {action:?}");
+    }
+
+    assert_eq!(
+        inside(&mut h, PG, &packet(SYN_ACK, inner, client)),
+        Verdict::Outside(hop(&packet(SYN_ACK, outer, client)))
+    );
+    let fate = outside(&mut h, &packet(ACK, client, outer));
+    assert!(matches!(fate, Verdict::Host(_)), "{fate:?}");
+    assert_eq!(
+        outside(&mut h, &packet(Message::Udp, far, mapped)),
+        Verdict::Host(PG.receives(&hop(&packet(Message::Udp, far, host))))
+    );
+    // Beyond the budget of the first tenant, which still opens connections.
+    let excess = h.counters()[&(Counter::OpeningExcess as u32)];
+    assert!(excess > u64::from(SYNS) * 3 / 4, "{excess}");
+    open(&mut h, 60_000);
 }
 
 #[test]

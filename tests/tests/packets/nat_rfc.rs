@@ -48,7 +48,7 @@ fn seen_as(fate: Verdict) -> End {
 /// Makes every connection so many seconds older.
 fn silence(h: &mut Harness, seconds: u32) {
     let by = ticks(u64::from(seconds) * 1_000_000_000);
-    for map in ["FLOWS", "OPENING", "FRAGMENTS"] {
+    for map in ["FLOWS", "OPENING", "OPENING_EXCESS", "FRAGMENTS"] {
         for (key, mut flow) in h.entries::<FlowKey, Flow>(map).expect("a map") {
             flow.last_seen = flow.last_seen.wrapping_sub(by);
             h.put(map, key, flow).expect("a map");

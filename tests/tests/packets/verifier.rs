@@ -30,7 +30,7 @@ const fn stack_budget(program: Program) -> u32 {
     }
 }
 /// All maps (`appliance-ebpf/src/maps/`), as far as the kernel keeps names: 15 bytes.
-const MAPS: [&str; 46] = [
+const MAPS: [&str; 47] = [
     ".rodata",
     "ATTACHMENTS",
     "AYA_LOGS",
@@ -56,6 +56,7 @@ const MAPS: [&str; 46] = [
     "NETWORK_STATS",
     "ONE_TO_ONE",
     "OPENING",
+    "OPENING_EXCESS",
     "PAIRS",
     "PASSED",
     "PEERS",
@@ -80,7 +81,7 @@ const MAPS: [&str; 46] = [
 ];
 /// Most memory of all maps, bytes, on a machine of up to 64 CPUs: the per-CPU maps take 128 KiB for
 /// each.
-const MEMORY_BUDGET: u64 = 128 << 20;
+const MEMORY_BUDGET: u64 = 136 << 20;
 
 #[test]
 fn programs_stay_within_their_budgets() {

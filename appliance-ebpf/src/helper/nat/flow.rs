@@ -1,7 +1,8 @@
 //! The connection tables: finds, updates, opens and establishes connections.
 //!
 //! ```text
-//!   first packet ─▶ OPENING (LRU) ─ both ends have sent ─▶ FLOWS (never evicts)
+//!   first packet ─ within the tenant's budget ─▶ OPENING (LRU) ──────┬─ both ends have sent ─▶ FLOWS
+//!                  └─ beyond it ───────────────▶ OPENING_EXCESS (LRU) ┘            (never evicts)
 //! ```
 
 use appliance_common::{
@@ -10,7 +11,7 @@ use appliance_common::{
     nat::{Direction, FRAGMENT_TICKS, Flow, FlowKey, Nat, OUTSIDE, SYN, UPLINK, rule_flags},
     wire::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP},
 };
-use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::{bindings::BPF_NOEXIST, maps::LruHashMap};
 
 use super::{
     quota,
@@ -18,8 +19,25 @@ use super::{
 };
 use crate::{
     helper::{count::count, lookup::network, words::copy},
-    maps::{FLOWS, FRAGMENTS, OPENING, RULES, Scratch, Side},
+    maps::{FLOWS, FRAGMENTS, OPENING, OPENING_EXCESS, RULES, Scratch, Side},
 };
+
+/// The entry of a connection that is being opened.
+#[inline(always)]
+fn opening(key: &FlowKey) -> Option<*mut Flow> {
+    match OPENING.get_ptr_mut(key) {
+        Some(entry) => Some(entry),
+        None => OPENING_EXCESS.get_ptr_mut(key),
+    }
+}
+
+/// Removes the entry of a connection that is being opened, from the table that has it.
+#[inline(never)]
+fn remove_opening(key: &FlowKey) {
+    if OPENING.remove(key).is_err() {
+        let _ = OPENING_EXCESS.remove(key);
+    }
+}
 
 /// Whether the conditions under which a connection was opened still hold: the failovers of its
 /// tenants, its rule, its network's internet access.
@@ -83,7 +101,7 @@ fn are_both_expired(flow: &Flow, s: &Scratch, nat: &Nat) -> bool {
     }
     let other = match FLOWS.get_ptr(&s.back_key) {
         Some(other) => Some(other),
-        None => OPENING.get_ptr(&s.back_key),
+        None => opening(&s.back_key).map(<*mut Flow>::cast_const),
     };
     match other {
         // SAFETY: the map returned a value. If it is recycled meanwhile, the time read is that of
@@ -123,7 +141,7 @@ pub fn find(nat: &Nat, s: &mut Scratch) -> Result<bool, Counter> {
             let _ = FLOWS.remove(&s.key);
         }
     }
-    let Some(entry) = OPENING.get_ptr_mut(&s.key) else {
+    let Some(entry) = opening(&s.key) else {
         return Ok(false);
     };
     // SAFETY: as above.
@@ -147,7 +165,7 @@ pub fn find(nat: &Nat, s: &mut Scratch) -> Result<bool, Counter> {
     {
         // Only a receiver of this segment can acknowledge this number.
         s.back.egress_macs = expectation(s.packet.sequence.wrapping_add(1));
-        if let Some(other) = OPENING.get_ptr_mut(&s.back_key) {
+        if let Some(other) = opening(&s.back_key) {
             // SAFETY: as above.
             unsafe { (*other).egress_macs = s.back.egress_macs };
         }
@@ -160,11 +178,11 @@ pub fn find(nat: &Nat, s: &mut Scratch) -> Result<bool, Counter> {
         return Err(Counter::DropNoRule);
     }
     // The other direction may have been evicted: this packet inserts it again.
-    match OPENING.get_ptr_mut(&s.back_key) {
+    match opening(&s.back_key) {
         // SAFETY: as above.
         Some(other) => unsafe { (*other).state = s.flow.state },
         None => {
-            let _ = OPENING.insert(&s.back_key, &s.back, BPF_NOEXIST.into());
+            let _ = OPENING_EXCESS.insert(&s.back_key, &s.back, BPF_NOEXIST.into());
         }
     }
     Ok(true)
@@ -213,8 +231,18 @@ fn owner(s: &Scratch) -> u32 {
     }
 }
 
-/// Writes the other direction of `s.flow` into `s.back_key` and `s.back`.
+/// Whether the connection was opened from outside. `s.flow` is one of its directions.
 #[inline(always)]
+fn is_from_outside(s: &Scratch) -> bool {
+    match s.flow.direction() {
+        Direction::Original => s.key.zone == OUTSIDE,
+        Direction::Reply => s.flow.to_zone == OUTSIDE,
+    }
+}
+
+/// Writes the other direction of `s.flow` into `s.back_key` and `s.back`. In a function of its own:
+/// the words of its tag would take stack of each caller.
+#[inline(never)]
 pub fn reverse(s: &mut Scratch) {
     s.flow.inverse(&s.key, &mut s.back_key, &mut s.back);
 }
@@ -256,7 +284,7 @@ fn establish(nat: &Nat, s: &mut Scratch) -> Result<(), Counter> {
     }
     s.flow.packets += 1;
     s.flow.bytes += u64::from(s.packet.total);
-    if let Some(other) = OPENING.get_ptr(&s.back_key) {
+    if let Some(other) = opening(&s.back_key) {
         // SAFETY: the map returned a value; these are counts.
         unsafe {
             s.back.packets = (*other).packets;
@@ -277,8 +305,9 @@ fn establish(nat: &Nat, s: &mut Scratch) -> Result<(), Counter> {
         let _ = FLOWS.remove(&s.back_key);
         return Err(insert_failure(error));
     }
-    let _ = OPENING.remove(&s.key);
-    let _ = OPENING.remove(&s.back_key);
+    remove_opening(&s.key);
+    remove_opening(&s.back_key);
+    quota::give_opening(owner, is_from_outside(s));
     quota::add_connection(owner);
     count(Counter::FlowEstablished);
     Ok(())
@@ -315,8 +344,8 @@ fn is_other_expired(s: &Scratch, nat: &Nat) -> bool {
     }
 }
 
-/// Inserts the connection `s.flow` into `OPENING`: both directions or none. Returns the drop
-/// reason, or `None` on success.
+/// Inserts the connection `s.flow` into `OPENING`, or beyond its tenant's budget into
+/// `OPENING_EXCESS`: both directions or none. Returns the drop reason, or `None` on success.
 #[inline(never)]
 pub fn insert_opening(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
     reverse(s);
@@ -334,7 +363,7 @@ pub fn insert_opening(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
         let _ = FLOWS.remove(&s.other_key);
         let _ = FLOWS.remove(&s.back_key);
     }
-    if let Some(entry) = OPENING.get_ptr(&s.back_key) {
+    if let Some(entry) = opening(&s.back_key) {
         // SAFETY: as above.
         let (same, taken, unanswered) = unsafe {
             (*entry).other_key(s.key.protocol, &mut s.other_key);
@@ -352,18 +381,33 @@ pub fn insert_opening(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
             if s.flow.rule == 0 || !unanswered {
                 return Some(Counter::DropFlowTaken);
             }
-            let _ = OPENING.remove(&s.other_key);
+            remove_opening(&s.other_key);
         }
     }
-    if OPENING.insert(&s.back_key, &s.back, 0).is_err() {
-        return Some(Counter::DropFlowsFull);
-    }
-    if OPENING.insert(&s.key, &s.flow, 0).is_err() {
-        let _ = OPENING.remove(&s.back_key);
+    let is_inserted = if quota::take_opening(owner(s), is_from_outside(s)) {
+        insert_both(&OPENING, s)
+    } else {
+        count(Counter::OpeningExcess);
+        insert_both(&OPENING_EXCESS, s)
+    };
+    if !is_inserted {
         return Some(Counter::DropFlowsFull);
     }
     count(Counter::FlowOpened);
     None
+}
+
+/// Inserts both directions of a connection, or none. Returns whether both are there.
+#[inline(always)]
+fn insert_both(table: &LruHashMap<FlowKey, Flow>, s: &Scratch) -> bool {
+    if table.insert(&s.back_key, &s.back, 0).is_err() {
+        return false;
+    }
+    if table.insert(&s.key, &s.flow, 0).is_err() {
+        let _ = table.remove(&s.back_key);
+        return false;
+    }
+    true
 }
 
 /// Finds the connection that an ICMP error is about in `s.flow`, without updating it.
@@ -372,7 +416,7 @@ pub fn find_for_error(nat: &Nat, s: &mut Scratch) -> bool {
     let hash = s.key.entry_hash();
     let entry = match FLOWS.get_ptr(&s.key) {
         Some(entry) => Some(entry),
-        None => OPENING.get_ptr(&s.key),
+        None => opening(&s.key).map(<*mut Flow>::cast_const),
     };
     let Some(entry) = entry else {
         return false;
@@ -416,7 +460,7 @@ pub fn store_fragment(s: &mut Scratch) {
 pub fn store_egress(s: &Scratch) {
     let entry = match FLOWS.get_ptr_mut(&s.key) {
         Some(entry) => Some(entry),
-        None => OPENING.get_ptr_mut(&s.key),
+        None => opening(&s.key),
     };
     if let Some(entry) = entry {
         // SAFETY: the map returned a value. If it is recycled for another flow meanwhile, that flow

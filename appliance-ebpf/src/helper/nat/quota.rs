@@ -1,9 +1,15 @@
 //! Quotas: the part of the shared tables that is a tenant's own, so that a flood of one tenant does
 //! not affect others. Tenants may exceed their quotas while others use less than theirs.
 
-use appliance_common::nat::{ALL_TENANTS, Nat};
+use appliance_common::{
+    maps::Budget,
+    nat::{ALL_TENANTS, Nat},
+};
 
-use crate::maps::{QUOTAS, USAGE};
+use crate::{
+    helper::budget,
+    maps::{QUOTAS, USAGE},
+};
 
 /// Whether the tenant of `zone` may have another connection: within its quota, or over it
 /// while all tenants together have fewer than the limit.
@@ -55,5 +61,26 @@ pub fn add_mapping(zone: u32) {
             // SAFETY: as above.
             unsafe { (*usage).mappings += 1 };
         }
+    }
+}
+
+/// Takes a token for a connection that the tenant of `zone` opens, or that is opened from outside
+/// to its machines. Returns whether there was one.
+#[inline(never)]
+pub fn take_opening(zone: u32, from_outside: bool) -> bool {
+    if from_outside {
+        budget::take(Budget::OutsideOpening, zone)
+    } else {
+        budget::take(Budget::Opening, zone)
+    }
+}
+
+/// Gives the token of a connection back that both ends agreed to: it is in `OPENING` no longer.
+#[inline(never)]
+pub fn give_opening(zone: u32, from_outside: bool) {
+    if from_outside {
+        budget::give(Budget::OutsideOpening, zone);
+    } else {
+        budget::give(Budget::Opening, zone);
     }
 }

@@ -27,11 +27,12 @@ pub fn list(
     let open = io::Error::other::<aya::maps::MapError>;
     let flows = PinnedMap::<FlowKey, Flow>::open(root, "FLOWS").map_err(open)?;
     let opening = PinnedMap::<FlowKey, Flow>::open(root, "OPENING").map_err(open)?;
+    let excess = PinnedMap::<FlowKey, Flow>::open(root, "OPENING_EXCESS").map_err(open)?;
     let tenants = tenants(root)?;
     // Entries of an ended failover are not connections any more.
     let is_current = |zone: u16, epoch| zone == OUTSIDE || tenants.get(&zone) == Some(&epoch);
     let mut top = TopConnections::new(limit.min(MAX_ROWS));
-    for table in [&flows, &opening] {
+    for table in [&flows, &opening, &excess] {
         table.for_each(|key, flow| {
             if is_current(key.zone, flow.from_epoch) && is_current(flow.to_zone, flow.to_epoch) {
                 top.add(key, flow, filter, names, |back| get(table, back));
@@ -41,7 +42,7 @@ pub fn list(
     let total = top.total;
     let mut rows = Vec::new();
     for key in top.keys() {
-        let found = [&flows, &opening]
+        let found = [&flows, &opening, &excess]
             .into_iter()
             .find_map(|table| Some((table, get(table, &key)?)));
         // Deleted since.

@@ -125,7 +125,8 @@ struct Tables {
     quotas: PinnedMap<u32, TenantQuota>,
     usages: PinnedMap<u32, TenantUsage>,
     flows: PinnedMap<FlowKey, Flow>,
-    opening: PinnedMap<FlowKey, Flow>,
+    /// Connections that are being opened: within their tenants' budgets, and beyond them.
+    opening: [PinnedMap<FlowKey, Flow>; 2],
     mappings: PinnedMap<MappingKey, Mapping>,
     addresses: PinnedMap<u32, NatAddress>,
     full: PinnedMap<u32, u32>,
@@ -146,7 +147,10 @@ impl Tables {
             tenants: PinnedMap::open(root, "TENANTS")?,
             quotas: PinnedMap::open(root, "QUOTAS")?,
             usages: PinnedMap::open(root, "USAGE")?,
-            opening: PinnedMap::open(root, "OPENING")?,
+            opening: [
+                PinnedMap::open(root, "OPENING")?,
+                PinnedMap::open(root, "OPENING_EXCESS")?,
+            ],
             addresses: PinnedMap::open(root, "NAT_ADDRESSES")?,
             full: PinnedMap::open(root, "NAT_FULL")?,
             flows,
@@ -326,7 +330,9 @@ impl Sweeper {
                 sweep.is_over(flow.0, flow.1, other)
             })?;
         self.removals.add(Reason::Expired, expired);
-        t.opening.for_each(|key, flow| sweep.opening(key, flow))?;
+        for opening in &t.opening {
+            opening.for_each(|key, flow| sweep.opening(key, flow))?;
+        }
         t.mappings
             .for_each(|key, mapping| sweep.mapping(key, mapping))?;
         for (zone, victims) in sweep.take_victims() {
@@ -427,12 +433,15 @@ impl Sweeper {
         self.removals.add(Reason::Closed, closed);
         self.removals.add(Reason::Transitory, spare - closed);
         let mut unanswered = Removed::default();
-        let unanswered = self.remove_connections(
-            &self.tables.opening,
-            &keys(&victims.unanswered),
-            &mut unanswered,
-            |at, (_, flow), other| sweep.is_evictable(&victims.unanswered[at], flow, other),
-        )?;
+        for opening in &self.tables.opening {
+            self.remove_connections(
+                opening,
+                &keys(&victims.unanswered),
+                &mut unanswered,
+                |at, (_, flow), other| sweep.is_evictable(&victims.unanswered[at], flow, other),
+            )?;
+        }
+        let unanswered = unanswered.connections;
         self.removals.add(Reason::Unanswered, unanswered);
         let (mut over_quota, mapped) =
             self.remove_over_quota(sweep, &victims.over_quota, victims.needed, removed)?;
