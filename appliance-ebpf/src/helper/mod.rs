@@ -16,6 +16,7 @@ pub mod mss;
 pub mod nat;
 pub mod nd;
 pub mod packet;
+pub mod partial;
 pub mod report;
 pub mod reset;
 pub mod slow_path;

@@ -9,7 +9,7 @@ use appliance_common::{
     wire::{IPV4_LEN, mss_for},
 };
 use aya_ebpf::programs::XdpContext;
-use packet_rules::tcp::{self, CHECKSUM_AT, clamped_checksum, find_mss, has_partial_checksum};
+use packet_rules::tcp::{self, CHECKSUM_AT, clamped_checksum, find_mss};
 
 use crate::helper::{
     bytes::{FrameBytes, load, store},
@@ -61,14 +61,5 @@ pub fn clamp(ctx: &XdpContext, offset: u32, end: u32, limit: u16) {
     let check = clamped_checksum(u16::from_ne_bytes(check), offset, mss, limit);
     if store(ctx, mss.at, limit.to_be_bytes()) && store(ctx, checksum_at, check.to_ne_bytes()) {
         count(Counter::MssClamped);
-    }
-}
-
-/// Counts the SYN of a host whose TCP header is at `offset`, in a packet that ends at `end`, if its
-/// checksum is that of the pseudo-header alone, `pseudo`: folded, memory order.
-#[inline(never)]
-pub fn count_partial(ctx: &XdpContext, offset: u32, end: u32, pseudo: u16) {
-    if has_partial_checksum(&FrameBytes(ctx), pseudo, offset, end) {
-        count(Counter::ChecksumPartial);
     }
 }

@@ -13,7 +13,6 @@
 //! ```
 
 use appliance_common::{
-    checksum,
     counters::Counter,
     events::SlowReason,
     maps::{Jump, Network},
@@ -39,6 +38,7 @@ use crate::helper::{
     lookup::{gateway, is_endpoint, is_here, is_provider, is_secure, neighbour, prefix_of},
     mss, nd,
     packet::{Outcome, Window, frame_len},
+    partial::{count_partial, inspect, sum_of},
     slow_path, tunnel,
 };
 
@@ -50,6 +50,11 @@ pub fn process(ctx: &XdpContext, program: Port) -> Outcome {
         Err(outcome) => return outcome,
     };
     if frame.full() && is_routed(ctx, &frame) {
+        match frame.l2.tags {
+            0 => inspect::<14>(ctx, frame.l2.ethertype),
+            1 => inspect::<18>(ctx, frame.l2.ethertype),
+            _ => inspect::<22>(ctx, frame.l2.ethertype),
+        }
         frame.save();
         return Outcome::TailCall(Jump::Full);
     }
@@ -174,14 +179,10 @@ fn ipv4<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
             && let Some(w) = Window::<8>::at(ctx, L3 + IPV4_LEN)
         {
             hash ^= w.get::<u32, 0>();
+            let addresses = u64::from(source_word) + u64::from(destination_word);
+            count_partial(ctx, protocol, addresses, L3 + IPV4_LEN, total - IPV4_LEN);
         }
         if protocol == IPPROTO_TCP {
-            if header == IPV4_LEN && mss::is_syn(ctx, L3 + IPV4_LEN) {
-                let addresses = u64::from(source_word) + u64::from(destination_word);
-                let pseudo = pseudo_sum(addresses, total - IPV4_LEN);
-                let (tcp, end) = (L3 + IPV4_LEN, L3 + total);
-                mss::count_partial(ctx, tcp as u32, end as u32, pseudo);
-            }
             mss::clamp_v4::<L3>(ctx, header, total, network.mtu);
         }
     }
@@ -263,18 +264,14 @@ fn ipv6<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
     if next == IPPROTO_TCP || next == IPPROTO_UDP {
         if let Some(w) = Window::<8>::at(ctx, L3 + IPV6_LEN) {
             hash ^= w.get::<u32, 0>();
+            let addresses = sum_of(&source, &destination);
+            count_partial(ctx, next, addresses, L3 + IPV6_LEN, total - IPV6_LEN);
         }
         if next == IPPROTO_TCP && mss::is_syn(ctx, L3 + IPV6_LEN) {
             tcp = L3 + IPV6_LEN;
         }
     } else if is_extension(next) && behind.0 == IPPROTO_TCP {
         tcp = behind.1;
-    }
-    if tcp == L3 + IPV6_LEN {
-        let addresses = source.iter().chain(&destination);
-        let addresses = addresses.map(|word| u64::from(*word)).sum();
-        let pseudo = pseudo_sum(addresses, total - IPV6_LEN);
-        mss::count_partial(ctx, tcp as u32, (L3 + total) as u32, pseudo);
     }
     if tcp != 0 {
         mss::clamp(
@@ -292,14 +289,6 @@ fn ipv6<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
         xsk: frame.xsk,
     };
     tunnel::enter::<L3>(ctx, network, &inner)
-}
-
-/// The folded sum of the pseudo-header of a TCP segment of `len` bytes, memory order; `addresses`
-/// is the sum of the words of its addresses.
-#[inline(always)]
-fn pseudo_sum(addresses: u64, len: usize) -> u16 {
-    let protocol = u16::from(IPPROTO_TCP).to_be();
-    checksum::fold64(addresses + u64::from(protocol) + u64::from((len as u16).to_be()))
 }
 
 /// A packet to our MAC address for a host on this same side: its sender's neighbour cache is not

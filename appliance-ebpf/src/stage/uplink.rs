@@ -48,7 +48,7 @@ use crate::{
         nat::{self, proxy},
         nd,
         packet::{Outcome, Window, frame_len, trim},
-        slow_path, worker,
+        partial, slow_path, worker,
     },
     maps::TUNNELS,
 };
@@ -94,7 +94,10 @@ fn public(ctx: &XdpContext) -> Outcome {
         _ => return PASS,
     };
     match nat::public(&destination) {
-        Some(_) => Outcome::TailCall(Jump::NatIn),
+        Some(_) => {
+            partial::inspect::<ETH_LEN>(ctx, u16::from_be(eth.get::<u16, 12>()));
+            Outcome::TailCall(Jump::NatIn)
+        }
         None => PASS,
     }
 }

@@ -16,6 +16,8 @@ pub(super) struct Sample {
     pub adjust: u64,
     /// `checksum_partial`: SYNs whose checksum the sender left to its NIC.
     pub partial: u64,
+    /// `checksum_partial_udp`: UDP datagrams of this kind.
+    pub partial_udp: u64,
     /// `xdp_redirect_failed`: the kernel refused a redirect.
     pub redirects: u64,
     /// `xdp_exception`: the driver could not send what a program answered with.
@@ -27,6 +29,7 @@ pub(super) struct Sample {
 pub(super) struct PacketHealth {
     adjust: Watched,
     partial: Watched,
+    partial_udp: Watched,
     redirects: Watched,
     exceptions: Watched,
 }
@@ -36,6 +39,7 @@ impl PacketHealth {
     pub fn sample(&mut self, now: Instant, sample: Sample) {
         self.adjust.sample(now, sample.adjust);
         self.partial.sample(now, sample.partial);
+        self.partial_udp.sample(now, sample.partial_udp);
         self.redirects.sample(now, sample.redirects);
         self.exceptions.sample(now, sample.exceptions);
     }
@@ -50,12 +54,17 @@ impl PacketHealth {
                  NIC type ({ports})"
             ));
         }
-        if self.partial.is_problem {
-            problems.push(format!(
-                "hosts send TCP whose checksum only their NIC would complete (checksum_partial \
-                 rises), and the other site drops it: run `ethtool -K IFACE tx off` on these \
-                 hosts ({ports})"
-            ));
+        for (watched, protocol, counter) in [
+            (&self.partial, "TCP", "checksum_partial"),
+            (&self.partial_udp, "UDP", "checksum_partial_udp"),
+        ] {
+            if watched.is_problem {
+                problems.push(format!(
+                    "hosts send {protocol} whose checksum only their NIC would complete ({counter} \
+                     rises), and the receivers drop it: run `ethtool -K IFACE tx off` on these \
+                     hosts ({ports})"
+                ));
+            }
         }
         if self.redirects.is_problem {
             problems.push(format!(
@@ -136,6 +145,10 @@ mod tests {
             (1, "checksum_partial"),
             (2, "xdp_redirect_failed"),
             (3, "xdp_exception"),
+            (
+                4,
+                "UDP whose checksum only their NIC would complete (checksum_partial_udp",
+            ),
         ] {
             let start = Instant::now();
             let mut health = PacketHealth::default();
@@ -146,6 +159,7 @@ mod tests {
                     partial: value(1),
                     redirects: value(2),
                     exceptions: value(3),
+                    partial_udp: value(4),
                 };
                 health.sample(start + Duration::from_secs(second), sample);
             }

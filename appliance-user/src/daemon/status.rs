@@ -202,13 +202,18 @@ impl Daemon {
             let of_programs = datapath.counter(counter).ok()?;
             Some(of_programs + tunnels.counter(counter))
         };
-        let values = value(Counter::DropAdjust).zip(value(Counter::ChecksumPartial));
-        let Some((adjust, partial)) = values else {
+        let [Some(adjust), Some(partial), Some(partial_udp)] = [
+            Counter::DropAdjust,
+            Counter::ChecksumPartial,
+            Counter::ChecksumPartialUdp,
+        ]
+        .map(value) else {
             return;
         };
         let sample = Sample {
             adjust,
             partial,
+            partial_udp,
             redirects: dropped.map_or(0, |dropped| dropped.redirects),
             exceptions: dropped.map_or(0, |dropped| dropped.exceptions),
         };

@@ -230,7 +230,7 @@ counters! {
     /// Fragments that arrived before their first one, given to the slow path to wait for it.
     SlowFragment = 101, "slow_fragment";
     /// TCP SYNs whose checksum their sender left to its NIC. Nothing on the way completes it, so
-    /// the receiver drops them.
+    /// the receiver drops them, and the segments that follow.
     ChecksumPartial = 102, "checksum_partial";
     /// Full failover: TCP resets sent to hosts, for a port of the gateway or a lost connection.
     ResetSent = 103, "reset_sent";
@@ -240,6 +240,8 @@ counters! {
     /// Connections opened beyond their tenant's budget: while a flood lasts, newer ones of this
     /// kind replace them.
     OpeningExcess = 105, "opening_excess";
+    /// UDP datagrams of at most 512 bytes whose checksum their sender left to its NIC.
+    ChecksumPartialUdp = 106, "checksum_partial_udp";
     /// Mappings that are missing from the NAT log, because the log could not keep up.
     NatLogLost = 110, "nat_log_lost";
 }

@@ -3,6 +3,8 @@
 //! Sums are of 16- or 32-bit words **as loaded from memory**: RFC 1071 section 2(B) shows that the
 //! result, stored the same way, is correct in either byte order.
 
+use crate::Bytes;
+
 /// Folds a sum of at most 65 536 16-bit words into 16 bits.
 #[inline(always)]
 #[must_use]
@@ -89,6 +91,67 @@ pub fn checksum(bytes: &[u8]) -> u16 {
     !fold(sum(bytes))
 }
 
+/// The folded sum of the pseudo-header of a TCP segment or UDP datagram of `len` bytes, memory
+/// order; `addresses` is the sum of the words of its addresses. Those of an IPv4 address in mapped
+/// form give the same, as they are a multiple of 65 535 more.
+#[inline(always)]
+#[must_use]
+pub const fn pseudo_sum(addresses: u64, protocol: u8, len: usize) -> u16 {
+    let protocol = (protocol as u16).to_be();
+    fold64(addresses + protocol as u64 + (len as u16).to_be() as u64)
+}
+
+/// Longest segment or datagram that [`is_partial`] looks at, bytes.
+pub const MAX_PARTIAL_LEN: u32 = 512;
+
+/// Whether the sender of a TCP segment or UDP datagram left its checksum to its NIC: the field then
+/// holds the sum of the pseudo-header alone (Linux: CHECKSUM_PARTIAL). The transport header is at
+/// `start`, its checksum at `field`, and the packet ends at `end`; `pseudo` is that sum, folded, in
+/// memory order. False for more than [`MAX_PARTIAL_LEN`] bytes.
+#[inline(always)]
+pub fn is_partial<B: Bytes + ?Sized>(
+    packet: &B,
+    pseudo: u16,
+    start: u32,
+    field: u32,
+    end: u32,
+) -> bool {
+    let Some(check) = packet.load::<2>(field) else {
+        return false;
+    };
+    if u16::from_ne_bytes(check) != pseudo {
+        return false;
+    }
+    // One in 65 536 whole checksums has this value too.
+    let mut sum = u64::from(pseudo);
+    let mut at = start;
+    for _ in 0..MAX_PARTIAL_LEN / 4 {
+        if at + 4 > end {
+            break;
+        }
+        let Some(word) = packet.load::<4>(at) else {
+            return false;
+        };
+        sum += u64::from(u32::from_ne_bytes(word));
+        at += 4;
+    }
+    if at + 2 <= end {
+        let Some(half) = packet.load::<2>(at) else {
+            return false;
+        };
+        sum += u64::from(u16::from_ne_bytes(half));
+        at += 2;
+    }
+    if at < end {
+        let Some([byte]) = packet.load::<1>(at) else {
+            return false;
+        };
+        sum += u64::from(u16::from_ne_bytes([byte, 0]));
+        at += 1;
+    }
+    at == end && fold64(sum) != 0xffff
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -123,6 +186,41 @@ mod tests {
         assert_eq!(
             apply_udp(be(0xdd2f), delta16(be(0x5555), be(0x3285))),
             0xffff
+        );
+    }
+
+    #[test]
+    fn a_partial_checksum_is_the_pseudo_headers() {
+        const FIELD: usize = 6;
+        for len in [8, 9, 10, 11, 12, 40, 511, 512] {
+            let mut datagram: Vec<u8> = (0..len).map(|n| (n * 7) as u8).collect();
+            let end = len as u32;
+            let addresses = [10u8, 1, 0, 11, 10, 1, 0, 10];
+            let words = |bytes: &[u8]| u64::from(sum(bytes));
+            let pseudo = pseudo_sum(words(&addresses), 17, len);
+            let mapped = pseudo_sum(words(&addresses) + 2 * 0xffff, 17, len);
+            assert_eq!(pseudo, mapped, "in mapped form");
+            let is_partial = |bytes: &[u8]| is_partial(bytes, pseudo, 0, FIELD as u32, end);
+            datagram[FIELD..8].copy_from_slice(&pseudo.to_ne_bytes());
+            assert!(is_partial(&datagram), "{len}");
+            assert!(!is_partial(&datagram[..len - 1]), "{len}: cut");
+            let mut whole = datagram.clone();
+            whole[FIELD..8].fill(0);
+            let total = u32::from(pseudo) + sum(&whole);
+            whole[FIELD..8].copy_from_slice(&(!fold(total)).to_ne_bytes());
+            assert!(!is_partial(&whole), "{len}: whole");
+            // A whole checksum that happens to have the value of the pseudo-header: the rest then
+            // sums to the complement of twice that value.
+            let mut chance = datagram.clone();
+            chance[4..6].fill(0);
+            let rest = u32::from(pseudo) + sum(&chance);
+            chance[4..6].copy_from_slice(&(!fold(rest)).to_ne_bytes());
+            assert!(!is_partial(&chance), "{len}: right by chance");
+        }
+        let long = vec![0; 1000];
+        assert!(
+            !is_partial(&long[..], 0, 0, 6, 1000),
+            "too long to be summed"
         );
     }
 

@@ -13,8 +13,9 @@
 //!
 //! Every function on the packet path is `#[inline(always)]` and takes values that the caller has
 //! loaded already, so that the XDP programs compile to what they would be with the rule written
-//! out in place. The two functions that read on their own (extension headers, TCP options) read
-//! through [`Bytes`]: a program implements it with a helper call, user space with a slice.
+//! out in place. The functions that read on their own (extension headers, TCP options, partial
+//! checksums) read through [`Bytes`]: a program implements it with a helper call, user space with
+//! a slice.
 //!
 //! Addresses and checksums are in memory order, as loaded from the packet; lengths, ports and
 //! fragment fields are in host byte order.

@@ -155,42 +155,6 @@ pub fn find_mss<B: Bytes + ?Sized>(packet: &B, tcp: u32, end: u32) -> Option<Mss
     None
 }
 
-/// Longest header, bytes.
-const MAX_HEADER_LEN: u32 = 60;
-
-/// Whether the sender of the SYN, whose TCP header is at `tcp` and which ends at `end`, left its
-/// checksum to its NIC: the field then holds the sum of the pseudo-header alone (Linux:
-/// CHECKSUM_PARTIAL). `pseudo` is that sum, folded, in memory order. False for a segment with
-/// payload, which is not summed here.
-#[inline(always)]
-pub fn has_partial_checksum<B: Bytes + ?Sized>(
-    packet: &B,
-    pseudo: u16,
-    tcp: u32,
-    end: u32,
-) -> bool {
-    let Some(field) = packet.load::<2>(tcp + CHECKSUM_AT as u32) else {
-        return false;
-    };
-    if u16::from_ne_bytes(field) != pseudo || tcp + HEADER_LEN as u32 > end {
-        return false;
-    }
-    // One in 65 536 whole checksums has this value too.
-    let mut sum = u64::from(pseudo);
-    let mut at = tcp;
-    for _ in 0..MAX_HEADER_LEN / 4 {
-        if at + 4 > end {
-            break;
-        }
-        let Some(word) = packet.load::<4>(at) else {
-            return false;
-        };
-        sum += u64::from(u32::from_ne_bytes(word));
-        at += 4;
-    }
-    at == end && checksum::fold64(sum) != 0xffff
-}
-
 /// The segment's checksum, memory order, when the MSS `value` found at `mss_at` becomes `limit`
 /// (RFC 1624); `tcp` is the offset of the TCP header.
 ///
@@ -295,37 +259,6 @@ mod tests {
         assert_eq!(found(&segment(SYN | 0x10, &mss)), Some(1460), "SYN and ACK");
         let behind = [&[1, 1, 3, 3, 7, 4, 2][..], &mss].concat();
         assert_eq!(found(&segment(SYN, &behind)), Some(1460));
-    }
-
-    #[test]
-    fn a_partial_checksum_is_the_pseudo_headers() {
-        let source_and_destination = [10u8, 1, 0, 11, 10, 1, 0, 10];
-        let mut syn = segment(SYN, &[2, 4, 5, 180]);
-        let end = syn.len() as u32;
-        let pseudo = [&source_and_destination[..], &[0, 6, 0, end as u8]].concat();
-        let pseudo = checksum::fold(checksum::sum(&pseudo));
-        let is_partial = |syn: &[u8]| has_partial_checksum(syn, pseudo, 0, end);
-        syn[16..18].copy_from_slice(&pseudo.to_ne_bytes());
-        assert!(is_partial(&syn));
-        assert!(
-            !has_partial_checksum(&syn[..], pseudo, 0, end + 4),
-            "with a payload that is not there"
-        );
-        let mut whole = syn.clone();
-        whole[16..18].fill(0);
-        let sum = u32::from(pseudo) + checksum::sum(&whole);
-        whole[16..18].copy_from_slice(&(!checksum::fold(sum)).to_ne_bytes());
-        assert!(!is_partial(&whole));
-        // A whole checksum that happens to have the value of the pseudo-header: the rest of the
-        // segment then sums to the complement of twice that value.
-        let mut chance = syn.clone();
-        chance[4..6].fill(0);
-        let rest = u32::from(pseudo) + checksum::sum(&chance);
-        chance[4..6].copy_from_slice(&(!checksum::fold(rest)).to_ne_bytes());
-        assert!(!is_partial(&chance), "right by chance");
-        let mut other = syn;
-        other[16] ^= 1;
-        assert!(!is_partial(&other), "damaged");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use appliance_common::counters::Counter;
 use causeway_tests::{
     harness::{Action, Harness, Program},
+    nat::{HostPort, Message, end, inside, outside, packet},
     packet::{tcp_flags::*, *},
     table::{Case, Out, run},
     world::*,
@@ -237,22 +238,23 @@ fn tcp_is_found_behind_ip_options_and_extension_headers() {
 fn partial(l3: &[u8]) -> Vec<u8> {
     let mut l3 = l3.to_vec();
     let v6 = l3[0] >> 4 == 6;
-    let header = if v6 { 40 } else { 20 };
+    let (header, protocol) = if v6 { (40, l3[6]) } else { (20, l3[9]) };
+    let field = header + if protocol == 6 { 16 } else { 6 };
     let addresses = if v6 { &l3[8..40] } else { &l3[12..20] };
     let length = (l3.len() - header) as u16;
     let words = addresses
         .chunks(2)
         .map(|w| u16::from_be_bytes([w[0], w[1]]));
-    let mut sum: u32 = words.chain([6, length]).map(u32::from).sum();
+    let mut sum: u32 = words.chain([protocol.into(), length]).map(u32::from).sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
-    l3[header + 16..header + 18].copy_from_slice(&(sum as u16).to_be_bytes());
+    l3[field..field + 2].copy_from_slice(&(sum as u16).to_be_bytes());
     l3
 }
 
 #[test]
-fn syns_whose_checksum_the_sender_left_to_its_nic_are_counted() {
+fn packets_whose_checksum_the_sender_left_to_its_nic_are_counted() {
     let Some(mut h) = Harness::new(World::provider()) else {
         return;
     };
@@ -263,10 +265,18 @@ fn syns_whose_checksum_the_sender_left_to_its_nic_are_counted() {
     ] {
         // An MSS that fits: no other byte changes.
         let whole = remade(src, dst, SYN, &syn_options(1300));
-        for (what, l3, is_partial) in [
-            ("whole", whole.clone(), false),
-            ("partial", partial(&whole), true),
-            ("no SYN", partial(&remade(src, dst, ACK, &[])), false),
+        let datagram = |len: usize| udp(ip(src), ip(dst), 5353, 53, &vec![7; len]);
+        for (what, l3, counter) in [
+            ("whole", whole.clone(), None),
+            ("partial", partial(&whole), Some(Counter::ChecksumPartial)),
+            ("no SYN", partial(&remade(src, dst, ACK, &[])), None),
+            ("whole datagram", datagram(21), None),
+            (
+                "partial datagram",
+                partial(&datagram(21)),
+                Some(Counter::ChecksumPartialUdp),
+            ),
+            ("long partial datagram", partial(&datagram(600)), None),
         ] {
             let out = causeway_tests::table::tunnelled(PROVIDER, TENANT, NET1, l3.clone());
             let case = Case::new(
@@ -277,12 +287,64 @@ fn syns_whose_checksum_the_sender_left_to_its_nic_are_counted() {
             )
             .gives(Action::Redirect, out)
             .counts(Counter::Encapsulated);
-            cases.push(if is_partial {
-                case.counts(Counter::ChecksumPartial)
-            } else {
-                case
+            cases.push(match counter {
+                Some(counter) => case.counts(counter),
+                None => case,
             });
         }
     }
     run(&mut h, cases);
+}
+
+#[test]
+fn partial_checksums_are_counted_in_full_failover_from_inside_and_outside() {
+    let Some(mut h) = Harness::new(World::nat()) else {
+        return;
+    };
+    let inside_place = HostPort::trunk(101, A_MAC);
+    let counted = |h: &mut Harness| {
+        let all = h.counters();
+        [Counter::ChecksumPartial, Counter::ChecksumPartialUdp]
+            .map(|counter| all.get(&(counter as u32)).copied().unwrap_or(0))
+    };
+    for (a, b, remote, public) in [
+        ("10.1.0.10", "10.1.0.11", REMOTE, PUBLIC4),
+        ("2001:db8:1::10", "2001:db8:1::11", REMOTE6, PUBLIC6),
+    ] {
+        let out = |message, port| packet(message, end(a, 40_000), end(remote, port));
+        let routed = |message, port| packet(message, end(a, 40_000), end(b, port));
+        let into = |message, port| packet(message, end(remote, 50_000), end(public, port));
+        let syn = Message::Tcp(SYN);
+        for (what, tcp, udp, from_outside) in [
+            (
+                "to the internet",
+                out(syn, 80),
+                out(Message::Udp, 53),
+                false,
+            ),
+            (
+                "in the network",
+                routed(syn, 80),
+                routed(Message::Udp, 53),
+                false,
+            ),
+            ("by a rule", into(syn, 443), into(Message::Udp, 5000), true),
+        ] {
+            let before = counted(&mut h);
+            for l3 in [&tcp, &udp] {
+                for l3 in [l3.clone(), partial(l3)] {
+                    if from_outside {
+                        outside(&mut h, &l3);
+                    } else {
+                        inside(&mut h, inside_place, &l3);
+                    }
+                }
+            }
+            assert_eq!(
+                counted(&mut h),
+                before.map(|count| count + 1),
+                "{a}, {what}: TCP and UDP, the partial one of each"
+            );
+        }
+    }
 }
