@@ -53,7 +53,8 @@ const OWNER_CHECK_ROUND: Duration = Duration::from_secs(30);
 /// Time without a claim after which a conflict is over, in rounds: a machine that is silent but for
 /// its answers, and misses a question, is no new conflict.
 const QUIET_ROUNDS: u32 = 3;
-/// Replicas that are told of a returned address one by one; more are told by broadcast.
+/// Replicas that are told of a returned address one by one; more are told by broadcast, if the one
+/// that had the address is not known.
 const MAX_RECEIVERS: usize = 64;
 /// Shortest time between two such probes.
 const OWNER_CHECK_PAUSE: Duration = Duration::from_millis(20);
@@ -564,20 +565,25 @@ impl Engines {
     }
 
     /// Tells the other replicas of a network that an address is at the appliance now. By unicast:
-    /// the replica that had the address may still run, and must not take it for a conflict.
+    /// the replica that had the address may still run, and must not take it for a conflict. It may
+    /// have further addresses, such as one of the other family, so its MAC address excludes it.
     fn correct_replicas(&mut self, now: Instant, key: HostKey) {
         let Some(port) = self.port(key.vni) else {
             return;
         };
-        let others = self.neighbours.entries(now);
-        let others = others.filter(|entry| entry.key.vni == key.vni && entry.key != key);
-        let mut receivers: Vec<[u8; 6]> = others.filter_map(|entry| entry.mac).collect();
+        let hosts = self.neighbours.entries(now);
+        let hosts: Vec<_> = hosts.filter(|host| host.key.vni == key.vni).collect();
+        let former = hosts.iter().find(|host| host.key == key);
+        let former = former.and_then(|host| host.mac);
+        let others = hosts.iter().filter(|host| host.mac != former);
+        let mut receivers: Vec<[u8; 6]> = others.filter_map(|host| host.mac).collect();
         receivers.sort_unstable();
         receivers.dedup();
         if receivers.is_empty() {
             return;
         }
-        if receivers.len() > MAX_RECEIVERS {
+        // By broadcast to many, unless the replica that had the address would hear it.
+        if former.is_none() && receivers.len() > MAX_RECEIVERS {
             receivers.clear();
         }
         let announcement = Announcement {

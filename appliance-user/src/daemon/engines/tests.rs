@@ -278,8 +278,12 @@ fn provider_side_answers_for_a_returned_address_only_in_partial_failover() {
     for (still_partial, announced) in [(true, true), (false, false)] {
         let now = Instant::now();
         let mut engines = engines(now);
-        // Another replica, and the one that is to leave.
-        for (address, mac) in [([10, 1, 0, 11], [2; 6]), ([10, 1, 0, 10], REPLICA_MAC)] {
+        // Another replica, and the one that is to leave, which has a second address.
+        for (address, mac) in [
+            ([10, 1, 0, 11], [2; 6]),
+            ([10, 1, 0, 10], REPLICA_MAC),
+            ([10, 1, 0, 12], REPLICA_MAC),
+        ] {
             let event = NeighbourEvent {
                 address: appliance_common::addr::v4_mapped(address),
                 kind: NeighbourEventKind::Announcement as u16,
