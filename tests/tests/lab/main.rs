@@ -4,6 +4,7 @@
 //! and run alone. `cargo xtask test` runs each test in a separate process.
 
 mod benchmarks;
+mod clients;
 mod conditions;
 mod desired;
 mod follow;
