@@ -191,8 +191,9 @@ fn send_error<const L3: usize>(
     kind: [u8; 4],
     counter: Counter,
 ) -> Outcome {
-    let router = packet.router;
-    if packet.silent || router == NONE {
+    // By reference: a copy would take stack of the longest chain of calls.
+    let router = &packet.router;
+    if packet.silent || *router == NONE {
         return Outcome::DropCounted;
     }
     // RFC 1812 section 4.3.2.8, RFC 4443 section 2.4(f).
@@ -209,9 +210,9 @@ fn send_error<const L3: usize>(
     let sent = if packet.ipv6 {
         const MIN_QUOTE: usize = IPV6_LEN + 8;
         if long {
-            error_v6::<L3, ICMP_QUOTE_BYTES>(ctx, frame, &router, &packet.source, kind, 0)
+            error_v6::<L3, ICMP_QUOTE_BYTES>(ctx, frame, router, &packet.source, kind, 0)
         } else {
-            error_v6::<L3, MIN_QUOTE>(ctx, frame, &router, &packet.source, kind, 0)
+            error_v6::<L3, MIN_QUOTE>(ctx, frame, router, &packet.source, kind, 0)
         }
     } else {
         const MIN_QUOTE: usize = IPV4_LEN + 8;
