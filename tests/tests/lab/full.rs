@@ -548,3 +548,56 @@ fn mappings_are_logged_as_configured() {
         events = lines.collect();
     }
 }
+
+/// Hosts whose NIC completes checksums and cuts segments, as those of a hypervisor do; an uplink
+/// whose NIC joins segments. What leaves and enters the uplink is cut to its MTU.
+#[test]
+fn bulk_tcp_is_carried_both_ways_with_offloads_on() {
+    for generic in [false, true] {
+        let Some(site) = Site::bare(lab::sites::full, causeway_tests::site::PLAIN) else {
+            return;
+        };
+        if generic {
+            site.configure(PROVIDER, |config| {
+                // The uplink, which is first; the trunk stays native, as the lab tags by TC.
+                let generic = config.replacen("xdp = \"native\"", "xdp = \"generic\"", 1);
+                assert_ne!(generic, config, "{config}");
+                generic
+            });
+        }
+        for host in ["replica-a", "server", "client"] {
+            site.ok(host, &["ethtool", "-K", "eth0", "tx", "on"]);
+            let features = site.ok(host, &["ethtool", "-k", "eth0"]);
+            assert!(
+                features.contains("tcp-segmentation-offload: on"),
+                "{features}"
+            );
+        }
+        site.ok(PROVIDER, &["ethtool", "-K", "eth0", "gro", "on"]);
+        site.start_appliances().unwrap_or_else(|e| panic!("{e}"));
+        site.boot_replicas("acme").unwrap_or_else(|e| panic!("{e}"));
+        site.mode_full("acme").unwrap_or_else(|e| panic!("{e}"));
+        let _servers = [
+            server(&site, "server", HTTP, 5),
+            server(&site, "replica-a", HTTP, 7),
+        ];
+        let status = site.status(PROVIDER);
+        let mut interfaces = status["interfaces"].as_array().into_iter().flatten();
+        let uplink = interfaces
+            .find(|i| i["name"] == "eth0")
+            .expect("the uplink");
+        let expected = if generic { "generic" } else { "native" };
+        assert_eq!(uplink["xdp"], expected, "{uplink}");
+        get(&site, "replica-a", "198.51.100.80", HTTP, 5, 16 << 20);
+        for public in WEB {
+            get(&site, "client", public, 80, 7, 16 << 20);
+        }
+        for counter in [
+            "frag_needed_sent",
+            "packet_too_big_sent",
+            "checksum_partial",
+        ] {
+            assert_eq!(site.counter(PROVIDER, counter), 0, "{counter}, {generic}");
+        }
+    }
+}
