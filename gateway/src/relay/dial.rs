@@ -2,7 +2,7 @@
 //! without waiting long for one that does not.
 //!
 //! ```text
-//!   service addresses ─ Resolver ─▶ Dialler of the backend ─▶ Race ─▶ TcpStream::connect
+//!   service addresses ─ Resolver ─▶ Dialler of the backend ─▶ Race ─▶ service::dial
 //!                  ▲                  ▲──────── reports ──────────┘
 //!                  └──── all failed: names are looked up again, and addresses that are new tried
 //! ```
@@ -20,21 +20,16 @@ use std::{
 
 pub use gateway_client::dial::ServiceAddress;
 use gateway_client::{
-    dial::{AttemptId, DialSettings, Dialler, NameSettings, Race, RaceAction, RaceSettings},
-    pool::{Failure, Report},
+    dial::{DialSettings, Dialler, NameSettings, Race, RaceSettings},
+    pool::Report,
 };
 use service::names::Resolver;
-use tokio::{net::TcpStream, task::JoinSet, time::sleep_until};
+use tokio::net::TcpStream;
 
 use super::Backend;
 
 /// Least time between two lookups of a name whose addresses do not answer.
 const LOOKUP_PAUSE: Duration = Duration::from_secs(1);
-
-const ANSWERED: Report = Report::Answered {
-    load: None,
-    draining: false,
-};
 
 /// The backends that were dialled, and the addresses of their names.
 #[derive(Debug)]
@@ -150,7 +145,7 @@ pub(super) async fn dial(
     };
     let mut tried = Vec::new();
     let race = backends.race(name, backend, settings);
-    let error = match run(race, &mut tried, &report).await {
+    let error = match service::dial::dial(race, &mut tried, &report).await {
         Ok(connected) => return Ok(connected),
         Err(error) => error,
     };
@@ -163,80 +158,17 @@ pub(super) async fn dial(
         let mut new = backends.resolver.target(name, service_addresses).addresses;
         new.retain(|address| !tried.contains(address));
         if !new.is_empty() {
-            return run(Race::new(new, settings), &mut tried, &report).await;
+            let race = Race::new(new, settings);
+            return service::dial::dial(race, &mut tried, &report).await;
         }
     }
     Err(error)
 }
 
-/// Does what a race decides, and reports each result; `tried` gets the addresses.
-async fn run(
-    mut race: Race,
-    tried: &mut Vec<SocketAddr>,
-    report: &impl Fn(SocketAddr, Report),
-) -> io::Result<(TcpStream, SocketAddr)> {
-    let begun = tokio::time::Instant::now();
-    let mut error = io::ErrorKind::AddrNotAvailable.into();
-    // Its drop ends the attempts.
-    let mut attempts = JoinSet::new();
-    loop {
-        while let Some(action) = race.poll(begun.elapsed()) {
-            match action {
-                RaceAction::Connect { attempt, address } => {
-                    tried.push(address);
-                    attempts.spawn(connect(attempt, address));
-                }
-                RaceAction::Expire { address, .. } => {
-                    error = io::ErrorKind::TimedOut.into();
-                    tracing::debug!(%address, "an address of the backend does not answer");
-                    report(address, Report::Failed(Failure::Silent));
-                }
-            }
-        }
-        let Some(deadline) = race.next_deadline() else {
-            return Err(error);
-        };
-        let (attempt, address, connected) = tokio::select! {
-            Some(joined) = attempts.join_next() => joined.map_err(io::Error::other)?,
-            () = sleep_until(begun + deadline) => continue,
-        };
-        match connected {
-            Ok(stream) => {
-                // An attempt that expired in this moment was reported as a failure.
-                if race.connected(attempt, begun.elapsed()).is_none() {
-                    continue;
-                }
-                report(address, ANSWERED);
-                for slow in race.finish(begun.elapsed()) {
-                    report(slow, Report::Failed(Failure::Silent));
-                }
-                // It fails only if the connection is closed already.
-                if let Err(error) = stream.set_nodelay(true) {
-                    tracing::debug!(%error, "cannot set TCP_NODELAY");
-                }
-                return Ok((stream, address));
-            }
-            Err(source) => {
-                tracing::debug!(
-                    %address, error = %source, "cannot connect to an address of the backend"
-                );
-                race.failed(attempt, begun.elapsed());
-                report(address, Report::Failed(Failure::Unreachable));
-                error = source;
-            }
-        }
-    }
-}
-
-async fn connect(
-    attempt: AttemptId,
-    address: SocketAddr,
-) -> (AttemptId, SocketAddr, io::Result<TcpStream>) {
-    (attempt, address, TcpStream::connect(address).await)
-}
-
 #[cfg(test)]
 mod tests {
+    use gateway_client::{dial::RaceAction, pool::Failure};
+
     use super::*;
 
     fn backend_at(service_addresses: &[&str]) -> HashMap<Arc<str>, Backend> {

@@ -3,8 +3,8 @@
 //!
 //! For: the runtime with its loop, signals and watchdog; the control socket; metrics and health
 //! over HTTP; log output; configuration files that are checked whole; revisions of desired states;
-//! addresses of DNS names; output of commands; settings and errors of the kernel that XDP programs
-//! depend on. Never: the work of a daemon, or the meaning of its requests.
+//! addresses of DNS names and connections to them; output of commands; settings and errors of the
+//! kernel that XDP programs depend on. Never: the work of a daemon, or the meaning of its requests.
 //!
 //! ```text
 //!   systemd ◀── READY, RELOADING, WATCHDOG, STOPPING, STATUS ──┐
@@ -18,6 +18,7 @@ pub mod cli;
 pub mod config;
 mod core_dumps;
 pub mod desired;
+pub mod dial;
 mod error_chain;
 pub mod forwarding;
 pub mod http;
