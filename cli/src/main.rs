@@ -18,6 +18,7 @@ mod client;
 mod context;
 mod declare;
 mod failure;
+mod machine;
 mod objects;
 mod output;
 mod people;

@@ -14,7 +14,7 @@ use crate::{
     client::{Call, encoded, header_text},
     declare::{Format, export_one},
     failure::{Exit, Failure},
-    output, policy,
+    machine, output, policy,
 };
 
 /// The commands of all kinds.
@@ -60,6 +60,13 @@ fn noun(info: &'static KindInfo) -> Command {
         }
         _ => Vec::new(),
     };
+    let of_machines = match machine::is_machine(info) {
+        true => machine::commands(info.kind).into(),
+        false => Vec::new(),
+    };
+    let of_machines = of_machines
+        .into_iter()
+        .map(|verb| with_change(with_tenant(info, verb).arg(name()), false));
     let (new, gone) = match info.kind {
         "address" => (&["add", "assign"][..], &["remove", "release"][..]),
         _ => (&["add"][..], &["remove"][..]),
@@ -67,6 +74,7 @@ fn noun(info: &'static KindInfo) -> Command {
     Command::new(info.kind)
         .subcommands(more)
         .subcommands(more_of_policies)
+        .subcommands(of_machines)
         .about(format!("List, get and change {plural}"))
         .subcommand_required(true)
         .arg_required_else_help(true)
@@ -267,9 +275,23 @@ fn more_verbs(info: &KindInfo) -> &'static [More] {
                 ]
             }
         }
+        "appliance" => {
+            &const {
+                [more(
+                    "identity",
+                    "Show the identity, the enrolment tokens and the connection of an appliance",
+                    Does::Read,
+                )]
+            }
+        }
         "gateway" => {
             &const {
                 [
+                    more(
+                        "identity",
+                        "Show the identity, the enrolment tokens and the connection of a gateway",
+                        Does::Read,
+                    ),
                     more(
                         "enable",
                         "Enable a gateway: tenants may use it",
@@ -424,6 +446,8 @@ pub fn run(
     let done = match verb {
         "allow" => policy::allow(session, given, &collection),
         "deny" => policy::deny(session, given, &collection),
+        "token" => machine::token(session, given, &path),
+        "revoke" => machine::revoke(session, given, &path),
         "get" => {
             let object = session.client()?.get(&path, Vec::new())?;
             match session.json {
@@ -637,6 +661,25 @@ pub fn change(
     body: Option<&Value>,
     revision: Option<u64>,
 ) -> Result<(), Failure> {
+    if let Some(made) = send(session, given, method, path, body, revision)? {
+        match session.json {
+            true => outln!("{made}"),
+            false => service::stdout::print(output::object(&made)),
+        };
+    }
+    Ok(())
+}
+
+/// Sends a change, and prints what a dry run would make: the answer's content, if it was made and
+/// has any.
+pub fn send(
+    session: &Session,
+    given: &ArgMatches,
+    method: Method,
+    path: &str,
+    body: Option<&Value>,
+    revision: Option<u64>,
+) -> Result<Option<Value>, Failure> {
     let flag = |name: &str| {
         let found = given.try_get_one::<bool>(name).ok().flatten();
         found.copied().unwrap_or_default()
@@ -669,7 +712,8 @@ pub fn change(
     }
     let answer = session.client()?.send(&call)?;
     let mut warnings = answer.warnings;
-    if flag("dry-run") {
+    let is_dry = flag("dry-run");
+    if is_dry {
         let more = answer.body["warnings"].as_array().into_iter().flatten();
         warnings.extend(more.filter_map(|text| text.as_str().map(ToOwned::to_owned)));
         match session.json {
@@ -681,16 +725,11 @@ pub fn change(
                 output::differences(differences.map_or(&[], Vec::as_slice)).print();
             }
         }
-    } else if !answer.body.is_null() {
-        match session.json {
-            true => outln!("{}", answer.body),
-            false => service::stdout::print(output::object(&answer.body)),
-        };
     }
     for warning in warnings {
         errln!("causeway: warning: {warning}");
     }
-    Ok(())
+    Ok((!is_dry && !answer.body.is_null()).then_some(answer.body))
 }
 
 #[cfg(test)]

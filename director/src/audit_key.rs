@@ -1,30 +1,21 @@
 //! The key that signs checkpoints of the audit, in a file of its own.
 
-use std::{
-    fs::{self, OpenOptions},
-    io::{ErrorKind, Write as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
-use control::audit::{hex, unhex};
+use control::audit::hex;
 
-use crate::Environment;
+use crate::{
+    Environment,
+    key_file::{self, KeyFile},
+};
 
 /// The key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file cannot be read or written.
-    #[error(
-        "cannot use the audit key {}: {source}; write another director.audit_key",
-        path.display()
-    )]
-    File {
-        path: PathBuf,
-        /// The error of the kernel.
-        source: std::io::Error,
-    },
+    /// The file cannot be used.
+    #[error(transparent)]
+    File(#[from] key_file::Error),
     /// There is no file.
     #[error(
         "there is no audit key {}: put it back from where it was kept; if it is lost, \
@@ -47,25 +38,13 @@ pub enum Error {
         /// The public key of the audit, hexadecimal.
         signer: String,
     },
-    /// Others may read the key.
-    #[error(
-        "{} has the key of the audit, and every user may read it: run `chmod o-rwx {}`",
-        path.display(),
-        path.display()
-    )]
-    Open { path: PathBuf },
-    /// The file has no key.
-    #[error(
-        "{} has no key of 32 bytes in hexadecimal: put it back from where it was kept",
-        path.display()
-    )]
-    Format { path: PathBuf },
 }
 
-fn failed(path: &Path) -> impl Fn(std::io::Error) -> Error {
-    move |source| Error::File {
-        path: path.to_owned(),
-        source,
+const fn file(path: &Path) -> KeyFile<'_> {
+    KeyFile {
+        path,
+        key: "audit key",
+        setting: "director.audit_key",
     }
 }
 
@@ -74,23 +53,15 @@ fn failed(path: &Path) -> impl Fn(std::io::Error) -> Error {
 /// # Errors
 /// [`Error`].
 pub fn load(path: &Path) -> Result<Ed25519KeyPair, Error> {
-    let text = fs::read_to_string(path).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => Error::Missing {
-            path: path.to_owned(),
-        },
-        _ => failed(path)(error),
-    })?;
-    let data = fs::metadata(path).map_err(failed(path))?;
-    if data.permissions().mode() & 0o007 != 0 {
-        return Err(Error::Open {
-            path: path.to_owned(),
-        });
-    }
-    let wrong = || Error::Format {
+    let seed = file(path).load()?.ok_or_else(|| Error::Missing {
         path: path.to_owned(),
-    };
-    let seed = unhex(text.trim()).ok_or_else(wrong)?;
-    Ed25519KeyPair::from_seed_unchecked(&seed).map_err(|_| wrong())
+    })?;
+    pair(path, &seed)
+}
+
+fn pair(path: &Path, seed: &[u8]) -> Result<Ed25519KeyPair, Error> {
+    let pair = Ed25519KeyPair::from_seed_unchecked(seed);
+    Ok(pair.map_err(|_| file(path).malformed())?)
 }
 
 /// Reads the key of a file, which must be the one that signs the audit, hexadecimal, if that is
@@ -129,22 +100,7 @@ pub fn prepare(path: &Path, store: &Path, environment: &dyn Environment) -> Resu
 /// # Errors
 /// [`Error`].
 pub fn create(path: &Path, environment: &dyn Environment) -> Result<Ed25519KeyPair, Error> {
-    match load(path) {
-        Err(Error::Missing { .. }) => {}
-        found => return found,
-    }
-    let failed = failed(path);
-    let mut seed = [0; 32];
-    environment.fill(&mut seed).map_err(&failed)?;
-    let mut options = OpenOptions::new();
-    let options = options.write(true).create_new(true).mode(0o600);
-    let written = options.open(path).and_then(|mut file| {
-        store::give(&file, path)?;
-        file.write_all(hex(&seed).as_bytes())?;
-        file.sync_all()
-    });
-    written.map_err(failed)?;
-    load(path)
+    pair(path, &file(path).load_or_create(environment)?)
 }
 
 /// The public part, hexadecimal.
@@ -155,6 +111,8 @@ pub fn public(key: &Ed25519KeyPair) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
     use super::*;
     use crate::Kernel;
 

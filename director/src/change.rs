@@ -1,12 +1,11 @@
 //! Changes: computed over the state in memory, one at a time, and committed with their audit entry.
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicBool, Ordering},
 };
 
 use aws_lc_rs::signature::Ed25519KeyPair;
-use axum::http::StatusCode;
 use control::{
     ChangeOfObject, Difference, Kind as _, Origin, Precondition, Revision, Tenant, Transaction,
 };
@@ -18,17 +17,16 @@ use tokio::sync::{Mutex, Notify, RwLock, RwLockReadGuard, Semaphore};
 use crate::{
     Environment,
     access::{Access, Accesses, DELAY, Take, WINDOW},
+    agents::{Agents, IDENTITIES, KnownAgents, Presence},
     api::{Attempts, Problem},
     audit::{self, Head, Outcome, Subject},
     ended::Ended,
     environment::uid,
+    idempotency::{keep_answer, set_revision, stored_answer},
     last_use::LastUses,
-    live::{
-        ANSWER_LIFETIME, CREATION_PREFIX, Live, LoadError, MAX_STORED_ANSWER_LEN,
-        MAX_STORED_ANSWERS, STORED_ANSWER_PREFIX, StoredAnswer,
-    },
+    live::{CREATION_PREFIX, Live, LoadError},
     metrics::Metrics,
-    people::{self, Actor, PASSWORD, TOKENS, Token},
+    people::{self, Actor, ENROLMENT, PASSWORD, TOKENS, Token},
     source::Places,
 };
 
@@ -42,8 +40,6 @@ const PASSWORD_QUEUE: usize = 64;
 pub const MAX_UNSIGNED_ENTRIES: u64 = 1000;
 /// Keys of a transaction that takes long to free.
 const MANY_KEYS: usize = 100;
-/// Stored answers that a change forgets at most.
-const MAX_EXPIRED_REMOVED: usize = 16;
 
 /// The director: its store, its state, and the order of changes.
 #[derive(Debug)]
@@ -62,6 +58,10 @@ pub struct Director {
     signature_due: Notify,
     pub(crate) environment: Arc<dyn Environment>,
     pub(crate) metrics: Metrics,
+    /// Connected agents.
+    pub(crate) presence: Presence,
+    /// The endpoint of agents, if there is one.
+    pub(crate) agents: OnceLock<Arc<Agents>>,
     /// Wrong passwords, and wrong codes of authenticators.
     pub(crate) attempts: Attempts,
     /// Accesses that the audit does not have yet.
@@ -116,6 +116,7 @@ impl Director {
     /// [`LoadError`].
     pub async fn new(store: Sqlite, environment: Arc<dyn Environment>) -> Result<Self, LoadError> {
         let live = Live::load_checked(&store).await?;
+        let presence = Presence::default();
         Ok(Self {
             store,
             live: RwLock::new(live),
@@ -125,7 +126,9 @@ impl Director {
             is_closed: AtomicBool::new(false),
             signature_due: Notify::new(),
             environment,
-            metrics: Metrics::default(),
+            metrics: Metrics::new(presence.clone()),
+            presence,
+            agents: OnceLock::new(),
             attempts: Attempts::default(),
             accesses: Accesses::default(),
             last_uses: LastUses::default(),
@@ -146,6 +149,14 @@ impl Director {
         live.checkpoint
             .as_ref()
             .map(|last| last.signer().to_owned())
+    }
+
+    /// The objects of the state at this time, with the agents of machines.
+    pub(crate) fn agents_of<'l>(&'l self, live: &'l Live) -> KnownAgents<'l> {
+        KnownAgents {
+            live,
+            presence: &self.presence,
+        }
     }
 
     /// The state, for reading.
@@ -293,6 +304,7 @@ impl Director {
             }
             Err(error) => Err(error),
         };
+        self.close_revoked(&transaction).await;
         match applied {
             Ok(()) => std::mem::forget(known),
             Err(error) => tracing::error!(%error, "cannot apply a commit"),
@@ -304,32 +316,73 @@ impl Director {
         Ok(revision)
     }
 
-    /// Stores the last use of a token. It is no change of an object, and has no entry in the audit;
-    /// if it fails, a later one is stored.
-    pub(crate) async fn store_last_use(&self, hash: &str, at: Timestamp) {
-        let _lock = self.change_lock.lock().await;
-        if self.is_closed.load(Ordering::Acquire) || self.reload().await.is_err() {
+    /// Closes the streams of machines whose identity a transaction has replaced or deleted.
+    async fn close_revoked(&self, transaction: &Transaction) {
+        let changed = transaction.changes().map(|(key, _)| key);
+        let changed: Vec<_> = changed
+            .filter_map(|key| key.strip_prefix(IDENTITIES))
+            .collect();
+        if changed.is_empty() {
             return;
         }
         let live = self.live.read().await;
-        self.last_uses.retain(|hash| live.tokens.contains_key(hash));
-        let Some((token, revision)) = live.tokens.get(hash) else {
-            return;
-        };
-        let used = Token {
-            last_used: Some(at),
-            ..token.clone()
-        };
-        let Ok(text) = serde_json::to_string(&used) else {
-            return;
-        };
-        let mut transaction = Transaction::default();
-        let key = format!("{TOKENS}{hash}");
-        let precondition = Precondition::At(*revision);
-        transaction.preconditions.insert(key.clone(), precondition);
-        transaction.put.insert(key, text);
-        drop(live);
-        if let Err(error) = self.commit(transaction).await {
+        for key in changed {
+            let identity = live.identities.get(key).map(|(identity, _)| identity);
+            let enrolment = identity.map(|identity| identity.enrolment.as_str());
+            self.presence.keep_only(key, enrolment);
+        }
+    }
+
+    /// Makes a change that is none of an object, and has no entry in the audit: computed over the
+    /// state as other changes are, and again if another director was faster. `None` changes
+    /// nothing.
+    pub(crate) async fn record<E>(
+        &self,
+        plan: impl Fn(&Live, Timestamp) -> Result<Option<Transaction>, E>,
+    ) -> Result<(), RecordError<E>> {
+        let _lock = self.change_lock.lock().await;
+        for _ in 0..ATTEMPTS {
+            if self.is_closed.load(Ordering::Acquire) || self.reload().await.is_err() {
+                return Err(RecordError::Unavailable);
+            }
+            let live = self.live.read().await;
+            let planned = plan(&live, self.environment.now()).map_err(RecordError::Refused)?;
+            drop(live);
+            let Some(transaction) = planned else {
+                return Ok(());
+            };
+            match self.commit(transaction).await {
+                Ok(_) => return Ok(()),
+                Err(CommitError::Stale { .. }) => {}
+                Err(error) => {
+                    tracing::error!(%error, "cannot commit a change");
+                    return Err(RecordError::Unavailable);
+                }
+            }
+        }
+        Err(RecordError::Unavailable)
+    }
+
+    /// Stores the last use of a token. It is no change of an object, and has no entry in the audit;
+    /// if it fails, a later one is stored.
+    pub(crate) async fn store_last_use(&self, hash: &str, at: Timestamp) {
+        let recorded = self.record(|live, _| {
+            self.last_uses.retain(|hash| live.tokens.contains_key(hash));
+            let Some((token, revision)) = live.tokens.get(hash) else {
+                return Ok(None);
+            };
+            let used = Token {
+                last_used: Some(at),
+                ..token.clone()
+            };
+            let mut transaction = Transaction::default();
+            let key = format!("{TOKENS}{hash}");
+            let precondition = Precondition::At(*revision);
+            transaction.preconditions.insert(key.clone(), precondition);
+            transaction.put.insert(key, serde_json::to_string(&used)?);
+            Ok::<_, serde_json::Error>(Some(transaction))
+        });
+        if let Err(error) = recorded.await {
             tracing::warn!(%error, "cannot store the last use of a token");
         }
     }
@@ -427,6 +480,17 @@ impl Director {
     }
 }
 
+/// Why a change that is none of an object was not made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RecordError<E> {
+    /// The plan refuses.
+    #[error("{0}")]
+    Refused(E),
+    /// The store cannot be used, or the director stops.
+    #[error("the store cannot be used, or the director stops")]
+    Unavailable,
+}
+
 /// Keeps the number of the audit's entry by which a tenant is made: entries before it are those of
 /// an earlier tenant of the same name, whatever the clock says.
 fn note_creations(transaction: &mut Transaction, differences: &[Difference], number: u64) {
@@ -443,7 +507,8 @@ fn note_creations(transaction: &mut Transaction, differences: &[Difference], num
 
 /// Refuses the change of an actor whose token has ended while the request waited for its turn.
 fn still_holds(live: &Live, actor: &Actor, now: Timestamp) -> Result<(), Problem> {
-    if actor.token == PASSWORD {
+    // Such changes check what was shown in their plan.
+    if actor.token == PASSWORD || actor.token.starts_with(ENROLMENT) {
         return Ok(());
     }
     // A token's id is the beginning of its hash.
@@ -495,108 +560,6 @@ impl Drop for Known<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Release);
     }
-}
-
-/// Writes the revision into the metadata of an answer's object.
-fn set_revision(body: &mut Value, revision: Revision) {
-    if let Some(metadata) = body.get_mut("metadata") {
-        metadata["revision"] = revision.into();
-    }
-}
-
-/// The answer that is kept for a request with the same key.
-fn stored_answer(
-    live: &Live,
-    wanted: &Wanted<'_>,
-    now: Timestamp,
-) -> Result<Option<Applied>, Problem> {
-    let Some((key, request)) = &wanted.idempotency else {
-        return Ok(None);
-    };
-    let Some((stored, revision)) = live.stored_answers.get(key) else {
-        return Ok(None);
-    };
-    if now.duration_since(stored.at) >= ANSWER_LIFETIME {
-        return Ok(None);
-    }
-    if stored.request != *request {
-        return Err(Problem::idempotency_key());
-    }
-    let mut body = stored.body.clone();
-    let revision = (!stored.is_unchanged).then_some(*revision);
-    if let Some(revision) = revision {
-        set_revision(&mut body, revision);
-    }
-    Ok(Some(Applied {
-        status: stored.status,
-        body,
-        warnings: stored.warnings.clone(),
-        differences: Vec::new(),
-        revision,
-    }))
-}
-
-/// Adds the answer that is kept for a request with the same key, if the request has one, and
-/// forgets old ones.
-fn keep_answer(
-    live: &Live,
-    wanted: &Wanted<'_>,
-    transaction: &mut Transaction,
-    applied: &Applied,
-    is_unchanged: bool,
-    now: Timestamp,
-) -> Result<(), Problem> {
-    let is_old = |stored: &StoredAnswer| now.duration_since(stored.at) >= ANSWER_LIFETIME;
-    let old = live
-        .stored_answers
-        .iter()
-        .filter(|(_, (stored, _))| is_old(stored));
-    for (key, _) in old.take(MAX_EXPIRED_REMOVED) {
-        transaction
-            .delete
-            .insert(format!("{STORED_ANSWER_PREFIX}{key}"));
-    }
-    if let Some((key, request)) = &wanted.idempotency {
-        let user = &wanted.actor.user;
-        if !live.stored_answers.contains_key(key)
-            && live.stored_answers_of(user).count() >= MAX_STORED_ANSWERS
-        {
-            return Err(Problem::too_many(&format!(
-                "user {user:?} has sent {MAX_STORED_ANSWERS} requests with an Idempotency-Key \
-                 within a day: omit the key"
-            )));
-        }
-        let answer = StoredAnswer {
-            at: now,
-            request: request.clone(),
-            status: applied.status,
-            body: applied.body.clone(),
-            warnings: applied.warnings.clone(),
-            is_unchanged,
-        };
-        let text = serde_json::to_string(&answer).map_err(|error| Problem::internal(&error))?;
-        if text.len() > MAX_STORED_ANSWER_LEN {
-            return Err(Problem::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "too-large",
-                format!(
-                    "an answer of more than {MAX_STORED_ANSWER_LEN} bytes is not kept: omit the \
-                     Idempotency-Key, and use If-Match to repeat the change safely"
-                ),
-            ));
-        }
-        let stored = format!("{STORED_ANSWER_PREFIX}{key}");
-        let precondition = match live.stored_answers.get(key) {
-            Some((_, revision)) => Precondition::At(*revision),
-            None => Precondition::Absent,
-        };
-        transaction.delete.remove(&stored);
-        transaction
-            .preconditions
-            .insert(stored.clone(), precondition);
-        transaction.put.insert(stored, text);
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -6,10 +6,12 @@ use std::{
     time::Duration,
 };
 
+use gateway_client::dial::{ServiceAddress, dns_name};
+use identity::{Machine, Name};
 use serde::Deserialize;
 use service::config::{self, Checker, Range};
 
-use crate::tls::Files;
+use crate::{agents, tls::Files};
 
 pub use service::config::Error;
 
@@ -24,6 +26,12 @@ const STORE: &str = "/var/lib/causeway-director/store";
 
 /// Default path of the key that signs checkpoints of the audit.
 const AUDIT_KEY: &str = "/var/lib/causeway-director/audit-key";
+/// Default address of agents.
+const AGENTS: &str = "[::]:6186";
+/// Default path of the key that encrypts the authority's.
+const SEALING_KEY: &str = "/var/lib/causeway-director/sealing-key";
+/// Most addresses of the director itself in an enrolment token.
+const MAX_SERVICE_ADDRESSES: usize = 8;
 
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +52,8 @@ pub struct Config {
     pub control_socket: PathBuf,
     /// Address of the metrics, a loopback address; `None`: no metrics.
     pub metrics: Option<SocketAddr>,
+    /// The endpoint of agents; without it, machines cannot enrol.
+    pub agents: Option<agents::Settings>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -51,6 +61,19 @@ pub struct Config {
 struct File {
     #[serde(default)]
     director: Keys,
+    agents: Option<AgentKeys>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AgentKeys {
+    listen: Option<String>,
+    provider: String,
+    server_name: String,
+    #[serde(default)]
+    service_addresses: Vec<String>,
+    sealing_key: Option<PathBuf>,
+    renewable: Option<f64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -116,7 +139,9 @@ impl Config {
             let store = checker.absolute("director.store", keys.store, STORE);
             let control_socket =
                 checker.control_socket("director.control_socket", keys.control_socket, SOCKET);
+            let agents = file.agents.and_then(|keys| agents(&mut checker, keys));
             checker.finish(Self {
+                agents,
                 listen: listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0))),
                 tls,
                 store,
@@ -128,6 +153,54 @@ impl Config {
             })
         })
     }
+}
+
+/// The endpoint of agents; `None` after a problem.
+fn agents(checker: &mut Checker, keys: AgentKeys) -> Option<agents::Settings> {
+    let listen = keys.listen.as_deref().unwrap_or(AGENTS);
+    let listen = address(checker, "agents.listen", listen);
+    if Name::new(&keys.provider, Machine::Director).is_err() {
+        let provider = &keys.provider;
+        let rule = "write a name of a to z, 0 to 9, `.`, `-` and `_`, such as provider.example: \
+                    it is in the name of every machine";
+        checker.problem("agents.provider", format!("{provider:?}: {rule}"));
+    }
+    let server_name = dns_name(keys.server_name.as_bytes());
+    if server_name.is_none() {
+        let rule = "write a DNS name such as director.provider.example, by which gateways relay";
+        checker.problem(
+            "agents.server_name",
+            format!("{:?}: {rule}", keys.server_name),
+        );
+    }
+    if keys.service_addresses.len() > MAX_SERVICE_ADDRESSES {
+        let text = format!("write at most {MAX_SERVICE_ADDRESSES} addresses");
+        checker.problem("agents.service_addresses", text);
+    }
+    let mut service_addresses = Vec::new();
+    for text in &keys.service_addresses {
+        match text.parse::<ServiceAddress>() {
+            Ok(address) if service_addresses.contains(&address) => {
+                checker.problem("agents.service_addresses", format!("{text}: write it once"));
+            }
+            Ok(address) => service_addresses.push(address),
+            Err(error) => checker.problem("agents.service_addresses", error.to_string()),
+        }
+    }
+    let sealing_key = checker.absolute("agents.sealing_key", keys.sealing_key, SEALING_KEY);
+    let days = Range {
+        least: 0.0,
+        most: 366.0 * 86_400.0,
+        default: 30.0 * 86_400.0,
+    };
+    Some(agents::Settings {
+        listen: listen?,
+        provider: keys.provider,
+        server_name: server_name?,
+        service_addresses,
+        sealing_key,
+        grace: checker.seconds("agents.renewable", keys.renewable, days),
+    })
 }
 
 /// The certificate and its key: both or none.

@@ -28,7 +28,7 @@ use store::{Export, Options, Sqlite, Store as _};
 use tokio::{net::TcpListener, task::JoinHandle};
 
 use crate::{
-    Director, Kernel,
+    Director, Kernel, agents,
     api::{self, Problem},
     audit_key,
     config::{self, Config},
@@ -112,6 +112,9 @@ pub enum Error {
         /// The error of the kernel.
         source: std::io::Error,
     },
+    /// Agents cannot be served.
+    #[error(transparent)]
+    Agents(#[from] agents::Error),
     /// The certificate of the API cannot be used.
     #[error(transparent)]
     Tls(#[from] tls::Error),
@@ -148,6 +151,8 @@ struct Daemon {
     director: Arc<Director>,
     api: JoinHandle<()>,
     tls: Option<Arc<Tls>>,
+    /// Serves agents, if it is configured.
+    agents: JoinHandle<()>,
     /// Signs checkpoints of the audit, and writes its entries of accesses.
     checkpoints: JoinHandle<()>,
     /// Asks the API and the store.
@@ -192,6 +197,10 @@ impl Daemon {
         )?);
         let public = audit_key::public(&key);
         tracing::info!(key = public, "signing checkpoints of the audit");
+        let agents = match config.agents.clone() {
+            None => tokio::spawn(std::future::pending()),
+            Some(settings) => agents::start(&director, settings).await?.1,
+        };
         let tls = config.tls.clone().map(Tls::load).transpose()?.map(Arc::new);
         let failed = |source| Error::Listen {
             address: config.listen,
@@ -237,6 +246,7 @@ impl Daemon {
             director,
             api,
             tls,
+            agents,
             checkpoints,
             self_test,
             audit_key: key,
@@ -307,6 +317,7 @@ impl service::Daemon for Daemon {
             None => tokio::select! {
                 no_answer = self.self_test.failed() => Err(no_answer.into()),
                 _ = &mut self.api => Err(Error::Ended("the API")),
+                _ = &mut self.agents => Err(Error::Ended("agents")),
                 _ = &mut self.checkpoints => Err(Error::Ended("the audit's checkpoints")),
             },
             Some(closing) => {
@@ -324,6 +335,7 @@ impl service::Daemon for Daemon {
     /// the audit is signed before the end.
     fn stop(&mut self) -> ControlFlow<()> {
         self.api.abort();
+        self.agents.abort();
         self.checkpoints.abort();
         let (director, key) = (Arc::clone(&self.director), Arc::clone(&self.audit_key));
         self.closing = Some(tokio::spawn(async move {
@@ -405,6 +417,7 @@ impl service::Daemon for Daemon {
 
     fn shut_down(self) {
         self.api.abort();
+        self.agents.abort();
         self.checkpoints.abort();
         if self.self_test.has_failed() {
             // The last handle of a store waits for the writer, which may hang for ever.

@@ -14,6 +14,7 @@
 //! ```
 
 mod access;
+pub mod agents;
 pub mod api;
 pub mod audit;
 pub mod audit_key;
@@ -22,7 +23,9 @@ pub mod config;
 pub mod daemon;
 mod ended;
 mod environment;
+mod idempotency;
 mod init;
+mod key_file;
 mod last_use;
 mod live;
 mod metrics;

@@ -9,6 +9,7 @@ use serde_json::Value;
 use store::Store;
 
 use crate::{
+    agents::{AUTHORITIES, ENROLMENTS, Enrolment, IDENTITIES, MachineIdentity, StoredAuthority},
     audit::{self, Checkpoint, Head},
     people::{Actor, TOKENS, Token, USERS, User},
 };
@@ -18,8 +19,11 @@ pub(crate) const STORED_ANSWER_PREFIX: &str = "idempotency/";
 /// Prefix of the keys of the numbers of the audit's entries by which tenants were made, by name.
 pub(crate) const CREATION_PREFIX: &str = "tenant-creation/";
 /// Prefixes of the director's own keys that are read at the start: all but entries of the audit.
-const LOADED: [&str; 6] = [
+const LOADED: [&str; 9] = [
     USERS,
+    ENROLMENTS,
+    IDENTITIES,
+    AUTHORITIES,
     CREATION_PREFIX,
     TOKENS,
     STORED_ANSWER_PREFIX,
@@ -77,6 +81,12 @@ pub(crate) struct Live {
     /// Numbers of the audit's entries by which tenants were made, by name. Tenants of earlier
     /// versions have none.
     pub creations: BTreeMap<String, (u64, Revision)>,
+    /// Enrolment tokens, by hash of the secret.
+    pub enrolments: BTreeMap<String, (Enrolment, Revision)>,
+    /// Identities of machines, by key of the machine's object.
+    pub identities: BTreeMap<String, (MachineIdentity, Revision)>,
+    /// Authorities, by hash of the certificate.
+    pub authorities: BTreeMap<String, (StoredAuthority, Revision)>,
 }
 
 /// The state cannot be read.
@@ -206,6 +216,12 @@ impl Live {
             put(&mut self.stored_answers, name, key, value, revision)
         } else if let Some(name) = key.strip_prefix(CREATION_PREFIX) {
             put(&mut self.creations, name, key, value, revision)
+        } else if let Some(hash) = key.strip_prefix(ENROLMENTS) {
+            put(&mut self.enrolments, hash, key, value, revision)
+        } else if let Some(name) = key.strip_prefix(IDENTITIES) {
+            put(&mut self.identities, name, key, value, revision)
+        } else if let Some(hash) = key.strip_prefix(AUTHORITIES) {
+            put(&mut self.authorities, hash, key, value, revision)
         } else if key == audit::HEAD {
             self.head = value
                 .map(|value| parse(key, value))

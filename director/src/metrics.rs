@@ -17,6 +17,8 @@ use prometheus_client::{
 };
 use tokio::sync::watch::Receiver;
 
+use crate::agents::Presence;
+
 /// Labels of an answered request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Answered {
@@ -24,6 +26,15 @@ pub(crate) struct Answered {
     pub operation: String,
     /// Status of HTTP.
     pub status: u16,
+}
+
+/// Labels of an agent's call.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct AgentResult {
+    /// `enrol`, `renew` or `connect`.
+    pub call: &'static str,
+    /// `ok`, `refused` or `unavailable`.
+    pub result: &'static str,
 }
 
 /// All metrics of the director's own. Clones share them.
@@ -35,20 +46,24 @@ pub(crate) struct Metrics {
     pub commits: Counter,
     /// Seconds from the head of a request to the head of its answer.
     request_seconds: Histogram,
+    /// Answered calls of agents.
+    pub agent_calls: Family<AgentResult, Counter>,
+    agents: Presence,
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
+impl Metrics {
+    /// Metrics, all zero, with the number of these agents.
+    pub fn new(agents: Presence) -> Self {
         Self {
+            agent_calls: Family::default(),
+            agents,
             requests: Family::default(),
             commits: Counter::default(),
             // 1 ms to 16 s: a commit waits for the disk.
             request_seconds: Histogram::new(exponential_buckets(0.001, 4.0, 8)),
         }
     }
-}
 
-impl Metrics {
     /// An answered request took this time.
     pub fn observe(&self, time: Duration) {
         self.request_seconds.observe(time.as_secs_f64());
@@ -72,6 +87,26 @@ impl Metrics {
             "Committed changes",
             self.commits.clone(),
         );
+        registry.register(
+            "causeway_director_agent_calls",
+            "Answered calls of agents",
+            self.agent_calls.clone(),
+        );
+        registry.register_collector(Box::new(ConnectedAgents(self.agents.clone())));
+    }
+}
+
+/// The number of connected agents.
+#[derive(Debug)]
+struct ConnectedAgents(Presence);
+
+impl Collector for ConnectedAgents {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let count = u64::try_from(self.0.count()).unwrap_or(u64::MAX);
+        let name = "causeway_director_agents_connected";
+        let encoder =
+            encoder.encode_descriptor(name, "Connected agents", None, MetricType::Gauge)?;
+        ConstGauge::new(count).encode(encoder)
     }
 }
 
@@ -99,7 +134,12 @@ mod tests {
 
     #[test]
     fn page_of_metrics_lists_each_metric_with_type_and_labels() {
-        let metrics = Metrics::default();
+        let metrics = Metrics::new(Presence::default());
+        let call = AgentResult {
+            call: "enrol",
+            result: "ok",
+        };
+        metrics.agent_calls.get_or_create(&call).inc();
         let answered = Answered {
             operation: "host.get".to_owned(),
             status: 200,

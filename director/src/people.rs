@@ -14,6 +14,8 @@ use crate::{Environment, audit::hex, live::Live, roles::Role, totp::Authenticato
 pub const USERS: &str = "user/";
 /// In place of a token's id: the actor has shown a password.
 pub const PASSWORD: &str = "password";
+/// In place of a token's id, before that of an enrolment token: a machine has shown its secret.
+pub(crate) const ENROLMENT: &str = "enrolment";
 /// Prefix of the keys of tokens, before the token's hash.
 pub const TOKENS: &str = "token/";
 /// Every token begins with this, so that scanners of leaked secrets find it.

@@ -287,14 +287,14 @@ impl Limits {
 }
 
 /// A connection that counts until it is dropped.
-struct Admitted {
+pub(crate) struct Admitted {
     limits: Arc<Limits>,
     address: IpAddr,
 }
 
 impl Admitted {
     /// `None` if there are as many connections as there may be, of all or of this address.
-    fn new(limits: &Arc<Limits>, address: IpAddr) -> Option<Self> {
+    pub(crate) fn new(limits: &Arc<Limits>, address: IpAddr) -> Option<Self> {
         let mut open = limits.lock();
         let all: usize = open.values().sum();
         let of_address = open.entry(address).or_default();

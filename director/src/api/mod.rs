@@ -12,6 +12,7 @@ mod answer;
 mod attempts;
 mod compatibility;
 mod document;
+mod machines;
 mod objects;
 mod password;
 mod people;

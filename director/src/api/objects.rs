@@ -18,6 +18,7 @@ use super::{
     table::{Answering, Operation, Parameter, ResponseHeader, Success, Values},
 };
 use crate::{
+    agents::forget_machine,
     audit::hex,
     change::{Applied, Planned, Wanted},
     live::Live,
@@ -144,7 +145,7 @@ const KEY: Parameter = Parameter::new(
     Values::Header,
     "The same answer is given to the same request with this key for a day.",
 );
-const REASON: Parameter = Parameter::new(
+pub(super) const REASON: Parameter = Parameter::new(
     "X-Reason",
     Values::Text,
     "The reason for the change, for the audit. A change with `force` must have one, and one that a \
@@ -247,7 +248,7 @@ fn sentence(verb: &str) -> String {
 }
 
 /// Tenant and name in the path.
-fn place<K: Kind>(call: &Call) -> (Option<&str>, Option<&str>) {
+pub(super) fn place<K: Kind>(call: &Call) -> (Option<&str>, Option<&str>) {
     let mut values = call.parameters.iter().map(String::as_str);
     match K::SCOPE {
         Scope::Provider => (None, values.next()),
@@ -329,7 +330,9 @@ async fn list<K: Served>(call: Call) -> Result<Answer, Problem> {
         .after(start)
         .take_while(|object| tenant.is_none_or(|tenant| object.tenant() == tenant))
         .filter(|object| only.is_none_or(|only| object.name() == only));
-    let mut observed = Observed::new(&live.state, call.director.environment.now());
+    let agents = call.director.agents_of(&live);
+    let observed = Observed::new(&live.state, call.director.environment.now());
+    let mut observed = observed.with_agents(&agents);
     // Each object is text before the next one: a page has a thousand objects, and ends after some
     // MiB, whatever its client then reads of it.
     let mut items = String::new();
@@ -385,7 +388,9 @@ async fn get<K: Served>(call: Call) -> Result<Answer, Problem> {
     }
     let live = call.director.live().await?;
     let object = found::<K>(&live, tenant, name)?;
-    let mut observed = Observed::new(&live.state, call.director.environment.now());
+    let agents = call.director.agents_of(&live);
+    let observed = Observed::new(&live.state, call.director.environment.now());
+    let mut observed = observed.with_agents(&agents);
     let answer = json_text(&Seen::new(object, &mut observed))?;
     Ok(answer.tagged(object.metadata.revision))
 }
@@ -421,7 +426,7 @@ fn json_text<T: Serialize>(value: &T) -> Result<Answer, Problem> {
     }
 }
 
-fn found<'l, K: Kind>(
+pub(super) fn found<'l, K: Kind>(
     live: &'l Live,
     tenant: Option<&str>,
     name: &str,
@@ -437,6 +442,7 @@ fn found<'l, K: Kind>(
 
 fn planned<K: Kind>(live: &Live, mut accepted: Accepted<K>) -> Result<Planned, Problem> {
     remove_users_of_deleted(live, &mut accepted.transaction);
+    forget_machine(live, &mut accepted.transaction);
     Ok(Planned {
         body: serde_json::to_value(&accepted.object).map_err(|error| Problem::internal(&error))?,
         transaction: accepted.transaction,

@@ -1,7 +1,7 @@
 //! The state in short.
 
 use axum::http::{Method, StatusCode};
-use control::{Summary, Tenant, summary};
+use control::{Observed, Summary, Tenant, summary};
 
 use super::{
     answer::{Answer, Problem},
@@ -42,6 +42,8 @@ async fn status(call: Call) -> Result<Answer, Problem> {
     {
         return Err(no_tenant(tenant));
     }
-    let found = summary(&live.state, call.director.environment.now(), tenant);
+    let agents = call.director.agents_of(&live);
+    let observed = Observed::new(&live.state, call.director.environment.now());
+    let found = summary(observed.with_agents(&agents), tenant);
     Ok(Answer::json(StatusCode::OK, &body(&found)?))
 }

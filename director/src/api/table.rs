@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     answer::{Answer, Problem},
-    objects, password, people, records,
+    machines, objects, password, people, records,
     request::Call,
     status, tokens, usage, watch,
 };
@@ -184,6 +184,7 @@ pub fn operations() -> Vec<Operation> {
     password::register(&mut all);
     tokens::register(&mut all);
     objects::register(&mut all);
+    machines::register(&mut all);
     usage::register(&mut all);
     status::register(&mut all);
     records::register(&mut all);

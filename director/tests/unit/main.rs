@@ -11,6 +11,7 @@ mod headers;
 mod kill;
 mod last_use;
 mod limits;
+mod machines;
 mod matrix;
 mod offline;
 mod password;

@@ -220,6 +220,36 @@ fn other_tries(id: &str, path: &str, ids: &BTreeMap<&str, String>) -> Vec<Try> {
             on(Which::Foreign, &ids["admin"], None),
             on(Which::Absent, "nothing", None),
         ],
+        // No agents are served here, which is refused after the role is checked.
+        _ if id.contains(".enrolment.") || id.contains(".identity.") => {
+            let name = if id.starts_with("gateway.") {
+                "gw1"
+            } else {
+                "h1"
+            };
+            let foreign = if id.starts_with("gateway.") {
+                "gw2"
+            } else {
+                "h1"
+            };
+            let body = id.ends_with(".create").then(|| json!({ "hours": 1 }));
+            let query = if id.ends_with(".get") {
+                ""
+            } else {
+                "?dry_run=true"
+            };
+            [
+                (Which::Own, "acme", name),
+                (Which::Foreign, "globex", foreign),
+                (Which::Absent, "acme", "nothing"),
+            ]
+            .map(|(which, tenant, name)| Try {
+                which,
+                path: path.replace("{tenant}", tenant).replace("{name}", name) + query,
+                body: body.clone(),
+            })
+            .into()
+        }
         "self.totp.confirm" => vec![one(path, Some(json!({ "code": "1" })))],
         _ => vec![one(path, None)],
     }

@@ -1,7 +1,7 @@
 //! Conditions of objects: what is true of them now, computed from the state and the time.
 //!
-//! Today the director has no agents at appliances and gateways: what only they know is told as
-//! unknown, or as not there, with the reason `NoAgent`.
+//! Facts that only a machine knows come from its agent: [`Agents`]. Where there is none, they are
+//! told as unknown, or as not there, with the reason `NoAgent`.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -82,9 +82,38 @@ impl Condition {
     }
 }
 
+/// The agent of a machine that has enrolled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agent {
+    /// Time of the enrolment.
+    pub enrolled: Timestamp,
+    /// Last second of its certificate.
+    pub expires: Timestamp,
+    /// Its connection, while it is connected.
+    pub connection: Option<AgentConnection>,
+}
+
+/// The connection of an agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentConnection {
+    /// Begin of the connection.
+    pub since: Timestamp,
+    /// Version of the daemon.
+    pub version: String,
+    /// Whether the machine is ready, and why not; `None` before its first report.
+    pub report: Option<(bool, Vec<String>)>,
+}
+
+/// The agents of machines, as far as they are known.
+pub trait Agents {
+    /// The agent of a machine, by the key of its object; `None` before it has enrolled.
+    fn agent(&self, key: &str) -> Option<Agent>;
+}
+
 /// The state at a time, for the conditions of many objects.
 pub struct Observed<'s> {
     pub(crate) state: &'s State,
+    agents: Option<&'s dyn Agents>,
     pub(crate) now: Timestamp,
     pub(crate) gateways: Gateways<'s>,
     /// The last tenant, whose plans are checked one after the other.
@@ -97,10 +126,23 @@ impl<'s> Observed<'s> {
     pub fn new(state: &'s State, now: Timestamp) -> Self {
         Self {
             state,
+            agents: None,
             now,
             gateways: Gateways::of(state),
             view: None,
         }
+    }
+
+    /// The same, with the agents of machines.
+    #[must_use]
+    pub fn with_agents(mut self, agents: &'s dyn Agents) -> Self {
+        self.agents = Some(agents);
+        self
+    }
+
+    /// The agent of the machine that an object is.
+    pub(crate) fn agent<K: Kind>(&self, object: &Object<K>) -> Option<Agent> {
+        self.agents?.agent(&object.key())
     }
 
     /// The conditions of an object of the state; none for kinds that have none.

@@ -51,13 +51,13 @@ mod usage;
 pub use catalogue::{KINDS, KindInfo, ReasonFor, kind, reason_for};
 pub use change::{Accepted, Options, create, remove, replace};
 pub use claims::ClaimError;
-pub use condition::{Condition, Holds, NO_AGENT, Observed};
+pub use condition::{Agent, AgentConnection, Agents, Condition, Holds, NO_AGENT, Observed};
 pub use difference::{ChangeOfObject, Difference, FieldDifference, differences, spec_differences};
 pub use kinds::{
     Address, AddressPool, AddressStatus, AllocatedNetwork, Allocation, Appliance, ApplianceStatus,
     Gateway, GatewayPool, HardwarePlan, HealthCheck, Hooks, Host, Limits, Mapping, Mode, Network,
     NetworkStatus, Plan, PlanNetwork, PlanVm, Platform, Policy, Rule, SubscribedAppliance,
-    Subscription, SubscriptionStatus, Switch, Tenant, TenantStatus, Uplink, VlanPool,
+    Subscription, SubscriptionStatus, Switch, Tenant, TenantStatus, Uplink, VlanPool, gateways_of,
 };
 pub use name::{NAME_PATTERN, NAME_RULE, is_name};
 pub use object::{Kind, Metadata, Nothing, Object, Origin, Scope};

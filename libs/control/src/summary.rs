@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use crate::{
     Address, AddressPool, Appliance, Gateway, GatewayPool, HardwarePlan, Holds, Host, Kind,
-    Mapping, NO_AGENT, Network, Object, Observed, Plan, Policy, Revision, Rule, Scope, State,
+    Mapping, NO_AGENT, Network, Object, Observed, Plan, Policy, Revision, Rule, Scope,
     Subscription, Tenant, VlanPool, state::for_all_kinds,
 };
 
@@ -65,8 +65,8 @@ type Groups = BTreeMap<(&'static str, &'static str, Holds, &'static str), (u64, 
 
 /// The state at a time in short; with a tenant, that of the tenant and its objects alone.
 #[must_use]
-pub fn summary(state: &State, now: Timestamp, tenant: Option<&str>) -> Summary {
-    let mut observed = Observed::new(state, now);
+pub fn summary(mut observed: Observed<'_>, tenant: Option<&str>) -> Summary {
+    let (state, now) = (observed.state, observed.now);
     let (mut counts, mut groups) = (BTreeMap::new(), Groups::new());
     macro_rules! kinds {
         ($($kind:ty),*) => {

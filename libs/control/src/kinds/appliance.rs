@@ -6,7 +6,7 @@ use failover::IpPrefix;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{AddressPool, Gateway, Subscription, gateway::enrolled, kind, subscription::declaring};
+use super::{AddressPool, Gateway, Subscription, gateway::of_agent, kind, subscription::declaring};
 use crate::{
     Condition, Conflict, Object, Observed, Refusal, State,
     addressing::{host_problem, network_and_broadcast},
@@ -189,8 +189,8 @@ impl Rules for Appliance {
         Err(by_subscription(old))
     }
 
-    fn conditions(object: &Object<Self>, _: &mut Observed<'_>) -> Vec<Condition> {
-        vec![enrolled(object)]
+    fn conditions(object: &Object<Self>, observed: &mut Observed<'_>) -> Vec<Condition> {
+        of_agent(object, observed)
     }
 }
 

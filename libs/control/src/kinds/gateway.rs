@@ -2,10 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
 };
 
-use gateway_client::dial::MAX_ADDRESSES;
+use gateway_client::dial::{MAX_ADDRESSES, ServiceAddress};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -165,7 +165,7 @@ impl Rules for Gateway {
         )
     }
 
-    fn conditions(object: &Object<Self>, _: &mut Observed<'_>) -> Vec<Condition> {
+    fn conditions(object: &Object<Self>, observed: &mut Observed<'_>) -> Vec<Condition> {
         let enabled = Condition::either(
             object,
             "Enabled",
@@ -185,21 +185,65 @@ impl Rules for Gateway {
             drained.status = Holds::Unknown;
             drained.is_well = false;
             drained.reason = NO_AGENT;
-            drained.message = "the gateway is to be drained, and the director has no agent there: \
-                               look at its circuits with `causeway-gateway status`"
+            drained.message = "the gateway is to be drained, and its agent does not tell of \
+                               circuits: look at them with `causeway-gateway status`"
                 .to_owned();
         }
-        vec![enabled, drained, enrolled(object)]
+        let mut all = vec![enabled, drained];
+        all.extend(of_agent(object, observed));
+        all
     }
 }
 
-/// Whether the director has an agent at an object: not yet.
-pub(super) fn enrolled<K: Kind>(object: &Object<K>) -> Condition {
-    let text = format!(
-        "the director has no agent at this {}: it is configured by itself",
-        K::KIND
-    );
-    Condition::new(object, "Enrolled", false, NO_AGENT, text)
+/// Whether a machine has enrolled; if so, whether its agent is connected, and says that the machine
+/// is ready.
+pub(super) fn of_agent<K: Kind>(object: &Object<K>, observed: &Observed<'_>) -> Vec<Condition> {
+    let kind = K::KIND;
+    let condition = |kind, holds, reason, text| Condition::new(object, kind, holds, reason, text);
+    let Some(agent) = observed.agent(object) else {
+        let text = format!(
+            "no machine has enrolled as this {kind}: create a token by `causeway {kind} token`"
+        );
+        return vec![condition("Enrolled", false, NO_AGENT, text)];
+    };
+    let text = format!("the machine's certificate holds until {}", agent.expires);
+    let mut enrolled = condition("Enrolled", true, "Enrolled", text);
+    enrolled.since = Some(agent.enrolled);
+    if observed.now > agent.expires {
+        enrolled.is_well = false;
+        enrolled.reason = "CertificateExpired";
+        enrolled.message = format!(
+            "the machine's certificate has expired at {}: connect the machine, which renews it, or \
+             enrol it by a new token",
+            agent.expires
+        );
+    }
+    let Some(connection) = agent.connection else {
+        let text = "the machine's agent is not connected: look at its log, and at the gateways \
+                    between"
+            .to_owned();
+        let connected = condition("Connected", false, "NotConnected", text.clone());
+        let mut ready = condition("Ready", false, "NotConnected", text);
+        ready.status = Holds::Unknown;
+        return vec![enrolled, connected, ready];
+    };
+    let text = format!("the machine runs version {}", connection.version);
+    let mut connected = condition("Connected", true, "Connected", text);
+    connected.since = Some(connection.since);
+    let ready = match connection.report {
+        None => {
+            let text = "the machine has not reported yet".to_owned();
+            let mut ready = condition("Ready", false, "NoReport", text);
+            ready.status = Holds::Unknown;
+            ready
+        }
+        Some((true, _)) => {
+            let text = "the machine does what it is configured for".to_owned();
+            condition("Ready", true, "Ready", text)
+        }
+        Some((false, reasons)) => condition("Ready", false, "NotReady", reasons.join("; ")),
+    };
+    vec![enrolled, connected, ready]
 }
 
 fn is_dns_name(name: &str) -> bool {
@@ -242,21 +286,55 @@ impl<'s> Gateways<'s> {
     /// Whether a tenant may use any gateway: those of its pools, and those in no pool if it has no
     /// pool or may fall back to them. A pool that the change removes is taken from its tenants.
     pub(super) fn has_any(&self, tenant: &Tenant) -> bool {
-        let is_enabled = |gateway: &str| {
-            self.state.gateways.get("", gateway).is_some() && !self.disabled.contains(gateway)
-        };
-        let pooled = |gateway: &str| self.pools.values().flatten().any(|g| g == gateway);
+        self.of_tenant(tenant).next().is_some()
+    }
+
+    /// Those gateways: of its pools, in their order, and then those in no pool.
+    fn of_tenant(&self, tenant: &Tenant) -> impl Iterator<Item = &'s Object<Gateway>> {
         let pools = tenant.gateway_pools.iter();
         let pools: Vec<_> = pools.filter_map(|pool| self.pools.get(pool)).collect();
-        pools
-            .iter()
-            .any(|gateways| gateways.iter().any(|gateway| is_enabled(gateway)))
-            || (pools.is_empty() || tenant.gateway_fallback)
-                && self
-                    .state
-                    .gateways
-                    .iter()
-                    .any(|gateway| is_enabled(gateway.name()) && !pooled(gateway.name()))
+        let all = pools.is_empty() || tenant.gateway_fallback;
+        let of_pools = pools.into_iter().flatten();
+        let of_pools = of_pools.filter_map(|name| self.state.gateways.get("", name));
+        let pooled = |gateway: &str| self.pools.values().flatten().any(|g| g == gateway);
+        let others = self.state.gateways.iter().filter(move |_| all);
+        let others = others.filter(move |gateway| !pooled(gateway.name()));
+        let found = of_pools.chain(others);
+        found.filter(|gateway| !self.disabled.contains(gateway.name()))
+    }
+}
+
+/// Gateways that a tenant may use, each once: those of its pools, in their order, and then those in
+/// no pool if it has no pool or may fall back to them.
+#[must_use]
+pub fn gateways_of<'s>(state: &'s State, tenant: &Tenant) -> Vec<&'s Object<Gateway>> {
+    let mut all: Vec<&Object<Gateway>> = Vec::new();
+    for gateway in Gateways::of(state).of_tenant(tenant) {
+        if !all.iter().any(|known| known.name() == gateway.name()) {
+            all.push(gateway);
+        }
+    }
+    all
+}
+
+impl Gateway {
+    /// Where tenants connect: its DNS name, if it has one, or else its addresses, each with the
+    /// port.
+    #[must_use]
+    pub fn service_addresses(&self) -> Vec<ServiceAddress> {
+        match &self.dns_name {
+            Some(name) => vec![ServiceAddress::Name(
+                name.to_ascii_lowercase().into(),
+                self.port,
+            )],
+            None => {
+                let addresses = self.addresses.iter();
+                let of = |address: &IpAddr| SocketAddr::new(*address, self.port);
+                addresses
+                    .map(|address| ServiceAddress::Address(of(address)))
+                    .collect()
+            }
+        }
     }
 }
 

@@ -19,7 +19,7 @@ mod vlan_pool;
 pub use address::{Address, AddressStatus};
 pub use address_pool::AddressPool;
 pub use appliance::{Appliance, ApplianceStatus, Uplink};
-pub use gateway::Gateway;
+pub use gateway::{Gateway, gateways_of};
 pub use gateway_pool::GatewayPool;
 pub use hardware_plan::HardwarePlan;
 pub use host::{Host, Platform, Switch};

@@ -1,0 +1,303 @@
+//! The listener of agents: TLS 1.3 by certificates, and HTTP/2.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use agent_protocol::{MAX_FROM_AGENT, agents_server::AgentsServer};
+use axum::Router;
+use gateway_client::dial::ServiceAddress;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::{JoinHandle, JoinSet},
+    time::{sleep, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::{
+    authority::{self, Trusted, shown},
+    service::{AgentPeer, Service},
+};
+use crate::{
+    Director, Environment,
+    key_file::KeyFile,
+    tls::{Admitted, Limits},
+};
+
+/// Time for a handshake, and for the preface of HTTP/2 behind it.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest connection of a machine without a certificate: it enrols, and connects again.
+const FIRST_CONTACT: Duration = Duration::from_secs(30);
+/// Connections of machines without a certificate at once.
+const MAX_FIRST_CONTACTS: usize = 256;
+/// Connections at once. Those of appliances come from the addresses of gateways, so that there is
+/// no other limit for an address.
+const MAX_CONNECTIONS: usize = 16_384;
+/// Time after which a silent connection is asked for a sign of life, and time for the answer.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// Streams of a connection at once: one for good, and renewals.
+const MAX_STREAMS: u32 = 4;
+/// Window of a stream and of a connection, bytes.
+const WINDOW: u32 = 64 << 10;
+/// Time between lines of the log about machines that are not known.
+const LOG_PAUSE: Duration = Duration::from_secs(1);
+/// Time before connections are accepted again when the kernel refuses.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Settings of the agents' endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Address to listen on.
+    pub listen: SocketAddr,
+    /// The provider: the trust domain of all machines' names.
+    pub provider: String,
+    /// DNS name of the director in TLS; gateways relay by it.
+    pub server_name: String,
+    /// Where machines reach the director without a gateway.
+    pub service_addresses: Vec<ServiceAddress>,
+    /// File with the key that encrypts the authority's key.
+    pub sealing_key: PathBuf,
+    /// How long ago a certificate may have expired and still be renewed.
+    pub grace: Duration,
+}
+
+impl Settings {
+    pub(super) fn key_file(&self) -> KeyFile<'_> {
+        KeyFile {
+            path: &self.sealing_key,
+            key: "sealing key",
+            setting: "agents.sealing_key",
+        }
+    }
+}
+
+/// The endpoint cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The authority cannot be used.
+    #[error(transparent)]
+    Authority(#[from] authority::Error),
+    /// The address cannot be used.
+    #[error("cannot listen on {address}: {source}; write another agents.listen")]
+    Listen {
+        address: SocketAddr,
+        /// The error of the kernel.
+        source: std::io::Error,
+    },
+}
+
+/// The agents' side of a director.
+#[derive(Debug)]
+pub(crate) struct Agents {
+    pub(super) trusted: Trusted,
+    pub settings: Settings,
+    first_contacts: AtomicUsize,
+    pub(super) strangers: Strangers,
+}
+
+/// Lines of the log about machines that are not known: one in a second at most, so that strangers
+/// do not fill the log.
+#[derive(Debug)]
+pub(super) struct Strangers {
+    environment: Arc<dyn Environment>,
+    /// Time of the last line, and the number of those left out since.
+    last: Mutex<(Option<Duration>, u64)>,
+}
+
+impl Strangers {
+    /// Logs what a stranger does.
+    pub fn warn(&self, address: IpAddr, text: &str) {
+        let now = self.environment.monotonic();
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last
+            .0
+            .is_some_and(|last| now.saturating_sub(last) < LOG_PAUSE)
+        {
+            last.1 += 1;
+            return;
+        }
+        let left_out = last.1;
+        *last = (Some(now), 0);
+        drop(last);
+        tracing::warn!(%address, left_out, "refused a connection of an unknown machine: {text}");
+    }
+}
+
+impl Agents {
+    /// Reads the authority, or makes one.
+    ///
+    /// # Errors
+    /// [`authority::Error`].
+    async fn load(director: &Director, settings: Settings) -> Result<Self, authority::Error> {
+        Ok(Self {
+            trusted: Trusted::load(director, &settings).await?,
+            settings,
+            first_contacts: AtomicUsize::new(0),
+            strangers: Strangers {
+                environment: Arc::clone(&director.environment),
+                last: Mutex::default(),
+            },
+        })
+    }
+
+    /// Hash of the certificate that tokens pin.
+    pub fn fingerprint(&self) -> identity::Fingerprint {
+        self.trusted.fingerprint()
+    }
+
+    /// Opens the listener.
+    ///
+    /// # Errors
+    /// [`Error::Listen`].
+    async fn bind(&self) -> Result<TcpListener, Error> {
+        let address = self.settings.listen;
+        let bound = TcpListener::bind(address).await;
+        bound.map_err(|source| Error::Listen { address, source })
+    }
+}
+
+/// Opens the endpoint of a director, which has none yet: its address, and the task that serves it
+/// until it is aborted.
+///
+/// # Errors
+/// [`Error`].
+pub async fn start(
+    director: &Arc<Director>,
+    settings: Settings,
+) -> Result<(SocketAddr, JoinHandle<()>), Error> {
+    let agents = Arc::new(Agents::load(director, settings).await?);
+    let listener = agents.bind().await?;
+    let address = listener.local_addr().unwrap_or(agents.settings.listen);
+    tracing::info!(%address, authority = %agents.fingerprint(), "serving agents");
+    // The first one stays.
+    let _ = director.agents.set(Arc::clone(&agents));
+    Ok((
+        address,
+        tokio::spawn(serve(listener, Arc::clone(director), agents)),
+    ))
+}
+
+/// Serves agents on a listener. Ends only when it is aborted.
+async fn serve(listener: TcpListener, director: Arc<Director>, agents: Arc<Agents>) {
+    let limits = Arc::new(Limits::new(MAX_CONNECTIONS, MAX_CONNECTIONS));
+    let service = AgentsServer::new(Service {
+        director,
+        agents: Arc::clone(&agents),
+    });
+    let service = service.max_decoding_message_size(MAX_FROM_AGENT);
+    let router = tonic::service::Routes::new(service).into_axum_router();
+    // Its drop ends the connections.
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+        };
+        let (stream, from) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection of an agent");
+                sleep(RETRY_PAUSE).await;
+                continue;
+            }
+        };
+        let everywhere = IpAddr::from([0, 0, 0, 0]);
+        let Some(admitted) = Admitted::new(&limits, everywhere) else {
+            tracing::warn!(%from, "too many connections of agents; closing this one");
+            continue;
+        };
+        let (router, agents) = (router.clone(), Arc::clone(&agents));
+        connections.spawn(async move {
+            let _admitted = admitted;
+            connection(stream, from, router, &agents).await;
+        });
+    }
+}
+
+async fn connection(stream: TcpStream, from: SocketAddr, router: Router, agents: &Agents) {
+    let config = match agents.trusted.config() {
+        Ok(config) => config,
+        Err(error) => {
+            tracing::error!(%error, "cannot renew the director's certificate");
+            return;
+        }
+    };
+    // A stream carries small messages that are to arrive at once.
+    let _ = stream.set_nodelay(true);
+    let stream = match timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            let text = format!("the TLS handshake fails: {error}");
+            agents.strangers.warn(from.ip(), &text);
+            return;
+        }
+        Err(_) => {
+            tracing::debug!(%from, "handshake took too long");
+            return;
+        }
+    };
+    let certificate = shown(stream.get_ref().1.peer_certificates());
+    let first = match &certificate {
+        Some(_) => None,
+        None => match FirstContact::enter(&agents.first_contacts) {
+            Some(place) => Some(place),
+            None => {
+                let text = "there are too many without a certificate";
+                agents.strangers.warn(from.ip(), text);
+                return;
+            }
+        },
+    };
+    let peer = AgentPeer {
+        address: from,
+        certificate,
+    };
+    let router = router.layer(axum::Extension(peer));
+    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .max_header_list_size(16 << 10);
+    let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let served = match first {
+        None => served.await,
+        Some(_place) => match timeout(FIRST_CONTACT, served).await {
+            Ok(served) => served,
+            Err(_) => Ok(()),
+        },
+    };
+    if let Err(error) = served {
+        tracing::debug!(%from, %error, "connection of an agent ended");
+    }
+}
+
+/// A place among the first contacts, until it is dropped.
+struct FirstContact<'a>(&'a AtomicUsize);
+
+impl<'a> FirstContact<'a> {
+    fn enter(count: &'a AtomicUsize) -> Option<Self> {
+        let before = count.fetch_add(1, Ordering::Relaxed);
+        let place = Self(count);
+        (before < MAX_FIRST_CONTACTS).then_some(place)
+    }
+}
+
+impl Drop for FirstContact<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

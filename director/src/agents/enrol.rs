@@ -1,0 +1,413 @@
+//! Enrolment, renewal and first use of certificates, as changes of the store.
+
+use std::{net::IpAddr, sync::PoisonError};
+
+use control::{Difference, Transaction};
+use identity::{Certificate, Issued, Machine, Request, Secret};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::{
+    Agents,
+    records::{
+        ENROLMENTS, Enrolment, IDENTITIES, IssuedKey, MachineIdentity, machine_key, must_be,
+    },
+};
+use crate::{
+    Director,
+    access::Access,
+    api::Problem,
+    audit::{Outcome, Subject},
+    change::{Planned, RecordError, Wanted},
+    live::Live,
+    people::{Actor, ENROLMENT},
+    roles::Role,
+};
+
+/// Why a machine is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refused {
+    /// The request cannot be used.
+    #[error("{0}")]
+    Request(String),
+    /// No token has this secret.
+    #[error(
+        "the enrolment token is not known: it was revoked, another one was created for the same \
+         machine, or the machine was removed; create a new token"
+    )]
+    UnknownToken,
+    /// The token has expired.
+    #[error("the enrolment token {id} has expired at {at}: create a new token")]
+    Expired {
+        /// Id of the token.
+        id: String,
+        /// Its end.
+        at: Timestamp,
+    },
+    /// The token was used for another key.
+    #[error(
+        "the enrolment token {id} was used at {at}, by another key: if that was not this machine, \
+         revoke its identity; create a new token"
+    )]
+    Used {
+        /// Id of the token.
+        id: String,
+        /// Time of its use.
+        at: Timestamp,
+    },
+    /// The certificate does not hold.
+    #[error(
+        "the certificate of {name} does not hold: the identity was revoked or enrolled anew, or \
+         another machine has a copy of it and has renewed it; enrol this machine by a new token"
+    )]
+    Certificate {
+        /// Key of the machine's object.
+        name: String,
+    },
+    /// The certificate has expired, and may be renewed only.
+    #[error("the certificate has expired at {at}: renew it")]
+    Renew {
+        /// Its last second.
+        at: Timestamp,
+    },
+    /// The store cannot be used.
+    #[error("the director cannot use its store: try again")]
+    Unavailable,
+}
+
+/// The certificate of a machine that is accepted, and the authorities to trust.
+pub(super) struct Granted {
+    pub issued: Issued,
+    pub roots: Vec<Vec<u8>>,
+}
+
+/// Enrols the machine of a token with a key.
+pub(super) async fn enrol(
+    director: &Director,
+    agents: &Agents,
+    (secret, request): (&[u8], &[u8]),
+    peer: IpAddr,
+) -> Result<Granted, Refused> {
+    let secret = Secret::from_slice(secret)
+        .ok_or_else(|| Refused::Request("the secret does not have 16 bytes".to_owned()))?;
+    let hash = secret.hash();
+    let (enrolment, machine) = {
+        let live = director.live().await.map_err(|_| Refused::Unavailable)?;
+        let found = live.enrolments.get(&hash).map(|(found, _)| found.clone());
+        let known = found.and_then(|found| machine(&found.machine).map(|of| (found, of)));
+        let Some(known) = known else {
+            // No entry of the audit, which strangers would fill.
+            agents
+                .strangers
+                .warn(peer, "the secret of an enrolment is of no token");
+            return Err(Refused::UnknownToken);
+        };
+        known
+    };
+    // Its signature is checked for those alone who know a secret.
+    let request = read(request)?;
+    let actor = actor(&machine, &format!("{ENROLMENT} {}", enrolment.id));
+    let subject = subject("enrol", &machine, peer);
+    let key = request.key().to_string();
+    let issued = agents.trusted.issue(machine.clone(), &request);
+    let issued = issued.map_err(|error| internal(&error))?;
+    let wanted = Wanted {
+        actor: &actor,
+        subject: subject.clone(),
+        dry_run: false,
+        status: 200,
+        idempotency: None,
+    };
+    let done = director.change(wanted, |live, origin| {
+        let (found, revision) = live.enrolments.get(&hash).ok_or_else(Problem::no_token)?;
+        // Refusals are told below, once the state has been read.
+        if refusal(found, &key, origin.now).is_some() {
+            return Err(Problem::no_token());
+        }
+        let mut transaction = Transaction::default();
+        let stored = format!("{ENROLMENTS}{hash}");
+        must_be(&mut transaction, &stored, Some(*revision));
+        let used = Enrolment {
+            used: Some(origin.now),
+            key: Some(key.clone()),
+            ..found.clone()
+        };
+        transaction.put.insert(stored, text(&used)?);
+        let before = live.identities.get(&found.machine);
+        let after = MachineIdentity {
+            enrolment: found.id.clone(),
+            enrolled: origin.now,
+            current: IssuedKey::new(&request, &issued),
+            next: None,
+        };
+        let stored = format!("{IDENTITIES}{}", found.machine);
+        must_be(
+            &mut transaction,
+            &stored,
+            before.map(|(_, revision)| *revision),
+        );
+        transaction.put.insert(stored, text(&after)?);
+        let before = before.map(|(identity, _)| identity);
+        Ok(Planned {
+            transaction,
+            body: Value::Null,
+            warnings: Vec::new(),
+            differences: vec![difference(&found.machine, before, Some(&after))],
+        })
+    });
+    let Err(problem) = done.await else {
+        return Ok(Granted {
+            issued,
+            roots: agents.trusted.roots(),
+        });
+    };
+    let live = director.live().await.map_err(|_| Refused::Unavailable)?;
+    let now = director.environment.now();
+    let refused = match live.enrolments.get(&hash) {
+        None => Refused::UnknownToken,
+        Some((found, _)) => match refusal(found, &key, now) {
+            Some(refused) => refused,
+            // The store, then, or a director that stops.
+            None => {
+                tracing::warn!(?problem, "cannot enrol a machine");
+                return Err(Refused::Unavailable);
+            }
+        },
+    };
+    drop(live);
+    note(director, actor, subject, &refused);
+    Err(refused)
+}
+
+/// Why a token may not be used with a key at this time.
+fn refusal(enrolment: &Enrolment, key: &str, now: Timestamp) -> Option<Refused> {
+    let id = enrolment.id.clone();
+    if let Some(at) = enrolment
+        .used
+        .filter(|_| enrolment.key.as_deref() != Some(key))
+    {
+        return Some(Refused::Used { id, at });
+    }
+    let at = enrolment.expires;
+    (now >= at).then_some(Refused::Expired { id, at })
+}
+
+/// Issues another certificate for a machine, by the one that it has.
+pub(super) async fn renew(
+    director: &Director,
+    agents: &Agents,
+    (certificate, request): (&Certificate, &[u8]),
+    peer: IpAddr,
+) -> Result<Granted, Refused> {
+    let request = read(request)?;
+    if request.key() == certificate.key {
+        let text = "a renewal needs another key than that of the certificate in use";
+        return Err(Refused::Request(text.to_owned()));
+    }
+    let machine = certificate.name.machine().clone();
+    let key = machine_key(&machine).unwrap_or_default();
+    let issued = agents.trusted.issue(machine, &request);
+    let issued = issued.map_err(|error| internal(&error))?;
+    let renewed = |identity: MachineIdentity| MachineIdentity {
+        next: Some(IssuedKey::new(&request, &issued)),
+        ..identity.used(certificate)
+    };
+    change_identity(director, certificate, &key, peer, renewed).await?;
+    tracing::info!(
+        machine = key,
+        serial = %issued.serial,
+        until = %issued.validity.not_after,
+        "renewed a certificate"
+    );
+    Ok(Granted {
+        issued,
+        roots: agents.trusted.roots(),
+    })
+}
+
+/// Checks the certificate of a stream; the first use of a renewed one ends the one before. Returns
+/// the key of the machine's object, and the id of its enrolment token.
+pub(super) async fn accept(
+    director: &Director,
+    certificate: &Certificate,
+    peer: IpAddr,
+) -> Result<(String, String), Refused> {
+    let at = certificate.validity.not_after;
+    if director.environment.now() > at {
+        return Err(Refused::Renew { at });
+    }
+    let key = machine_key(certificate.name.machine()).unwrap_or_default();
+    let known = {
+        let live = director.live().await.map_err(|_| Refused::Unavailable)?;
+        let found = live.identities.get(&key).map(|(identity, _)| identity);
+        let found = found.filter(|identity| identity.accepts(certificate));
+        found
+            .filter(|identity| !identity.is_new(certificate))
+            .map(|identity| identity.enrolment.clone())
+    };
+    if let Some(enrolment) = known {
+        return Ok((key, enrolment));
+    }
+    let used = |identity: MachineIdentity| identity.used(certificate);
+    let enrolment = change_identity(director, certificate, &key, peer, used).await?;
+    Ok((key, enrolment))
+}
+
+/// Changes the identity of a machine whose certificate holds. It is no change of an object, and has
+/// no entry in the audit; a refusal has one. Returns the id of the enrolment token.
+async fn change_identity(
+    director: &Director,
+    certificate: &Certificate,
+    key: &str,
+    peer: IpAddr,
+    change: impl Fn(MachineIdentity) -> MachineIdentity,
+) -> Result<String, Refused> {
+    let enrolment = std::sync::Mutex::new(String::new());
+    let recorded = director.record(|live: &Live, _| {
+        let found = live.identities.get(key);
+        let found = found.filter(|(identity, _)| identity.accepts(certificate));
+        let (identity, revision) = found.ok_or_else(|| Refused::Certificate {
+            name: key.to_owned(),
+        })?;
+        let mut of = enrolment.lock().unwrap_or_else(PoisonError::into_inner);
+        of.clone_from(&identity.enrolment);
+        drop(of);
+        if identity.has_forgotten(certificate) {
+            tracing::warn!(
+                machine = key,
+                serial = %certificate.serial,
+                "the store does not know a certificate that was issued later than its last one: \
+                 it was restored from a backup; accepting the certificate"
+            );
+        }
+        let after = change(identity.clone());
+        if after == *identity {
+            return Ok(None);
+        }
+        let mut transaction = Transaction::default();
+        let stored = format!("{IDENTITIES}{key}");
+        must_be(&mut transaction, &stored, Some(*revision));
+        let text = serde_json::to_string(&after).map_err(|_| Refused::Unavailable)?;
+        transaction.put.insert(stored, text);
+        Ok(Some(transaction))
+    });
+    match recorded.await {
+        Ok(()) => Ok(enrolment
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)),
+        Err(RecordError::Refused(refused)) => {
+            let machine = certificate.name.machine();
+            let token = format!("certificate {}", certificate.serial);
+            note(
+                director,
+                actor(machine, &token),
+                subject("connect", machine, peer),
+                &refused,
+            );
+            Err(refused)
+        }
+        Err(RecordError::Unavailable) => Err(Refused::Unavailable),
+    }
+}
+
+fn read(request: &[u8]) -> Result<Request, Refused> {
+    Request::read(request).map_err(|error| Refused::Request(error.to_string()))
+}
+
+fn internal(error: &super::authority::Error) -> Refused {
+    tracing::error!(%error, "cannot issue a certificate");
+    Refused::Unavailable
+}
+
+fn text(value: &impl serde::Serialize) -> Result<String, Problem> {
+    serde_json::to_string(value).map_err(|error| Problem::internal(&error))
+}
+
+/// The machine of an object's key.
+pub(super) fn machine(key: &str) -> Option<Machine> {
+    let parts: Vec<_> = key.split('/').collect();
+    let machine = match parts[..] {
+        [_, name] => Machine::Gateway { name: name.into() },
+        [_, tenant, name] => Machine::Appliance {
+            tenant: tenant.into(),
+            name: name.into(),
+        },
+        _ => return None,
+    };
+    (machine_key(&machine).as_deref() == Some(key)).then_some(machine)
+}
+
+/// The machine as the user of an entry in the audit. The key of an object is no name of a user.
+fn actor(machine: &Machine, token: &str) -> Actor {
+    let (role, tenant, name) = match machine {
+        Machine::Appliance { tenant, name } => (Role::Appliance, Some(tenant.clone()), name),
+        Machine::Gateway { name } => (Role::Gateway, None, name),
+        Machine::Director => (Role::Gateway, None, &String::new()),
+    };
+    Actor {
+        user: machine_key(machine).unwrap_or_default(),
+        role,
+        tenant,
+        object: Some(name.clone()),
+        token: token.to_owned(),
+    }
+}
+
+fn subject(operation: &str, machine: &Machine, peer: IpAddr) -> Subject {
+    let actor = actor(machine, "");
+    let kind = actor.role.machine().unwrap_or_default();
+    Subject {
+        operation: format!("{kind}.{operation}"),
+        kind: kind.to_owned(),
+        tenant: actor.tenant,
+        name: actor.object.unwrap_or_default(),
+        reason: None,
+        address: Some(peer),
+        outcome: Outcome::done(200),
+    }
+}
+
+/// Notes a refused machine for the audit.
+fn note(director: &Director, actor: Actor, mut subject: Subject, refused: &Refused) {
+    let problem = match refused {
+        Refused::Expired { .. } => "token-expired",
+        Refused::Used { .. } => "token-used",
+        Refused::UnknownToken => "token-unknown",
+        Refused::Certificate { .. } | Refused::Renew { .. } => "certificate",
+        Refused::Request(_) | Refused::Unavailable => return,
+    };
+    tracing::warn!(
+        machine = actor.user,
+        address = subject.address.map(tracing::field::display),
+        "refused a machine: {refused}"
+    );
+    subject.outcome = Outcome::refused(403, problem);
+    let at = director.environment.now();
+    director.accesses.refused(Access { at, actor, subject });
+}
+
+/// The difference of an identity in the audit.
+pub(crate) fn difference(
+    key: &str,
+    before: Option<&MachineIdentity>,
+    after: Option<&MachineIdentity>,
+) -> Difference {
+    let shown = |identity: &MachineIdentity| {
+        json!({
+            "enrolment": identity.enrolment,
+            "key": identity.current.key,
+            "serial": identity.current.serial,
+        })
+    };
+    let machine = machine(key);
+    let actor = machine.as_ref().map(|machine| actor(machine, ""));
+    let tenant = actor.as_ref().and_then(|actor| actor.tenant.as_deref());
+    let name = actor.as_ref().and_then(|actor| actor.object.as_deref());
+    Difference::between(
+        "identity",
+        tenant,
+        name.unwrap_or_default(),
+        before.map(shown).as_ref(),
+        after.map(shown).as_ref(),
+    )
+}

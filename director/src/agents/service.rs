@@ -1,0 +1,246 @@
+//! The gRPC service of agents.
+
+use std::{net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+
+use agent_protocol::{
+    EnrolRequest, FromAgent, FromDirector, Hello, Identity, MAX_REASON_LEN, MAX_REASONS,
+    RenewRequest, Welcome, agents_server, from_agent, from_director,
+};
+use futures::{Stream, stream};
+use identity::Certificate;
+use jiff::Timestamp;
+use tokio::time::{sleep, timeout};
+use tonic::{Extensions, Request, Response, Status, Streaming};
+
+use super::{
+    Agents,
+    enrol::{self, Granted, Refused},
+    presence::{Closing, Place, Report},
+};
+use crate::{Director, Environment, metrics::AgentResult};
+
+/// Time for the first message of a stream.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval at which the certificate of an open stream is looked at.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(30);
+/// Longest version, bytes.
+const MAX_VERSION: usize = 64;
+
+/// The other end of a connection: its address, and the certificate that it has shown.
+#[derive(Clone, Debug)]
+pub(super) struct AgentPeer {
+    pub address: SocketAddr,
+    pub certificate: Option<Certificate>,
+}
+
+/// Answers the calls of one endpoint.
+pub(super) struct Service {
+    pub director: Arc<Director>,
+    pub agents: Arc<Agents>,
+}
+
+type Answers = Pin<Box<dyn Stream<Item = Result<FromDirector, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl agents_server::Agents for Service {
+    type ConnectStream = Answers;
+
+    async fn enrol(&self, request: Request<EnrolRequest>) -> Result<Response<Identity>, Status> {
+        let (address, _) = peer(request.extensions())?;
+        let EnrolRequest {
+            secret,
+            certificate_request,
+        } = request.into_inner();
+        let asked = (&secret[..], &certificate_request[..]);
+        let granted = enrol::enrol(&self.director, &self.agents, asked, address.ip()).await;
+        self.answer("enrol", granted)
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<Identity>, Status> {
+        let (address, certificate) = peer(request.extensions())?;
+        let certificate = certificate.ok_or_else(no_certificate)?;
+        let asked = request.into_inner().certificate_request;
+        let granted = enrol::renew(
+            &self.director,
+            &self.agents,
+            (&certificate, &asked),
+            address.ip(),
+        );
+        let granted = granted.await;
+        self.answer("renew", granted)
+    }
+
+    async fn connect(
+        &self,
+        request: Request<Streaming<FromAgent>>,
+    ) -> Result<Response<Answers>, Status> {
+        let (address, certificate) = peer(request.extensions())?;
+        let certificate = certificate.ok_or_else(no_certificate)?;
+        let accepted = enrol::accept(&self.director, &certificate, address.ip()).await;
+        let (key, enrolment) = self.count("connect", accepted)?;
+        let mut messages = request.into_inner();
+        let hello = timeout(HELLO_TIMEOUT, messages.message()).await;
+        let hello = hello.map_err(|_| Status::deadline_exceeded("no hello came in time"))??;
+        let Some(from_agent::Message::Hello(Hello { version })) = hello.and_then(|m| m.message)
+        else {
+            return Err(Status::invalid_argument("the first message is not a hello"));
+        };
+        let version = shortened(&version, MAX_VERSION);
+        tracing::info!(machine = key, %address, version, "an agent has connected");
+        let place = self.director.presence.enter(
+            &key,
+            version,
+            enrolment.clone(),
+            address,
+            self.director.environment.now(),
+        );
+        // The identity may have been revoked since it was read: only streams that are entered are
+        // closed then.
+        let again = enrol::accept(&self.director, &certificate, address.ip()).await;
+        if again.map_err(|refused| status(&refused))?.1 != enrolment {
+            return Err(closed(Closing::Revoked));
+        }
+        let welcome = FromDirector {
+            message: Some(from_director::Message::Welcome(Welcome {
+                authorities: self.agents.trusted.roots(),
+            })),
+        };
+        let open = Some(Connected {
+            place,
+            messages,
+            key,
+            until: certificate.validity.not_after,
+            environment: Arc::clone(&self.director.environment),
+        });
+        let rest = stream::unfold(open, async |open| {
+            let mut open = open?;
+            let end = open.serve().await;
+            tracing::info!(machine = open.key, "an agent's stream has ended");
+            end.map(|status| (Err(status), None))
+        });
+        let answers = stream::StreamExt::chain(stream::iter([Ok(welcome)]), rest);
+        Ok(Response::new(Box::pin(answers)))
+    }
+}
+
+impl Service {
+    /// Counts a result.
+    fn count<T>(&self, call: &'static str, result: Result<T, Refused>) -> Result<T, Status> {
+        let name = match &result {
+            Ok(_) => "ok",
+            Err(Refused::Unavailable) => "unavailable",
+            Err(_) => "refused",
+        };
+        let result_of = AgentResult { call, result: name };
+        self.director
+            .metrics
+            .agent_calls
+            .get_or_create(&result_of)
+            .inc();
+        result.map_err(|refused| status(&refused))
+    }
+
+    fn answer(
+        &self,
+        call: &'static str,
+        granted: Result<Granted, Refused>,
+    ) -> Result<Response<Identity>, Status> {
+        let Granted { issued, roots } = self.count(call, granted)?;
+        Ok(Response::new(Identity {
+            certificate: issued.der.to_vec(),
+            authorities: roots,
+        }))
+    }
+}
+
+/// An open stream.
+struct Connected {
+    place: Place,
+    messages: Streaming<FromAgent>,
+    key: String,
+    /// Last second of the certificate.
+    until: Timestamp,
+    environment: Arc<dyn Environment>,
+}
+
+impl Connected {
+    /// Takes reports until the stream ends: the reason, if the agent is to be told one.
+    async fn serve(&mut self) -> Option<Status> {
+        loop {
+            let message = tokio::select! {
+                closing = self.place.closing() => return Some(closed(closing)),
+                message = self.messages.message() => message,
+                () = sleep(EXPIRY_INTERVAL) => {
+                    let at = self.until;
+                    if self.environment.now() > at {
+                        return Some(status(&Refused::Renew { at }));
+                    }
+                    continue;
+                }
+            };
+            match message {
+                Ok(Some(FromAgent {
+                    message: Some(from_agent::Message::Report(report)),
+                })) => {
+                    let reasons = report.reasons.iter().take(MAX_REASONS);
+                    self.place.report(Report {
+                        ready: report.ready,
+                        reasons: reasons
+                            .map(|text| shortened(text, MAX_REASON_LEN))
+                            .collect(),
+                    });
+                }
+                // A message of a later version.
+                Ok(Some(FromAgent { message: None })) => {}
+                Ok(Some(FromAgent {
+                    message: Some(from_agent::Message::Hello(_)),
+                })) => return Some(Status::invalid_argument("a second hello")),
+                Ok(None) | Err(_) => return None,
+            }
+        }
+    }
+}
+
+/// Text of an agent, on one line and of limited length.
+fn shortened(text: &str, most: usize) -> String {
+    let mut short = String::new();
+    for letter in text.chars() {
+        if short.len() + letter.len_utf8() > most {
+            break;
+        }
+        short.push(if letter.is_control() { ' ' } else { letter });
+    }
+    short
+}
+
+fn peer(extensions: &Extensions) -> Result<(SocketAddr, Option<Certificate>), Status> {
+    let peer = extensions.get::<AgentPeer>();
+    let peer = peer.ok_or_else(|| Status::internal("the connection has no peer"))?;
+    Ok((peer.address, peer.certificate.clone()))
+}
+
+fn no_certificate() -> Status {
+    Status::unauthenticated("this needs the machine's certificate: enrol first")
+}
+
+fn closed(closing: Closing) -> Status {
+    match closing {
+        Closing::Revoked => Status::permission_denied(
+            "the identity of this machine was revoked or enrolled anew: enrol by a new token",
+        ),
+        Closing::Replaced => Status::already_exists("this machine has opened another stream"),
+    }
+}
+
+fn status(refused: &Refused) -> Status {
+    let text = refused.to_string();
+    match refused {
+        Refused::Request(_) => Status::invalid_argument(text),
+        Refused::Unavailable => Status::unavailable(text),
+        Refused::Renew { .. } => Status::failed_precondition(text),
+        Refused::UnknownToken
+        | Refused::Expired { .. }
+        | Refused::Used { .. }
+        | Refused::Certificate { .. } => Status::permission_denied(text),
+    }
+}

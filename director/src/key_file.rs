@@ -1,0 +1,118 @@
+//! Keys of 32 bytes, each in a file of its own, in hexadecimal, which other users cannot read.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{ErrorKind, Write as _},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use control::audit::{hex, unhex};
+
+use crate::Environment;
+
+/// Bytes of a key.
+const LEN: usize = 32;
+
+/// A file with a key.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeyFile<'a> {
+    pub path: &'a Path,
+    /// Name of the key for people, such as "audit key".
+    pub key: &'static str,
+    /// The setting that names the file, such as `director.audit_key`.
+    pub setting: &'static str,
+}
+
+/// A file of a key cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read or written.
+    #[error("cannot use the {key} {}: {source}; write another {setting}", path.display())]
+    File {
+        /// Name of the key for people.
+        key: &'static str,
+        /// The setting that names the file.
+        setting: &'static str,
+        path: PathBuf,
+        /// The error of the kernel.
+        source: std::io::Error,
+    },
+    /// Others may read the key.
+    #[error(
+        "{} has the {key}, and every user may read it: run `chmod o-rwx {}`",
+        path.display(),
+        path.display()
+    )]
+    Open {
+        /// Name of the key for people.
+        key: &'static str,
+        path: PathBuf,
+    },
+    /// The file has no key.
+    #[error(
+        "{} has no key of {LEN} bytes in hexadecimal: put it back from where it was kept",
+        path.display()
+    )]
+    Format { path: PathBuf },
+}
+
+impl KeyFile<'_> {
+    /// Reads the key; `None` if there is no file.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn load(&self) -> Result<Option<[u8; LEN]>, Error> {
+        let text = match fs::read_to_string(self.path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(self.failed(error)),
+        };
+        let data = fs::metadata(self.path).map_err(|error| self.failed(error))?;
+        if data.permissions().mode() & 0o007 != 0 {
+            return Err(Error::Open {
+                key: self.key,
+                path: self.path.to_owned(),
+            });
+        }
+        let bytes = unhex(text.trim()).and_then(|bytes| bytes.try_into().ok());
+        bytes.map(Some).ok_or_else(|| self.malformed())
+    }
+
+    /// Reads the key, or makes a file with a new one, for its owner alone.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn load_or_create(&self, environment: &dyn Environment) -> Result<[u8; LEN], Error> {
+        if let Some(key) = self.load()? {
+            return Ok(key);
+        }
+        let mut key = [0; LEN];
+        let mut options = OpenOptions::new();
+        let options = options.write(true).create_new(true).mode(0o600);
+        let written = environment.fill(&mut key).and_then(|()| {
+            let mut file = options.open(self.path)?;
+            store::give(&file, self.path)?;
+            file.write_all(hex(&key).as_bytes())?;
+            file.sync_all()
+        });
+        written.map_err(|error| self.failed(error))?;
+        Ok(key)
+    }
+
+    /// The error of a file whose content is no key.
+    pub fn malformed(&self) -> Error {
+        Error::Format {
+            path: self.path.to_owned(),
+        }
+    }
+
+    fn failed(&self, source: std::io::Error) -> Error {
+        Error::File {
+            key: self.key,
+            setting: self.setting,
+            path: self.path.to_owned(),
+            source,
+        }
+    }
+}
