@@ -10,6 +10,7 @@ use super::KeyText;
 #[serde(deny_unknown_fields)]
 pub(super) struct File {
     pub appliance: Appliance,
+    pub agent: Option<agent::Section>,
     pub uplink: Uplink,
     pub tunnel: Option<Tunnel>,
     pub gateways: Option<Gateways>,

@@ -296,6 +296,8 @@ pub struct Config {
     pub bpf_object: Option<PathBuf>,
     /// Address where metrics are served over HTTP; `None`: they are not served.
     pub metrics: Option<SocketAddr>,
+    /// The director's agent; `None`: there is none.
+    pub agent: Option<agent::Config>,
     /// The interface of the tunnels.
     pub uplink: Uplink,
     /// This end of the encrypted tunnels; present where there are encrypted peers.

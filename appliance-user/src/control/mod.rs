@@ -174,6 +174,9 @@ pub struct Status {
     /// Source and revision of tenants, gateways, peers and networks.
     #[serde(default)]
     pub desired: Position,
+    /// The director's agent, if it is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<agent::Status>,
     /// Seconds since the process started.
     pub uptime_seconds: u64,
     /// Whether the daemon adopted the maps of an earlier process.

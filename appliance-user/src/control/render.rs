@@ -50,6 +50,9 @@ pub fn status(s: &Status) -> String {
     for warning in &s.warnings {
         line!(&mut out, "  ! {warning}");
     }
+    if let Some(agent) = &s.agent {
+        line!(&mut out, "  director: {}", agent.line());
+    }
     if s.maintenance {
         line!(&mut out, "  in maintenance: new failovers are refused");
     }

@@ -262,6 +262,7 @@ impl Daemon {
             tracing::error!(error = format!("{error:#}"), "the data path is incomplete");
         }
         self.sample_metrics();
+        self.report_to_director();
     }
 }
 

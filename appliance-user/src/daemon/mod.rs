@@ -94,6 +94,8 @@ struct Daemon {
     connection_sweeper: Option<ConnectionSweeper>,
     /// Thread that logs mappings; dropping it ends the thread.
     nat_log: NatLog,
+    /// The director's agent.
+    agent: Option<agent::Handle>,
 }
 
 /// Runs the appliance until it is told to stop. The data path goes on forwarding after that.
@@ -172,6 +174,9 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
         keys,
         state,
     };
+    let agent = in_force.config.agent.as_ref();
+    let agent =
+        agent.map(|config| agent::Handle::start(config, env!("CARGO_PKG_VERSION"), clock_seed()));
     let snapshot = first.unwrap_or_default();
     let mut daemon = Daemon {
         events: Events::new(rings, snapshots)?,
@@ -198,10 +203,12 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
         disk_wait: DiskWait::new(context.pulse.clone()),
         connection_sweeper,
         nat_log,
+        agent,
     };
     daemon.name_tenants_in_log();
     daemon.controller.start(&mut daemon.engines)?;
     daemon.sample_metrics();
+    daemon.report_to_director();
     // From now on the loop has deadlines.
     service::replace::forbid_on_this_thread();
     Ok((daemon, control))

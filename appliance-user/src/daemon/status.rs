@@ -54,6 +54,17 @@ impl Daemon {
         self.not_ready(&peers).is_empty()
     }
 
+    /// Tells the director how the appliance is.
+    pub(super) fn report_to_director(&self) {
+        if let Some(agent) = &self.agent {
+            let reasons = self.not_ready(&peers(&self.controller));
+            agent.report(agent::Report {
+                ready: reasons.is_empty(),
+                reasons,
+            });
+        }
+    }
+
     /// The status without the neighbours, of which there may be many.
     ///
     /// # Errors
@@ -73,6 +84,7 @@ impl Daemon {
             role: config.role.name().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ready: not_ready.is_empty(),
+            agent: self.agent.as_ref().map(agent::Handle::status),
             not_ready,
             maintenance: state.maintenance,
             desired: match (config.source, &state.desired) {

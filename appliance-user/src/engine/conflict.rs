@@ -576,7 +576,13 @@ mod tests {
                 table.claimed(now, place, 1001, PEST, false);
             }
             if minute == 30 {
-                table.claimed(now, (PORT, v4_mapped([10, 9, 9, 9])), 1001, OTHER_MAC, false);
+                table.claimed(
+                    now,
+                    (PORT, v4_mapped([10, 9, 9, 9])),
+                    1001,
+                    OTHER_MAC,
+                    false,
+                );
                 let other = (Port { outer: 7, ..PORT }, v4_mapped([10, 1, 0, 7]));
                 table.claimed(now, other, 2002, PEST, false);
             }

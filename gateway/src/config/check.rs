@@ -14,6 +14,8 @@ use service::{
 use super::{Circuits, Config, Local, Problem, file};
 use crate::relay::{Prefix, Times};
 
+/// Default folder of the identity at the director.
+const AGENT_FOLDER: &str = "/var/lib/causeway-gateway/agent";
 /// The default port.
 const PORT: u16 = 6180;
 /// Connections at most: two open files each.
@@ -112,6 +114,9 @@ pub(super) fn check(mut file: file::File) -> Result<Config, Vec<Problem>> {
     let tenants = limits.tenants.unwrap_or(DEFAULT_TENANTS);
     let tenants = c.count("limits.tenants", tenants, MAX_TENANTS);
     let circuits = circuits(&mut c, file.circuits);
+    let agent = file
+        .agent
+        .map(|section| section.check(&mut c, AGENT_FOLDER));
     let local = Local {
         name: gateway.name,
         listen,
@@ -127,6 +132,7 @@ pub(super) fn check(mut file: file::File) -> Result<Config, Vec<Problem>> {
         connections,
         per_source,
         tenants,
+        agent,
         circuits,
     };
     if let Some(objects) = &desired {

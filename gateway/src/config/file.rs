@@ -13,6 +13,7 @@ use service::config::Checker;
 #[serde(deny_unknown_fields)]
 pub(super) struct File {
     pub gateway: Gateway,
+    pub agent: Option<agent::Section>,
     #[serde(default)]
     pub relay: Relay,
     #[serde(default)]

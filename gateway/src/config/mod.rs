@@ -58,6 +58,8 @@ pub struct Local {
     pub per_source: u32,
     /// Tenants at most.
     pub tenants: usize,
+    /// The director's agent; `None`: there is none.
+    pub agent: Option<agent::Config>,
     pub circuits: Circuits,
 }
 

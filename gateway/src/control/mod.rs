@@ -130,6 +130,9 @@ pub struct Status {
     pub load: u16,
     /// The desired state in force.
     pub desired: DesiredStatus,
+    /// The director's agent, if it is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<agent::Status>,
     /// UDP circuits.
     pub circuits: CircuitsStatus,
     /// In the order of names; the entry without a name is for connections without a tenant. Empty

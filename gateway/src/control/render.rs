@@ -34,6 +34,9 @@ pub fn status(status: &Status) -> String {
         status.accepted
     );
     desired(&mut out, status);
+    if let Some(agent) = &status.agent {
+        line!(&mut out, "director: {}", agent.line());
+    }
     let circuits = &status.circuits;
     line!(
         &mut out,

@@ -82,6 +82,12 @@ fn status_tenants_and_circuits_have_their_exact_text() {
         refused: BTreeMap::from([(text("no-route"), 14)]),
         ended: BTreeMap::from([(text("closed"), 15)]),
         load: 16,
+        agent: Some(agent::Status {
+            name: Some("spiffe://provider.example/gateway/gw1".to_owned()),
+            certificate_until: Some("2026-12-02T04:00:00Z".to_owned()),
+            connected: Some("192.0.2.40:6186".to_owned()),
+            error: None,
+        }),
         desired: DesiredStatus {
             revision: 17,
             source: Source::Applied,

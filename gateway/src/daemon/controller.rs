@@ -396,6 +396,16 @@ fn unchanged(running: &Local, new: &Local) -> Result<(), Error> {
             listed(running.state_dir.as_ref().map(|path| format!("{path:?}"))),
         ),
         (
+            "agent",
+            running.agent == new.agent,
+            listed(
+                running
+                    .agent
+                    .as_ref()
+                    .map(|agent| format!("{:?}", agent.token)),
+            ),
+        ),
+        (
             "limits.tenants",
             running.tenants == new.tenants,
             running.tenants.to_string(),

@@ -22,6 +22,7 @@ use std::{
     time::Duration,
 };
 
+use agent::{Handle, Report};
 use gateway_client::wire::Load;
 use gateway_model::{Source, Update, UpdateRefusal};
 use service::{
@@ -135,7 +136,12 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
                  `causeway-gateway undrain` ends the drain"
             );
         }
+        let agent = controller.config.agent.as_ref().map(|config| {
+            let seed = getrandom::u64().unwrap_or_default();
+            Handle::start(config, env!("CARGO_PKG_VERSION"), seed)
+        });
         let gateway = Gateway {
+            agent,
             path: args.config.clone(),
             controller,
             drain,
@@ -155,6 +161,8 @@ struct Gateway {
     next_load: Instant,
     /// The load last reported to ends.
     load: Load,
+    /// The director's agent.
+    agent: Option<Handle>,
 }
 
 /// A drain.
@@ -188,6 +196,7 @@ impl service::Daemon for Gateway {
             return Ok(outcome);
         }
         self.next_load = Instant::now() + LOAD_INTERVAL;
+        self.report();
         self.load = self.controller.report_load(self.load);
         self.controller.follow_interfaces(std::time::Instant::now());
         Ok(ControlFlow::Continue(()))
@@ -196,7 +205,11 @@ impl service::Daemon for Gateway {
     async fn handle(&mut self, request: Request, responder: Responder<Answer>) {
         let controller = &self.controller;
         let answer = match request {
-            Request::Status => Ok(Answer::Status(Box::new(controller.status()))),
+            Request::Status => {
+                let mut status = controller.status();
+                status.agent = self.agent.as_ref().map(Handle::status);
+                Ok(Answer::Status(Box::new(status)))
+            }
             Request::Tenants { after } => {
                 Ok(Answer::Tenants(controller.tenants_page(after.as_deref())))
             }
@@ -317,6 +330,22 @@ impl Gateway {
     }
 
     /// Whether the process stops when it has drained.
+    /// Tells the director how the gateway is.
+    fn report(&self) {
+        let Some(agent) = &self.agent else {
+            return;
+        };
+        let reasons = match self.drain {
+            None => Vec::new(),
+            Some(_) if self.is_stopping() => vec!["the gateway stops".to_owned()],
+            Some(_) => vec!["the gateway drains: end it by `causeway-gateway undrain`".to_owned()],
+        };
+        agent.report(Report {
+            ready: reasons.is_empty(),
+            reasons,
+        });
+    }
+
     fn is_stopping(&self) -> bool {
         self.drain.is_some_and(|drain| drain.until.is_some())
     }

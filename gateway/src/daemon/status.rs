@@ -238,6 +238,7 @@ impl Controller {
                 .collect(),
             load: self.load(summary.bound),
             desired: self.desired_status(),
+            agent: None,
             circuits: self.circuits_status(&summary),
             tenants: Vec::new(),
         }

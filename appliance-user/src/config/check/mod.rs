@@ -30,6 +30,8 @@ use tunnel_worker::{WaitMode, pipeline::LANES};
 
 use super::{Config, Local, Memory, Objects, Role, Tunnel, Uplink, file};
 
+/// Default folder of the identity at the director.
+const AGENT_FOLDER: &str = "/var/lib/causeway/agent";
 /// Largest MTU that XDP takes on any NIC we know, bytes: a page less headroom and tail.
 const MAX_MTU: u16 = 3498;
 /// Highest number of a CPU.
@@ -89,6 +91,9 @@ pub(super) fn check_as(file: file::File, source: Source) -> Result<Config, Vec<P
         "/run/causeway/appliance.sock",
     );
     let metrics = metrics(&mut c, a.metrics.as_deref());
+    let agent = file
+        .agent
+        .map(|section| section.check(&mut c, AGENT_FOLDER));
 
     let uplink = uplink(&mut c, file.uplink);
     let mut interfaces = BTreeMap::new();
@@ -160,6 +165,7 @@ pub(super) fn check_as(file: file::File, source: Source) -> Result<Config, Vec<P
         control_socket,
         bpf_object: a.bpf_object,
         metrics,
+        agent,
         uplink,
         tunnel,
         interfaces,

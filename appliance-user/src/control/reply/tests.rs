@@ -215,6 +215,12 @@ fn status() -> Status {
         role: text("provider"),
         version: text("0.1.0"),
         ready: false,
+        agent: Some(agent::Status {
+            name: Some("spiffe://provider.example/tenant/acme/appliance/h1".to_owned()),
+            certificate_until: Some("2026-12-02T04:00:00Z".to_owned()),
+            connected: None,
+            error: Some("no service address of the director answers".to_owned()),
+        }),
         not_ready: vec![text("peer acme: no handshake yet")],
         maintenance: true,
         desired: Position {

@@ -147,6 +147,7 @@ fn fixed_key(running: &Config, new: &Config) -> Option<&'static str> {
             "appliance.control_socket",
             new.control_socket != running.control_socket,
         ),
+        ("agent", new.agent != running.agent),
         ("appliance.bpf_object", new.bpf_object != running.bpf_object),
         (
             "nat.connections",
