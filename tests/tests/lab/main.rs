@@ -3,6 +3,7 @@
 //! Four of these tests may run at the same time. Tests in a module `timed` assert times or rates
 //! and run alone. `cargo xtask test` runs each test in a separate process.
 
+mod agents;
 mod benchmarks;
 mod clients;
 mod conditions;
