@@ -19,10 +19,7 @@ pub(super) struct Admission {
 /// The verdict on a handshake message.
 pub(super) enum Verdict {
     /// It is worked on.
-    Admitted {
-        /// A cookie proves that the sender receives at its path.
-        proven: bool,
-    },
+    Admitted,
     /// The sender must prove by this cookie that it receives at its path.
     CookieRequired([u8; COOKIE_REPLY_BYTES]),
     /// It is dropped.
@@ -50,29 +47,17 @@ impl Admission {
         if proof == MacProof::None {
             return Verdict::Rejected(Rejected::InvalidMac1);
         }
-        let proven = proof == MacProof::Mac1AndMac2;
         if !self.load.note_handshake(now) {
-            return Verdict::Admitted { proven };
+            return Verdict::Admitted;
         }
-        if !proven {
-            return Verdict::CookieRequired(self.cookie(now, from, sender, message, random));
+        if proof == MacProof::Mac1 {
+            let cookie = self.verifier.reply(now, random, from, sender, message);
+            return Verdict::CookieRequired(cookie);
         }
         if self.load.allow(now, &from, random) {
-            Verdict::Admitted { proven }
+            Verdict::Admitted
         } else {
             Verdict::Rejected(Rejected::RateLimited)
         }
-    }
-
-    /// The cookie reply to a message with the index `sender`.
-    pub(super) fn cookie(
-        &mut self,
-        now: Instant,
-        from: PeerPath,
-        sender: u32,
-        message: &[u8],
-        random: &mut dyn Random,
-    ) -> [u8; COOKIE_REPLY_BYTES] {
-        self.verifier.reply(now, random, from, sender, message)
     }
 }

@@ -19,8 +19,7 @@ use crate::data::Framing;
 use crate::error::Rejected;
 use crate::handshake::{Initiator, Responder};
 use crate::keys::{SecretKey, Secrets};
-use crate::mac::{COOKIE_LIFETIME, MacStamper};
-use crate::path::PeerPath;
+use crate::mac::MacStamper;
 use crate::random::Random;
 use crate::time::{Instant, Now, Tai64n};
 use crate::wire::{CookieReply, INITIATION_BYTES, Response};
@@ -28,8 +27,6 @@ use crate::wire::{CookieReply, INITIATION_BYTES, Response};
 /// Pending initiations to an appliance. More than one, so that a response slower than the pause
 /// between attempts still counts.
 const MAX_PENDING: usize = 8;
-/// Paths whose newest initiation with a cookie is remembered.
-const MAX_PROVEN: usize = 8;
 /// How long an initiation may wait for its response.
 pub(super) const PENDING_LIFETIME: Duration = Duration::from_secs(5);
 
@@ -62,13 +59,6 @@ struct Pending {
     sent: Instant,
 }
 
-/// The newest initiation with the cookie of a path.
-struct Proven {
-    path: PeerPath,
-    timestamp: Tai64n,
-    accepted_at: Instant,
-}
-
 /// Handshakes with one peer.
 pub(super) struct Handshakes {
     stamper: MacStamper,
@@ -83,8 +73,6 @@ pub(super) struct Handshakes {
     /// Timestamp of the newest initiation accepted.
     accepted: Tai64n,
     accepted_at: Option<Instant>,
-    /// The last paths of initiations accepted with a cookie, newest last.
-    proven: VecDeque<Proven>,
     replayed: u64,
 }
 
@@ -99,7 +87,6 @@ impl Handshakes {
             sent: config.timestamp,
             accepted: Tai64n::default(),
             accepted_at: None,
-            proven: VecDeque::with_capacity(MAX_PROVEN),
             replayed: 0,
         }
     }
@@ -326,26 +313,13 @@ impl Handshakes {
 
     /// Checks that an authentic initiation is newer than those before, and not too soon after the
     /// last one (white paper, sections 5.1 and 5.3).
-    ///
-    /// A cookie outranks the timestamp: it shows that the message is not older than
-    /// [`COOKIE_LIFETIME`]. So a clock that was once ahead locks no peer out. `proven` is the path
-    /// whose cookie the message has; it must be newer than the last one with that cookie.
     pub(super) fn check_fresh(
         &mut self,
         now: Instant,
         responder: &Responder,
-        proven: Option<PeerPath>,
         gap: Duration,
     ) -> Result<(), Rejected> {
-        let is_repeated = |path: PeerPath| {
-            self.proven.iter().any(|last| {
-                last.path == path
-                    && responder.timestamp <= last.timestamp
-                    && now.since(last.accepted_at) < COOKIE_LIFETIME
-            })
-        };
-        let outranks = proven.is_some_and(|path| !is_repeated(path));
-        if responder.timestamp <= self.accepted && !outranks {
+        if responder.timestamp <= self.accepted {
             self.replayed += 1;
             return Err(Rejected::Replayed);
         }
@@ -358,27 +332,9 @@ impl Handshakes {
     }
 
     /// An initiation with this timestamp was answered by `response`, which gets its macs here.
-    pub(super) fn accept(
-        &mut self,
-        now: Instant,
-        timestamp: Tai64n,
-        proven: Option<PeerPath>,
-        response: &mut [u8],
-    ) {
-        // A time that a cookie outranked stays: without a cookie, what is older is a replay.
-        self.accepted = self.accepted.max(timestamp);
+    pub(super) fn accept(&mut self, now: Instant, timestamp: Tai64n, response: &mut [u8]) {
+        self.accepted = timestamp;
         self.accepted_at = Some(now);
-        if let Some(path) = proven {
-            self.proven.retain(|last| last.path != path);
-            if self.proven.len() == MAX_PROVEN {
-                self.proven.pop_front();
-            }
-            self.proven.push_back(Proven {
-                path,
-                timestamp,
-                accepted_at: now,
-            });
-        }
         self.stamper.stamp(now, response);
     }
 

@@ -343,8 +343,7 @@ impl TunnelControl {
         Some(result)
     }
 
-    /// Decides whether a handshake message is worked on, before any curve arithmetic. Yields
-    /// whether a cookie proves that the sender receives at its path.
+    /// Decides whether a handshake message is worked on, before any curve arithmetic.
     fn admit(
         &mut self,
         now: Instant,
@@ -352,22 +351,18 @@ impl TunnelControl {
         sender: u32,
         message: &[u8],
         random: &mut dyn Random,
-    ) -> Result<bool, Rejected> {
+    ) -> Result<(), Rejected> {
         match self.admission.check(now, from, sender, message, random) {
-            Verdict::Admitted { proven } => Ok(proven),
+            Verdict::Admitted => Ok(()),
             Verdict::CookieRequired(reply) => {
-                self.send_cookie(from, &reply);
+                self.outputs.push_back(Output::Transmit {
+                    to: from,
+                    datagram: Datagram::new(&reply),
+                });
                 Err(Rejected::CookieSent)
             }
             Verdict::Rejected(rejected) => Err(rejected),
         }
-    }
-
-    fn send_cookie(&mut self, to: PeerPath, reply: &[u8]) {
-        self.outputs.push_back(Output::Transmit {
-            to,
-            datagram: Datagram::new(reply),
-        });
     }
 
     fn initiation(
@@ -378,21 +373,14 @@ impl TunnelControl {
         random: &mut dyn Random,
     ) -> Result<PeerId, Rejected> {
         let (sender, message) = (initiation.sender(), initiation.as_bytes());
-        let proven = self.admit(now, from, sender, message, random)?;
+        self.admit(now, from, sender, message, random)?;
         let responder = Responder::read(&self.secret, initiation, random)?;
         let id = self.peer(&responder.peer).ok_or(Rejected::UnknownPeer)?;
         let index = self.indices.draw(random);
-        let handled = self
-            .with_peer(id, |peer, effects| {
-                peer.handle_initiation(now, from, responder, proven, index, effects)
-            })
-            .ok_or(Rejected::UnknownPeer)?;
-        // A replay, or the peer's clock has been set back. Only the peer can use the cookie.
-        if handled == Err(Rejected::Replayed) && !proven {
-            let cookie = self.admission.cookie(now, from, sender, message, random);
-            self.send_cookie(from, &cookie);
-        }
-        handled?;
+        self.with_peer(id, |peer, effects| {
+            peer.handle_initiation(now, from, responder, index, effects)
+        })
+        .ok_or(Rejected::UnknownPeer)??;
         self.stats.answered += 1;
         Ok(id)
     }

@@ -323,24 +323,20 @@ impl Peer {
 
     /// Takes an authentic initiation: answers it, and makes the next session. Its sending half is
     /// withheld, and data goes where it went, until the initiator proves by a first message that
-    /// this was no replay from a time before our memory of timestamps. `proven`: a cookie proves
-    /// that the initiator receives at `from`.
+    /// this was no replay from a time before our memory of timestamps.
     pub(super) fn handle_initiation(
         &mut self,
         now: Instant,
         from: PeerPath,
         responder: Responder,
-        proven: bool,
         index: u32,
         effects: &mut Effects<'_>,
     ) -> Result<(), Rejected> {
         let gap = self.config.timers.initiation_gap;
-        let proven = proven.then_some(from);
-        self.handshakes.check_fresh(now, &responder, proven, gap)?;
+        self.handshakes.check_fresh(now, &responder, gap)?;
         let (timestamp, theirs) = (responder.timestamp, responder.sender);
         let (mut response, secrets) = responder.answer(&self.config.preshared_key, index)?;
-        self.handshakes
-            .accept(now, timestamp, proven, &mut response);
+        self.handshakes.accept(now, timestamp, &mut response);
         // Before the new halves go out: a full receiver would drop the session in use for them.
         if let Some(retired) = self.sessions.retire_next_later() {
             effects.retire(retired);
