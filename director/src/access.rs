@@ -115,7 +115,7 @@ impl Accesses {
     pub fn take(&self, take: Take) -> Vec<Access> {
         let mut pending = self.lock();
         match take {
-            Take::Due(now) => pending.turn(now),
+            Take::Due(now) => pending.begin_window(now),
             Take::All => pending.count_others(),
         }
         let mut all: Vec<_> = std::mem::take(&mut pending.due).into_values().collect();
@@ -143,7 +143,7 @@ impl Accesses {
 
 impl Pending {
     fn add(&mut self, mut access: Access) {
-        self.turn(access.at);
+        self.begin_window(access.at);
         if count(&mut self.due, &access) {
             return;
         }
@@ -180,7 +180,7 @@ impl Pending {
     }
 
     /// Begins another window if this one has ended, or the clock was set back.
-    fn turn(&mut self, now: Timestamp) {
+    fn begin_window(&mut self, now: Timestamp) {
         let age = self.since.map(|since| now.duration_since(since));
         let window = SignedDuration::try_from(WINDOW).unwrap_or(SignedDuration::MAX);
         if age.is_some_and(|age| !age.is_negative() && age < window) {

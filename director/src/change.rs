@@ -177,6 +177,12 @@ impl Director {
             tracing::error!(%error, "cannot read the store");
             Problem::unavailable()
         })?;
+        // A commit whose result was not known may have revoked identities.
+        for key in self.presence.keys() {
+            let identity = live.identities.get(&key).map(|(identity, _)| identity);
+            let enrolment = identity.map(|identity| identity.enrolment.as_str());
+            self.presence.keep_only(&key, enrolment);
+        }
         *self.live.write().await = live;
         self.is_unknown.store(false, Ordering::Release);
         Ok(())

@@ -1,13 +1,14 @@
 //! Keys of 32 bytes, each in a file of its own, in hexadecimal, which other users cannot read.
 
 use std::{
-    fs::{self, OpenOptions},
+    fs,
     io::{ErrorKind, Write as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
 use control::audit::{hex, unhex};
+use service::replace::NewFile;
 
 use crate::Environment;
 
@@ -88,13 +89,12 @@ impl KeyFile<'_> {
             return Ok(key);
         }
         let mut key = [0; LEN];
-        let mut options = OpenOptions::new();
-        let options = options.write(true).create_new(true).mode(0o600);
+        // It is there whole, and on the disk, or not at all.
         let written = environment.fill(&mut key).and_then(|()| {
-            let mut file = options.open(self.path)?;
-            store::give(&file, self.path)?;
-            file.write_all(hex(&key).as_bytes())?;
-            file.sync_all()
+            let mut file = NewFile::create(self.path, 0o600)?;
+            store::give(file.file(), self.path)?;
+            file.file().write_all(hex(&key).as_bytes())?;
+            file.commit().map(drop)
         });
         written.map_err(|error| self.failed(error))?;
         Ok(key)

@@ -228,7 +228,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             if store {
                 let path = config.store;
                 let entries = block_on(transfer::check_backup(&path))??;
-                told(&path, entries);
+                print_checked(&path, entries);
             }
         }
         Command::RepairClaims { config } => {
@@ -278,7 +278,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             let entries = block_on(transfer::restore_backup(&file, &store))??;
             let noted = offline::note_restore(&store, &file, &Kernel);
             block_on(noted)?.context("the store is restored, but its audit has no entry of it")?;
-            told(&store, entries);
+            print_checked(&store, entries);
         }
         Command::VerifyAudit { file, key, since } => {
             let since = since.map(|path| {
@@ -308,7 +308,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 }
 
 /// Tells that a store is good.
-fn told(store: &Path, entries: u64) {
+fn print_checked(store: &Path, entries: u64) {
     service::outln!(
         "{}: good: {entries} audit entries, whose chain is whole",
         store.display()

@@ -38,7 +38,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_HEAD: usize = 64 << 10;
 /// Connections at once, and those of one address (IPv6: one network of 64 bits). Watches are among
 /// them; those of the director itself are not.
-const MAX_CONNECTIONS: usize = 4096;
+pub(crate) const MAX_CONNECTIONS: usize = 4096;
 const MAX_CONNECTIONS_OF_ADDRESS: usize = 512;
 /// Time before connections are accepted again when the kernel refuses, for example for want of
 /// file descriptors.

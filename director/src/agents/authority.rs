@@ -44,7 +44,7 @@ pub enum Error {
     /// The authority is of another provider.
     #[error(
         "agents.provider: {configured:?}: the authority in the store is of {stored:?}, and so are \
-         the names of all enrolled machines: write that"
+         the names of all enrolled machines: set agents.provider to {stored:?}"
     )]
     Provider {
         /// The setting.
@@ -83,6 +83,8 @@ pub(super) struct Trusted {
 #[derive(Debug)]
 struct Own {
     config: Arc<ServerConfig>,
+    /// When it was made.
+    issued: Timestamp,
     /// When the next one is made.
     renewal: Timestamp,
 }
@@ -139,9 +141,8 @@ impl Trusted {
                 .own
                 .read()
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
-            // A clock that was set back finds a certificate that is not valid yet.
-            let is_early = own.renewal.duration_since(now) > identity::LIFETIME;
-            if now < own.renewal && !is_early {
+            // A clock that was set back finds a certificate that may not be valid yet.
+            if (own.issued..own.renewal).contains(&now) {
                 return Ok(Arc::clone(&own.config));
             }
         }
@@ -159,10 +160,20 @@ impl Trusted {
         Ok(Arc::clone(&own.config))
     }
 
-    /// Issues a certificate for a machine.
-    pub fn issue(&self, machine: Machine, request: &Request) -> Result<Issued, Error> {
+    /// Issues a certificate for a machine. Its serial number ends with the id of the enrolment
+    /// token, 8 bytes in hexadecimal.
+    pub fn issue(
+        &self,
+        machine: Machine,
+        enrolment: &str,
+        request: &Request,
+    ) -> Result<Issued, Error> {
         let name = Name::new(self.authority.provider(), machine).map_err(identity::Error::from)?;
-        let serial = serial(&*self.environment)?;
+        let mut number = random(&*self.environment)?;
+        if let Some(id) = unhex(enrolment).filter(|id| id.len() == 8) {
+            number[8..].copy_from_slice(&id);
+        }
+        let serial = Serial::new(number);
         let now = self.environment.now();
         let subject = Subject::Client(name);
         Ok(self.authority.issue(request, &subject, serial, now)?)
@@ -215,14 +226,19 @@ fn make(
     )?;
     Ok(Own {
         config: Arc::new(config),
+        issued: now,
         renewal: issued.validity.renewal(0),
     })
 }
 
 fn serial(environment: &dyn Environment) -> Result<Serial, Error> {
-    let mut random = [0; 16];
-    environment.fill(&mut random)?;
-    Ok(Serial::new(random))
+    Ok(Serial::new(random(environment)?))
+}
+
+fn random(environment: &dyn Environment) -> Result<[u8; 16], Error> {
+    let mut bytes = [0; 16];
+    environment.fill(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The context that a sealed key is bound to.

@@ -1,6 +1,7 @@
 //! The listener of agents: TLS 1.3 by certificates, and HTTP/2.
 
 use std::{
+    collections::HashMap,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{
@@ -26,20 +27,32 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{
     authority::{self, Trusted, shown},
+    records::machine_key,
     service::{AgentPeer, Service},
 };
 use crate::{
     Director, Environment,
     key_file::KeyFile,
+    source::network,
     tls::{Admitted, Limits},
 };
 
 /// Time for a handshake, and for the preface of HTTP/2 behind it.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest connection of a machine without a certificate: it enrols, and connects again.
-const FIRST_CONTACT: Duration = Duration::from_secs(30);
-/// Connections of machines without a certificate at once.
+const FIRST_CONTACT: Duration = Duration::from_secs(10);
+/// Connections of machines without a certificate at once, and those of one address.
 const MAX_FIRST_CONTACTS: usize = 256;
+const MAX_FIRST_CONTACTS_OF_ADDRESS: usize = 32;
+/// Handshakes at once, and those of one address, which may be a gateway's.
+const MAX_HANDSHAKES: usize = 1024;
+const MAX_HANDSHAKES_OF_ADDRESS: usize = 256;
+/// Connections of one machine at once: the one in use, and the next.
+const MAX_OF_MACHINE: usize = 4;
+/// Longest time that a connection has no stream: before the first, and after the last.
+const WITHOUT_STREAM: Duration = Duration::from_secs(60);
+/// Interval at which connections without a stream are looked for.
+const IDLE_INTERVAL: Duration = Duration::from_secs(5);
 /// Connections at once. Those of appliances come from the addresses of gateways, so that there is
 /// no other limit for an address.
 const MAX_CONNECTIONS: usize = 16_384;
@@ -101,21 +114,32 @@ pub enum Error {
 pub(crate) struct Agents {
     pub(super) trusted: Trusted,
     pub settings: Settings,
-    first_contacts: AtomicUsize,
-    pub(super) strangers: Strangers,
+    handshakes: Arc<Limits>,
+    first_contacts: Arc<Limits>,
+    /// Connections by machine.
+    machines: Mutex<HashMap<String, usize>>,
+    pub(super) strangers: LogLimit,
+    pub(super) refusals: LogLimit,
 }
 
-/// Lines of the log about machines that are not known: one in a second at most, so that strangers
-/// do not fill the log.
+/// Lines of the log about machines that are refused: one in a second at most, so that they do not
+/// fill the log.
 #[derive(Debug)]
-pub(super) struct Strangers {
+pub(super) struct LogLimit {
     environment: Arc<dyn Environment>,
     /// Time of the last line, and the number of those left out since.
     last: Mutex<(Option<Duration>, u64)>,
 }
 
-impl Strangers {
-    /// Logs what a stranger does.
+impl LogLimit {
+    fn new(director: &Director) -> Self {
+        Self {
+            environment: Arc::clone(&director.environment),
+            last: Mutex::default(),
+        }
+    }
+
+    /// Logs a refusal.
     pub fn warn(&self, address: IpAddr, text: &str) {
         let now = self.environment.monotonic();
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -129,7 +153,7 @@ impl Strangers {
         let left_out = last.1;
         *last = (Some(now), 0);
         drop(last);
-        tracing::warn!(%address, left_out, "refused a connection of an unknown machine: {text}");
+        tracing::warn!(%address, left_out, "refused a machine: {text}");
     }
 }
 
@@ -142,11 +166,14 @@ impl Agents {
         Ok(Self {
             trusted: Trusted::load(director, &settings).await?,
             settings,
-            first_contacts: AtomicUsize::new(0),
-            strangers: Strangers {
-                environment: Arc::clone(&director.environment),
-                last: Mutex::default(),
-            },
+            handshakes: Arc::new(Limits::new(MAX_HANDSHAKES, MAX_HANDSHAKES_OF_ADDRESS)),
+            first_contacts: Arc::new(Limits::new(
+                MAX_FIRST_CONTACTS,
+                MAX_FIRST_CONTACTS_OF_ADDRESS,
+            )),
+            machines: Mutex::default(),
+            strangers: LogLimit::new(director),
+            refusals: LogLimit::new(director),
         })
     }
 
@@ -213,7 +240,8 @@ async fn serve(listener: TcpListener, director: Arc<Director>, agents: Arc<Agent
         };
         let everywhere = IpAddr::from([0, 0, 0, 0]);
         let Some(admitted) = Admitted::new(&limits, everywhere) else {
-            tracing::warn!(%from, "too many connections of agents; closing this one");
+            let text = "there are too many connections of agents";
+            agents.strangers.warn(from.ip(), text);
             continue;
         };
         let (router, agents) = (router.clone(), Arc::clone(&agents));
@@ -234,6 +262,12 @@ async fn connection(stream: TcpStream, from: SocketAddr, router: Router, agents:
     };
     // A stream carries small messages that are to arrive at once.
     let _ = stream.set_nodelay(true);
+    let source = network(from.ip());
+    let Some(handshake) = Admitted::new(&agents.handshakes, source) else {
+        let text = "there are too many handshakes";
+        agents.strangers.warn(from.ip(), text);
+        return;
+    };
     let stream = match timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
@@ -246,21 +280,34 @@ async fn connection(stream: TcpStream, from: SocketAddr, router: Router, agents:
             return;
         }
     };
+    drop(handshake);
     let certificate = shown(stream.get_ref().1.peer_certificates());
-    let first = match &certificate {
-        Some(_) => None,
-        None => match FirstContact::enter(&agents.first_contacts) {
-            Some(place) => Some(place),
-            None => {
+    let machine = certificate.as_ref();
+    let machine = machine.and_then(|known| machine_key(known.name.machine()));
+    let (mut first, mut connected) = (None, None);
+    match &machine {
+        None => {
+            first = Admitted::new(&agents.first_contacts, source);
+            if first.is_none() {
                 let text = "there are too many without a certificate";
                 agents.strangers.warn(from.ip(), text);
                 return;
             }
-        },
-    };
+        }
+        Some(key) => {
+            connected = OfMachine::enter(agents, key);
+            if connected.is_none() {
+                let text = format!("{key}: it has {MAX_OF_MACHINE} connections");
+                agents.refusals.warn(from.ip(), &text);
+                return;
+            }
+        }
+    }
+    let streams = Arc::new(AtomicUsize::new(0));
     let peer = AgentPeer {
         address: from,
         certificate,
+        streams: Arc::clone(&streams),
     };
     let router = router.layer(axum::Extension(peer));
     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
@@ -273,31 +320,86 @@ async fn connection(stream: TcpStream, from: SocketAddr, router: Router, agents:
         .initial_connection_window_size(WINDOW)
         .max_header_list_size(16 << 10);
     let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    let served = match first {
-        None => served.await,
-        Some(_place) => match timeout(FIRST_CONTACT, served).await {
-            Ok(served) => served,
-            Err(_) => Ok(()),
-        },
+    let ended = async {
+        match &first {
+            Some(_) => sleep(FIRST_CONTACT).await,
+            None => without_stream(&streams).await,
+        }
+    };
+    let served = tokio::select! {
+        served = served => served,
+        () = ended => Ok(()),
     };
     if let Err(error) = served {
         tracing::debug!(%from, %error, "connection of an agent ended");
     }
+    drop(connected);
 }
 
-/// A place among the first contacts, until it is dropped.
-struct FirstContact<'a>(&'a AtomicUsize);
-
-impl<'a> FirstContact<'a> {
-    fn enter(count: &'a AtomicUsize) -> Option<Self> {
-        let before = count.fetch_add(1, Ordering::Relaxed);
-        let place = Self(count);
-        (before < MAX_FIRST_CONTACTS).then_some(place)
+/// Waits until a connection has had no stream for some time: also one of which the preface of
+/// HTTP/2 does not come.
+async fn without_stream(streams: &AtomicUsize) {
+    let mut idle = Duration::ZERO;
+    while idle < WITHOUT_STREAM {
+        sleep(IDLE_INTERVAL).await;
+        idle = match streams.load(Ordering::Relaxed) {
+            0 => idle + IDLE_INTERVAL,
+            _ => Duration::ZERO,
+        };
     }
 }
 
-impl Drop for FirstContact<'_> {
+/// A connection that counts for its machine until it is dropped.
+struct OfMachine<'a> {
+    agents: &'a Agents,
+    key: String,
+}
+
+impl<'a> OfMachine<'a> {
+    fn enter(agents: &'a Agents, key: &str) -> Option<Self> {
+        let mut all = agents
+            .machines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let count = all.entry(key.to_owned()).or_default();
+        if *count >= MAX_OF_MACHINE {
+            return None;
+        }
+        *count += 1;
+        let key = key.to_owned();
+        Some(Self { agents, key })
+    }
+}
+
+impl Drop for OfMachine<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        let all = self.agents.machines.lock();
+        let mut all = all.unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = all.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls;
+
+    #[test]
+    fn the_unit_allows_as_many_files_as_there_may_be_connections() {
+        let unit = include_str!("../../systemd/causeway-director.service");
+        let limit = unit
+            .lines()
+            .find_map(|line| line.strip_prefix("LimitNOFILE="));
+        let limit: usize = limit.expect("a limit").parse().expect("a number");
+        let needed = MAX_CONNECTIONS + tls::MAX_CONNECTIONS;
+        assert!(
+            limit >= needed + 1000,
+            "{limit} files for {needed} connections"
+        );
     }
 }

@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::PoisonError};
 
 use control::{Difference, Transaction};
 use identity::{Certificate, Issued, Machine, Request, Secret};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::{
@@ -57,7 +57,7 @@ pub(super) enum Refused {
     },
     /// The certificate does not hold.
     #[error(
-        "the certificate of {name} does not hold: the identity was revoked or enrolled anew, or \
+        "the certificate of {name} is not valid: the identity was revoked or enrolled anew, or \
          another machine has a copy of it and has renewed it; enrol this machine by a new token"
     )]
     Certificate {
@@ -70,10 +70,19 @@ pub(super) enum Refused {
         /// Its last second.
         at: Timestamp,
     },
+    /// The last certificate is very new.
+    #[error("the last certificate was issued at {at}: renew it later")]
+    TooSoon {
+        /// When it was issued.
+        at: Timestamp,
+    },
     /// The store cannot be used.
     #[error("the director cannot use its store: try again")]
     Unavailable,
 }
+
+/// Least time between certificates of a machine.
+const RENEWAL_INTERVAL: SignedDuration = SignedDuration::from_secs(60);
 
 /// The certificate of a machine that is accepted, and the authorities to trust.
 pub(super) struct Granted {
@@ -94,7 +103,7 @@ pub(super) async fn enrol(
     let (enrolment, machine) = {
         let live = director.live().await.map_err(|_| Refused::Unavailable)?;
         let found = live.enrolments.get(&hash).map(|(found, _)| found.clone());
-        let known = found.and_then(|found| machine(&found.machine).map(|of| (found, of)));
+        let known = found.and_then(|found| machine_of(&found.machine).map(|of| (found, of)));
         let Some(known) = known else {
             // No entry of the audit, which strangers would fill.
             agents
@@ -109,8 +118,26 @@ pub(super) async fn enrol(
     let actor = actor(&machine, &format!("{ENROLMENT} {}", enrolment.id));
     let subject = subject("enrol", &machine, peer);
     let key = request.key().to_string();
-    let issued = agents.trusted.issue(machine.clone(), &request);
+    {
+        let live = director.live().await.map_err(|_| Refused::Unavailable)?;
+        let refused = refusal(&enrolment, &key, &live, director.environment.now());
+        drop(live);
+        if let Some(refused) = refused {
+            note(director, agents, actor, subject, &refused);
+            return Err(refused);
+        }
+    }
+    let issued = agents.trusted.issue(machine, &enrolment.id, &request);
     let issued = issued.map_err(|error| internal(&error))?;
+    let granted = Granted {
+        issued,
+        roots: agents.trusted.roots(),
+    };
+    if enrolment.used.is_some() {
+        // The answer was lost, and the identity is of this key already.
+        return Ok(granted);
+    }
+    let issued = &granted.issued;
     let wanted = Wanted {
         actor: &actor,
         subject: subject.clone(),
@@ -121,7 +148,7 @@ pub(super) async fn enrol(
     let done = director.change(wanted, |live, origin| {
         let (found, revision) = live.enrolments.get(&hash).ok_or_else(Problem::no_token)?;
         // Refusals are told below, once the state has been read.
-        if refusal(found, &key, origin.now).is_some() {
+        if found.used.is_some() || refusal(found, &key, live, origin.now).is_some() {
             return Err(Problem::no_token());
         }
         let mut transaction = Transaction::default();
@@ -137,9 +164,17 @@ pub(super) async fn enrol(
         let after = MachineIdentity {
             enrolment: found.id.clone(),
             enrolled: origin.now,
-            current: IssuedKey::new(&request, &issued),
+            current: IssuedKey::new(&request, issued),
             next: None,
         };
+        // Other tokens of the machine end: none of them takes the identity back.
+        for (other, (enrolment, revision)) in &live.enrolments {
+            if enrolment.machine == found.machine && *other != hash {
+                let stored = format!("{ENROLMENTS}{other}");
+                must_be(&mut transaction, &stored, Some(*revision));
+                transaction.delete.insert(stored);
+            }
+        }
         let stored = format!("{IDENTITIES}{}", found.machine);
         must_be(
             &mut transaction,
@@ -156,16 +191,13 @@ pub(super) async fn enrol(
         })
     });
     let Err(problem) = done.await else {
-        return Ok(Granted {
-            issued,
-            roots: agents.trusted.roots(),
-        });
+        return Ok(granted);
     };
     let live = director.live().await.map_err(|_| Refused::Unavailable)?;
     let now = director.environment.now();
     let refused = match live.enrolments.get(&hash) {
         None => Refused::UnknownToken,
-        Some((found, _)) => match refusal(found, &key, now) {
+        Some((found, _)) => match refusal(found, &key, &live, now) {
             Some(refused) => refused,
             // The store, then, or a director that stops.
             None => {
@@ -175,17 +207,17 @@ pub(super) async fn enrol(
         },
     };
     drop(live);
-    note(director, actor, subject, &refused);
+    note(director, agents, actor, subject, &refused);
     Err(refused)
 }
 
-/// Why a token may not be used with a key at this time.
-fn refusal(enrolment: &Enrolment, key: &str, now: Timestamp) -> Option<Refused> {
+/// Why a token may not be used with a key at this time. One that was used enrols its key again only
+/// while the identity is still as that use has left it.
+fn refusal(enrolment: &Enrolment, key: &str, live: &Live, now: Timestamp) -> Option<Refused> {
     let id = enrolment.id.clone();
-    if let Some(at) = enrolment
-        .used
-        .filter(|_| enrolment.key.as_deref() != Some(key))
-    {
+    let identity = live.identities.get(&enrolment.machine);
+    let may_repeat = identity.is_some_and(|(identity, _)| identity.may_repeat(&id, key));
+    if let Some(at) = enrolment.used.filter(|_| !may_repeat) {
         return Some(Refused::Used { id, at });
     }
     let at = enrolment.expires;
@@ -199,20 +231,39 @@ pub(super) async fn renew(
     (certificate, request): (&Certificate, &[u8]),
     peer: IpAddr,
 ) -> Result<Granted, Refused> {
+    let machine = certificate.name.machine().clone();
+    let key = machine_key(&machine).unwrap_or_default();
+    let now = director.environment.now();
+    let at = certificate.validity.not_after;
+    let is_late = now.duration_since(at).unsigned_abs() > agents.settings.grace && now > at;
+    let known = {
+        let live = director.live().await.map_err(|_| Refused::Unavailable)?;
+        let found = live
+            .identities
+            .get(&key)
+            .map(|(identity, _)| identity.clone());
+        found.filter(|identity| !is_late && identity.accepts(certificate))
+    };
+    let Some(known) = known else {
+        return Err(refuse(director, agents, certificate, peer));
+    };
+    let at = known.issued();
+    let age = now.duration_since(at);
+    if !age.is_negative() && age < RENEWAL_INTERVAL {
+        return Err(Refused::TooSoon { at });
+    }
     let request = read(request)?;
     if request.key() == certificate.key {
         let text = "a renewal needs another key than that of the certificate in use";
         return Err(Refused::Request(text.to_owned()));
     }
-    let machine = certificate.name.machine().clone();
-    let key = machine_key(&machine).unwrap_or_default();
-    let issued = agents.trusted.issue(machine, &request);
+    let issued = agents.trusted.issue(machine, &known.enrolment, &request);
     let issued = issued.map_err(|error| internal(&error))?;
     let renewed = |identity: MachineIdentity| MachineIdentity {
         next: Some(IssuedKey::new(&request, &issued)),
         ..identity.used(certificate)
     };
-    change_identity(director, certificate, &key, peer, renewed).await?;
+    change_identity(director, agents, certificate, &key, peer, renewed).await?;
     tracing::info!(
         machine = key,
         serial = %issued.serial,
@@ -229,27 +280,29 @@ pub(super) async fn renew(
 /// the key of the machine's object, and the id of its enrolment token.
 pub(super) async fn accept(
     director: &Director,
+    agents: &Agents,
     certificate: &Certificate,
     peer: IpAddr,
 ) -> Result<(String, String), Refused> {
-    let at = certificate.validity.not_after;
-    if director.environment.now() > at {
-        return Err(Refused::Renew { at });
-    }
     let key = machine_key(certificate.name.machine()).unwrap_or_default();
     let known = {
         let live = director.live().await.map_err(|_| Refused::Unavailable)?;
         let found = live.identities.get(&key).map(|(identity, _)| identity);
         let found = found.filter(|identity| identity.accepts(certificate));
-        found
-            .filter(|identity| !identity.is_new(certificate))
-            .map(|identity| identity.enrolment.clone())
+        found.map(|found| (found.is_new(certificate), found.enrolment.clone()))
     };
-    if let Some(enrolment) = known {
+    let Some((is_new, enrolment)) = known else {
+        return Err(refuse(director, agents, certificate, peer));
+    };
+    if !certificate.validity.contains(director.environment.now()) {
+        let at = certificate.validity.not_after;
+        return Err(Refused::Renew { at });
+    }
+    if !is_new {
         return Ok((key, enrolment));
     }
     let used = |identity: MachineIdentity| identity.used(certificate);
-    let enrolment = change_identity(director, certificate, &key, peer, used).await?;
+    let enrolment = change_identity(director, agents, certificate, &key, peer, used).await?;
     Ok((key, enrolment))
 }
 
@@ -257,6 +310,7 @@ pub(super) async fn accept(
 /// no entry in the audit; a refusal has one. Returns the id of the enrolment token.
 async fn change_identity(
     director: &Director,
+    agents: &Agents,
     certificate: &Certificate,
     key: &str,
     peer: IpAddr,
@@ -295,19 +349,29 @@ async fn change_identity(
         Ok(()) => Ok(enrolment
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner)),
-        Err(RecordError::Refused(refused)) => {
-            let machine = certificate.name.machine();
-            let token = format!("certificate {}", certificate.serial);
-            note(
-                director,
-                actor(machine, &token),
-                subject("connect", machine, peer),
-                &refused,
-            );
-            Err(refused)
+        Err(RecordError::Refused(Refused::Certificate { .. })) => {
+            Err(refuse(director, agents, certificate, peer))
         }
+        Err(RecordError::Refused(refused)) => Err(refused),
         Err(RecordError::Unavailable) => Err(Refused::Unavailable),
     }
+}
+
+/// Refuses a certificate that is not valid, in the audit and in the log.
+fn refuse(
+    director: &Director,
+    agents: &Agents,
+    certificate: &Certificate,
+    peer: IpAddr,
+) -> Refused {
+    let machine = certificate.name.machine();
+    let refused = Refused::Certificate {
+        name: machine_key(machine).unwrap_or_default(),
+    };
+    let token = format!("certificate {}", certificate.serial);
+    let (actor, subject) = (actor(machine, &token), subject("connect", machine, peer));
+    note(director, agents, actor, subject, &refused);
+    refused
 }
 
 fn read(request: &[u8]) -> Result<Request, Refused> {
@@ -324,7 +388,7 @@ fn text(value: &impl serde::Serialize) -> Result<String, Problem> {
 }
 
 /// The machine of an object's key.
-pub(super) fn machine(key: &str) -> Option<Machine> {
+pub(super) fn machine_of(key: &str) -> Option<Machine> {
     let parts: Vec<_> = key.split('/').collect();
     let machine = match parts[..] {
         [_, name] => Machine::Gateway { name: name.into() },
@@ -367,20 +431,29 @@ fn subject(operation: &str, machine: &Machine, peer: IpAddr) -> Subject {
     }
 }
 
-/// Notes a refused machine for the audit.
-fn note(director: &Director, actor: Actor, mut subject: Subject, refused: &Refused) {
+/// Notes a refused machine for the audit and the log, both of which have limits.
+fn note(
+    director: &Director,
+    agents: &Agents,
+    actor: Actor,
+    mut subject: Subject,
+    refused: &Refused,
+) {
     let problem = match refused {
         Refused::Expired { .. } => "token-expired",
         Refused::Used { .. } => "token-used",
         Refused::UnknownToken => "token-unknown",
-        Refused::Certificate { .. } | Refused::Renew { .. } => "certificate",
-        Refused::Request(_) | Refused::Unavailable => return,
+        Refused::Certificate { .. } => "certificate",
+        Refused::Renew { .. }
+        | Refused::TooSoon { .. }
+        | Refused::Request(_)
+        | Refused::Unavailable => return,
     };
-    tracing::warn!(
-        machine = actor.user,
-        address = subject.address.map(tracing::field::display),
-        "refused a machine: {refused}"
-    );
+    if let Some(address) = subject.address {
+        agents
+            .refusals
+            .warn(address, &format!("{}: {refused}", actor.user));
+    }
     subject.outcome = Outcome::refused(403, problem);
     let at = director.environment.now();
     director.accesses.refused(Access { at, actor, subject });
@@ -399,7 +472,7 @@ pub(crate) fn difference(
             "serial": identity.current.serial,
         })
     };
-    let machine = machine(key);
+    let machine = machine_of(key);
     let actor = machine.as_ref().map(|machine| actor(machine, ""));
     let tenant = actor.as_ref().and_then(|actor| actor.tenant.as_deref());
     let name = actor.as_ref().and_then(|actor| actor.object.as_deref());

@@ -55,7 +55,7 @@ struct Inner {
 
 /// The place of an open stream, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct OpenStream {
     presence: Presence,
     key: String,
     number: u64,
@@ -71,7 +71,7 @@ impl Presence {
         enrolment: String,
         address: SocketAddr,
         now: Timestamp,
-    ) -> Place {
+    ) -> OpenStream {
         let number = self.0.numbers.fetch_add(1, Ordering::Relaxed);
         let (close, closing) = watch::channel(None);
         let open = Open {
@@ -86,7 +86,7 @@ impl Presence {
         if let Some(before) = self.lock().insert(key.to_owned(), open) {
             before.close.send_replace(Some(Closing::Replaced));
         }
-        Place {
+        OpenStream {
             presence: self.clone(),
             key: key.to_owned(),
             number,
@@ -97,6 +97,11 @@ impl Presence {
     /// The stream of a machine.
     pub fn of(&self, key: &str) -> Option<Open> {
         self.lock().get(key).cloned()
+    }
+
+    /// Keys of the machines that have open streams.
+    pub fn keys(&self) -> Vec<String> {
+        self.lock().keys().cloned().collect()
     }
 
     /// Number of open streams.
@@ -120,7 +125,7 @@ impl Presence {
     }
 }
 
-impl Place {
+impl OpenStream {
     /// Notes a report.
     pub fn report(&self, report: Report) {
         let mut all = self.presence.lock();
@@ -140,7 +145,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for OpenStream {
     fn drop(&mut self) {
         let mut all = self.presence.lock();
         if all
@@ -156,7 +161,7 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
-    fn enter(presence: &Presence, enrolment: &str) -> Place {
+    fn enter(presence: &Presence, enrolment: &str) -> OpenStream {
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
         let now = Timestamp::UNIX_EPOCH;
         presence.enter("gateway/gw1", "1".into(), enrolment.into(), address, now)

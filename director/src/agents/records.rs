@@ -93,8 +93,9 @@ impl IssuedKey {
         }
     }
 
+    /// Whether a certificate is for this key.
     fn is(&self, certificate: &Certificate) -> bool {
-        self.serial == certificate.serial.to_string() && self.key == certificate.key.to_string()
+        self.key == certificate.key.to_string()
     }
 }
 
@@ -113,11 +114,24 @@ impl MachineIdentity {
         is_next || self.has_forgotten(certificate)
     }
 
-    /// Whether this certificate was issued after all that the store knows.
+    /// Whether this certificate is of the same enrolment, which its serial number names, and was
+    /// issued after all that the store knows.
     pub(crate) fn has_forgotten(&self, certificate: &Certificate) -> bool {
-        let validity = certificate.validity;
-        validity.not_after > self.expires()
-            && validity.not_after.duration_since(self.enrolled) > LIFETIME
+        !self.current.is(certificate)
+            && certificate.serial.to_string().ends_with(&self.enrolment)
+            && certificate.validity.not_after > self.expires()
+    }
+
+    /// Whether a token may be used again for this key: its answer was lost, and nothing has come
+    /// since.
+    pub(crate) fn may_repeat(&self, enrolment: &str, key: &str) -> bool {
+        self.enrolment == enrolment && self.current.key == key && self.next.is_none()
+    }
+
+    /// Time of the last certificate.
+    pub(crate) fn issued(&self) -> Timestamp {
+        let issued = self.expires().checked_sub(LIFETIME);
+        issued.unwrap_or(Timestamp::MIN)
     }
 
     /// The identity after a use of this certificate, which it accepts.

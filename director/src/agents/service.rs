@@ -1,6 +1,14 @@
 //! The gRPC service of agents.
 
-use std::{net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use agent_protocol::{
     EnrolRequest, FromAgent, FromDirector, Hello, Identity, MAX_REASON_LEN, MAX_REASONS,
@@ -9,13 +17,16 @@ use agent_protocol::{
 use futures::{Stream, stream};
 use identity::Certificate;
 use jiff::Timestamp;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::mpsc,
+    time::{interval, timeout},
+};
 use tonic::{Extensions, Request, Response, Status, Streaming};
 
 use super::{
     Agents,
     enrol::{self, Granted, Refused},
-    presence::{Closing, Place, Report},
+    presence::{Closing, OpenStream, Report},
 };
 use crate::{Director, Environment, metrics::AgentResult};
 
@@ -31,6 +42,24 @@ const MAX_VERSION: usize = 64;
 pub(super) struct AgentPeer {
     pub address: SocketAddr,
     pub certificate: Option<Certificate>,
+    /// Open streams of the connection.
+    pub streams: Arc<AtomicUsize>,
+}
+
+/// A stream that counts for its connection until it is dropped.
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn new(streams: &Arc<AtomicUsize>) -> Self {
+        streams.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(streams))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Answers the calls of one endpoint.
@@ -51,21 +80,22 @@ impl agents_server::Agents for Service {
             secret,
             certificate_request,
         } = request.into_inner();
-        let asked = (&secret[..], &certificate_request[..]);
-        let granted = enrol::enrol(&self.director, &self.agents, asked, address.ip()).await;
-        self.answer("enrol", granted)
+        let (director, agents) = self.both();
+        let granted = to_its_end(async move {
+            let asked = (&secret[..], &certificate_request[..]);
+            enrol::enrol(&director, &agents, asked, address.ip()).await
+        });
+        self.answer("enrol", granted.await)
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<Identity>, Status> {
         let (address, certificate) = peer(request.extensions())?;
         let certificate = certificate.ok_or_else(no_certificate)?;
         let asked = request.into_inner().certificate_request;
-        let granted = enrol::renew(
-            &self.director,
-            &self.agents,
-            (&certificate, &asked),
-            address.ip(),
-        );
+        let (director, agents) = self.both();
+        let granted = to_its_end(async move {
+            enrol::renew(&director, &agents, (&certificate, &asked), address.ip()).await
+        });
         let granted = granted.await;
         self.answer("renew", granted)
     }
@@ -76,7 +106,11 @@ impl agents_server::Agents for Service {
     ) -> Result<Response<Answers>, Status> {
         let (address, certificate) = peer(request.extensions())?;
         let certificate = certificate.ok_or_else(no_certificate)?;
-        let accepted = enrol::accept(&self.director, &certificate, address.ip()).await;
+        let streams = request.extensions().get::<AgentPeer>();
+        let streams = streams
+            .map(|peer| Arc::clone(&peer.streams))
+            .unwrap_or_default();
+        let accepted = self.accept(&certificate, address.ip()).await;
         let (key, enrolment) = self.count("connect", accepted)?;
         let mut messages = request.into_inner();
         let hello = timeout(HELLO_TIMEOUT, messages.message()).await;
@@ -96,7 +130,7 @@ impl agents_server::Agents for Service {
         );
         // The identity may have been revoked since it was read: only streams that are entered are
         // closed then.
-        let again = enrol::accept(&self.director, &certificate, address.ip()).await;
+        let again = self.accept(&certificate, address.ip()).await;
         if again.map_err(|refused| status(&refused))?.1 != enrolment {
             return Err(closed(Closing::Revoked));
         }
@@ -105,25 +139,56 @@ impl agents_server::Agents for Service {
                 authorities: self.agents.trusted.roots(),
             })),
         };
-        let open = Some(Connected {
+        let (sender, receiver) = mpsc::channel(2);
+        let mut open = Connected {
             place,
             messages,
-            key,
             until: certificate.validity.not_after,
             environment: Arc::clone(&self.director.environment),
+            _counted: Counted::new(&streams),
+        };
+        // A task of its own: the director closes the stream also if its agent takes no message.
+        tokio::spawn(async move {
+            // There is room for both messages.
+            let _ = sender.try_send(Ok(welcome));
+            if let Some(status) = open.serve().await {
+                let _ = sender.try_send(Err(status));
+            }
+            tracing::info!(machine = key, "an agent's stream has ended");
         });
-        let rest = stream::unfold(open, async |open| {
-            let mut open = open?;
-            let end = open.serve().await;
-            tracing::info!(machine = open.key, "an agent's stream has ended");
-            end.map(|status| (Err(status), None))
+        let answers = stream::unfold(receiver, async |mut receiver| {
+            Some((receiver.recv().await?, receiver))
         });
-        let answers = stream::StreamExt::chain(stream::iter([Ok(welcome)]), rest);
         Ok(Response::new(Box::pin(answers)))
     }
 }
 
+/// Awaits work that runs to its end also if the client closes the connection: a commit is not cut
+/// from its consequences.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Refused>> + Send + 'static,
+) -> Result<T, Refused> {
+    tokio::spawn(work)
+        .await
+        .unwrap_or(Err(Refused::Unavailable))
+}
+
 impl Service {
+    fn both(&self) -> (Arc<Director>, Arc<Agents>) {
+        (Arc::clone(&self.director), Arc::clone(&self.agents))
+    }
+
+    /// Key and enrolment of a machine whose certificate is valid.
+    async fn accept(
+        &self,
+        certificate: &Certificate,
+        peer: IpAddr,
+    ) -> Result<(String, String), Refused> {
+        let (director, agents) = self.both();
+        let certificate = certificate.clone();
+        to_its_end(async move { enrol::accept(&director, &agents, &certificate, peer).await }).await
+    }
+
     /// Counts a result.
     fn count<T>(&self, call: &'static str, result: Result<T, Refused>) -> Result<T, Status> {
         let name = match &result {
@@ -155,22 +220,23 @@ impl Service {
 
 /// An open stream.
 struct Connected {
-    place: Place,
+    place: OpenStream,
     messages: Streaming<FromAgent>,
-    key: String,
     /// Last second of the certificate.
     until: Timestamp,
     environment: Arc<dyn Environment>,
+    _counted: Counted,
 }
 
 impl Connected {
     /// Takes reports until the stream ends: the reason, if the agent is to be told one.
     async fn serve(&mut self) -> Option<Status> {
+        let mut looks = interval(EXPIRY_INTERVAL);
         loop {
             let message = tokio::select! {
                 closing = self.place.closing() => return Some(closed(closing)),
                 message = self.messages.message() => message,
-                () = sleep(EXPIRY_INTERVAL) => {
+                _ = looks.tick() => {
                     let at = self.until;
                     if self.environment.now() > at {
                         return Some(status(&Refused::Renew { at }));
@@ -238,6 +304,7 @@ fn status(refused: &Refused) -> Status {
         Refused::Request(_) => Status::invalid_argument(text),
         Refused::Unavailable => Status::unavailable(text),
         Refused::Renew { .. } => Status::failed_precondition(text),
+        Refused::TooSoon { .. } => Status::resource_exhausted(text),
         Refused::UnknownToken
         | Refused::Expired { .. }
         | Refused::Used { .. }

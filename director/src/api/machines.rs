@@ -257,6 +257,8 @@ fn written(
     let gateways = gateways.unwrap_or_default().into_iter();
     let of_gateways = gateways.flat_map(|gateway| gateway.spec.service_addresses());
     let own = agents.settings.service_addresses.iter().cloned();
+    // The director's own have their place, however many gateways there are.
+    let of_gateways = of_gateways.take(MAX_SERVICE_ADDRESSES - own.len());
     let token = EnrolmentToken {
         secret: secret.clone(),
         authority: agents.fingerprint(),

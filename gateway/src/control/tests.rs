@@ -87,6 +87,7 @@ fn status_tenants_and_circuits_have_their_exact_text() {
             certificate_until: Some("2026-12-02T04:00:00Z".to_owned()),
             connected: Some("192.0.2.40:6186".to_owned()),
             error: None,
+            token: None,
         }),
         desired: DesiredStatus {
             revision: 17,

@@ -329,7 +329,6 @@ impl Gateway {
         }
     }
 
-    /// Whether the process stops when it has drained.
     /// Tells the director how the gateway is.
     fn report(&self) {
         let Some(agent) = &self.agent else {
@@ -346,6 +345,7 @@ impl Gateway {
         });
     }
 
+    /// Whether the process stops when it has drained.
     fn is_stopping(&self) -> bool {
         self.drain.is_some_and(|drain| drain.until.is_some())
     }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use gateway_client::random::SplitMix64;
+
 /// First pause, and the least.
 const FIRST: Duration = Duration::from_secs(1);
 /// Longest pause.
@@ -12,7 +14,7 @@ const LONGEST: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub(crate) struct Backoff {
     next: Duration,
-    chance: u64,
+    chance: SplitMix64,
 }
 
 impl Backoff {
@@ -20,7 +22,7 @@ impl Backoff {
     pub const fn new(seed: u64) -> Self {
         Self {
             next: FIRST,
-            chance: seed,
+            chance: SplitMix64::new(seed),
         }
     }
 
@@ -31,7 +33,7 @@ impl Backoff {
         }
     }
 
-    /// The next pause; at least `least`.
+    /// The next pause; at least half of `least`.
     pub fn pause(&mut self, least: Duration) -> Duration {
         let longest = self.next.max(least);
         self.next = (self.next * 2).min(LONGEST);
@@ -39,13 +41,9 @@ impl Backoff {
         half + half.mul_f64(f64::from(self.random()) / f64::from(u32::MAX))
     }
 
-    /// A random number (SplitMix64), for pauses and times of renewal.
+    /// A random number, for pauses and times of renewal.
     pub fn random(&mut self) -> u32 {
-        self.chance = self.chance.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.chance;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((mixed ^ (mixed >> 31)) >> 32) as u32
+        (self.chance.next_u64() >> 32) as u32
     }
 }
 

@@ -56,6 +56,9 @@ pub struct Status {
     /// Why it is not connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Why the token of the file is not used, beside an identity that stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
 }
 
 impl Status {
@@ -70,14 +73,16 @@ impl Status {
             (None, Some(error)) => format!("not connected: {error}"),
             (None, None) => "connecting".to_owned(),
         };
-        format!("{name}, {connection}{until}")
+        let token = self.token.as_ref();
+        let token = token.map_or_else(String::new, |error| format!("; token not used: {error}"));
+        format!("{name}, {connection}{until}{token}")
     }
 }
 
 /// The agent of a daemon. Its drop ends the connection.
 #[derive(Debug)]
 pub struct Handle {
-    reports: watch::Sender<Report>,
+    reports: watch::Sender<Option<Report>>,
     state: watch::Receiver<State>,
     token: PathBuf,
     task: JoinHandle<()>,
@@ -103,7 +108,7 @@ impl Handle {
             clock: Arc::new(DefaultTimeProvider),
             seed,
         };
-        let (reports, reported) = watch::channel(Report::default());
+        let (reports, reported) = watch::channel(None);
         let (told, state) = watch::channel(State::default());
         let task = tokio::spawn(async move {
             if let Err(error) = run(settings, reported, told).await {
@@ -121,6 +126,7 @@ impl Handle {
     /// Tells the director how the machine is, if that has changed.
     pub fn report(&self, report: Report) {
         self.reports.send_if_modified(|before| {
+            let report = Some(report);
             let is_new = *before != report;
             *before = report;
             is_new
@@ -130,11 +136,16 @@ impl Handle {
     /// The agent's state.
     #[must_use]
     pub fn status(&self) -> Status {
-        let State { identity, phase } = self.state.borrow().clone();
+        let State {
+            identity,
+            token,
+            phase,
+        } = self.state.borrow().clone();
         let (name, until) = identity.unzip();
         let mut status = Status {
             name,
             certificate_until: until.map(|until| until.to_string()),
+            token,
             ..Status::default()
         };
         match phase {
@@ -170,6 +181,7 @@ mod tests {
             certificate_until: Some("2026-12-02T04:00:00Z".into()),
             connected: Some("192.0.2.1:6186".into()),
             error: None,
+            token: None,
         };
         assert_eq!(
             status.line(),

@@ -77,7 +77,7 @@ pub struct Kept {
     pub token: String,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct IdentityFile {
     version: u32,
     key: Zeroizing<String>,
@@ -88,7 +88,7 @@ struct IdentityFile {
     token: String,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct PendingFile {
     version: u32,
     key: Zeroizing<String>,

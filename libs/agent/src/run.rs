@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use rustls::{pki_types::CertificateDer, time_provider::TimeProvider};
 use tokio::{
     sync::{mpsc, watch},
-    time::{sleep, timeout},
+    time::{interval, sleep, timeout},
 };
 use tonic::{Code, Status, Streaming, transport::Channel};
 
@@ -28,10 +28,14 @@ use crate::{
 
 /// Time between looks for a token, without an identity.
 const TOKEN_PAUSE: Duration = Duration::from_secs(5);
-/// Least pause after a refusal, which an administrator has to mend.
+/// Least pause after a refusal, which an administrator has to correct.
 const REFUSED_PAUSE: Duration = Duration::from_secs(30);
-/// Pause before a renewal is tried again.
-const RENEWAL_PAUSE: Duration = Duration::from_secs(300);
+/// Longest pause after refusals one after the other.
+const LONGEST_REFUSED_PAUSE: Duration = Duration::from_secs(3600);
+/// Pause before a renewal, or a token that was not accepted, is tried again.
+const RETRY_PAUSE: Duration = Duration::from_secs(300);
+/// Least time between renewals, whatever the clocks of both ends say.
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(3600);
 /// Longest wait within the stream, so that a clock which jumps is noticed.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// Longest token file, bytes.
@@ -86,6 +90,8 @@ pub enum Phase {
 pub struct State {
     /// Name of the machine, and the last second of its certificate.
     pub identity: Option<(String, Timestamp)>,
+    /// Why the token of the file is not used, while the machine has an identity.
+    pub token: Option<String>,
     /// Progress towards a stream.
     pub phase: Phase,
 }
@@ -94,6 +100,7 @@ impl Default for State {
     fn default() -> Self {
         Self {
             identity: None,
+            token: None,
             phase: Phase::Connecting { error: None },
         }
     }
@@ -153,7 +160,12 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether an administrator has to mend it.
+    /// Whether the director wants the certificate to be renewed first.
+    fn is_expired(&self) -> bool {
+        matches!(self, Self::Refused(status) if status.code() == Code::FailedPrecondition)
+    }
+
+    /// Whether an administrator has to correct it.
     const fn is_refusal(&self) -> bool {
         matches!(
             self,
@@ -186,14 +198,15 @@ impl From<rustls::Error> for Error {
     }
 }
 
-/// Runs the agent until it is dropped. It takes reports from `reports`, and tells its state.
+/// Runs the agent until it is dropped. It takes reports from `reports`, where there are none before
+/// the first one, and tells its state.
 ///
 /// # Errors
 /// [`Error::Start`], when a thread cannot be started; any other error is told in the state, and the
 /// agent tries again.
 pub async fn run(
     settings: Settings,
-    reports: watch::Receiver<Report>,
+    reports: watch::Receiver<Option<Report>>,
     state: watch::Sender<State>,
 ) -> Result<(), Error> {
     let mut agent = Agent {
@@ -203,10 +216,14 @@ pub async fn run(
         kept: None,
         is_loaded: false,
         tried: None,
+        failed_token: None,
+        renewed: None,
+        is_token_repeated: false,
         settings,
         reports,
         state,
     };
+    let mut refused = REFUSED_PAUSE;
     loop {
         let begun = Instant::now();
         let result = agent.once().await;
@@ -216,11 +233,15 @@ pub async fn run(
                 agent.tell(Phase::NoToken);
                 TOKEN_PAUSE
             }
-            Ok(Next::Again) => continue,
+            Ok(Next::Again) => agent.backoff.pause(Duration::ZERO),
             Err(error) => {
                 let least = match error.is_refusal() {
-                    true => REFUSED_PAUSE,
+                    true => refused,
                     false => Duration::ZERO,
+                };
+                refused = match error.is_refusal() {
+                    true => (refused * 2).min(LONGEST_REFUSED_PAUSE),
+                    false => REFUSED_PAUSE,
                 };
                 agent.tell_error(&error);
                 agent.backoff.pause(least)
@@ -243,11 +264,17 @@ struct Agent {
     folder: Folder,
     connector: Connector,
     backoff: Backoff,
-    kept: Option<Kept>,
+    kept: Option<Arc<Kept>>,
     is_loaded: bool,
     /// Hash of the secret of the token that the last pass has found.
     tried: Option<String>,
-    reports: watch::Receiver<Report>,
+    /// The token that was not accepted while the machine had an identity, and when.
+    failed_token: Option<(String, Instant)>,
+    /// The last renewal, or the last attempt that failed, and the pause after it.
+    renewed: Option<(Instant, Duration)>,
+    /// The token of the identity was tried again, once.
+    is_token_repeated: bool,
+    reports: watch::Receiver<Option<Report>>,
     state: watch::Sender<State>,
 }
 
@@ -264,20 +291,72 @@ impl Agent {
     async fn once(&mut self) -> Result<Next, Error> {
         if !self.is_loaded {
             let folder = self.folder.clone();
-            self.kept = blocking(move || folder.load()).await?;
+            self.kept = blocking(move || folder.load()).await?.map(Arc::new);
             self.is_loaded = true;
         }
-        let token = self.new_token()?;
-        self.tried = token.as_ref().map(|token| token.secret.hash());
-        if let Some(token) = token {
-            self.enrol(&token).await?;
-        }
+        self.use_token().await?;
         let Some(kept) = &self.kept else {
             return Ok(Next::NoToken);
         };
         self.connector.set(&kept.service_addresses);
         self.tell_identity();
-        self.connect().await
+        let error = match self.connect().await {
+            Ok(next) => return Ok(next),
+            Err(error) => error,
+        };
+        // A director whose store was set back may have forgotten the enrolment, and not the token.
+        let is_unknown = matches!(&error, Error::Refused(s) if s.code() == Code::PermissionDenied);
+        if is_unknown && !self.is_token_repeated {
+            self.is_token_repeated = true;
+            if let Ok(Some(token)) = self.token()
+                && self.enrol(&token).await.is_ok()
+            {
+                return Ok(Next::Again);
+            }
+            if let Some(kept) = &self.kept {
+                self.connector.set(&kept.service_addresses);
+            }
+        }
+        Err(error)
+    }
+
+    /// Enrols by the token of the file, if it is another one than that of the identity: whether it
+    /// did. A machine that has an identity keeps it after an error.
+    ///
+    /// # Errors
+    /// Without an identity, why it did not.
+    async fn use_token(&mut self) -> Result<bool, Error> {
+        let token = self.new_token();
+        let hash = |token: &EnrolmentToken| token.secret.hash();
+        self.tried = token
+            .as_ref()
+            .ok()
+            .and_then(|token| token.as_ref().map(hash));
+        let result = match token {
+            Ok(None) => Ok(false),
+            Ok(Some(token)) => {
+                let is_paused = |(failed, at): &(String, Instant)| {
+                    *failed == hash(&token) && at.elapsed() < RETRY_PAUSE
+                };
+                if self.failed_token.as_ref().is_some_and(is_paused) {
+                    return Ok(false);
+                }
+                let enrolled = self.enrol(&token).await;
+                self.failed_token = match &enrolled {
+                    Ok(()) => None,
+                    Err(_) => Some((hash(&token), Instant::now())),
+                };
+                enrolled.map(|()| true)
+            }
+            Err(error) => Err(error),
+        };
+        let (Some(kept), Err(error)) = (&self.kept, &result) else {
+            self.tell_token(None);
+            return result;
+        };
+        self.connector.set(&kept.service_addresses);
+        self.tell_token(Some(error.to_string()));
+        Ok(false)
     }
 
     /// Pauses for this time, or until there is another token than the last pass has found.
@@ -300,6 +379,13 @@ impl Agent {
 
     /// The token of the file, unless the identity is by it already, or there is none.
     fn new_token(&self) -> Result<Option<EnrolmentToken>, Error> {
+        let token = self.token()?;
+        let of_identity = self.kept.as_ref().map(|kept| kept.token.as_str());
+        Ok(token.filter(|token| of_identity != Some(&*token.secret.hash())))
+    }
+
+    /// The token of the file.
+    fn token(&self) -> Result<Option<EnrolmentToken>, Error> {
         let path = &self.settings.token;
         let failed = |source| Error::TokenFile {
             path: path.clone(),
@@ -324,14 +410,11 @@ impl Agent {
                 path: path.clone(),
                 source,
             })?;
-        let hash = token.secret.hash();
-        let is_used = self.kept.as_ref().is_some_and(|kept| kept.token == hash);
-        Ok((!is_used).then_some(token))
+        Ok(Some(token))
     }
 
     /// Enrols by a token; the identity is on the disk then.
     async fn enrol(&mut self, token: &EnrolmentToken) -> Result<(), Error> {
-        self.tell(Phase::Connecting { error: None });
         let (folder, of) = (self.folder.clone(), token.clone());
         let key = blocking(move || folder.enrolment_key(&of)).await?;
         let config = tls::first_contact(token.authority, Arc::clone(&self.settings.clock))?;
@@ -368,11 +451,15 @@ impl Agent {
         let mut stream = match self.open().await {
             Ok(stream) => stream,
             // A certificate that has expired may be renewed only.
-            Err(error) if self.is_expired() => return self.renew_expired(error).await,
+            Err(error) if self.is_expired() || error.is_expired() => {
+                return self.renew_expired(error).await;
+            }
             Err(error) => return Err(error),
         };
         let jitter = self.backoff.random();
-        let mut renewal_pause = None::<Instant>;
+        let mut looks = interval(LONGEST_WAIT);
+        // The first one is at once.
+        looks.reset();
         let mut reports = self.reports.clone();
         reports.mark_changed();
         loop {
@@ -381,17 +468,14 @@ impl Agent {
                 .kept
                 .as_ref()
                 .map(|kept| kept.contents.validity.renewal(jitter));
-            let is_paused = renewal_pause.is_some_and(|until| Instant::now() < until);
+            let is_paused = self.renewed.is_some_and(|(at, pause)| at.elapsed() < pause);
             if due.is_some_and(|due| now >= due) && !is_paused {
                 match self.renew(&mut stream.client).await {
                     // The stream of the new certificate comes before the end of this one.
-                    Ok(()) => match self.open().await {
-                        Ok(new) => stream = new,
-                        Err(error) => return Err(error),
-                    },
+                    Ok(()) => stream = self.open().await?,
                     Err(error) => {
                         tracing::warn!(%error, "cannot renew the certificate; trying again");
-                        renewal_pause = Some(Instant::now() + RENEWAL_PAUSE);
+                        self.renewed = Some((Instant::now(), RETRY_PAUSE));
                     }
                 }
                 reports.mark_changed();
@@ -402,7 +486,9 @@ impl Agent {
                     if changed.is_err() {
                         return std::future::pending().await;
                     }
-                    let report = reports.borrow_and_update().clone();
+                    let Some(report) = reports.borrow_and_update().clone() else {
+                        continue;
+                    };
                     if stream.send.send(message(&report)).await.is_err() {
                         return Err(Error::Failed(Status::unavailable("the stream has ended")));
                     }
@@ -411,9 +497,8 @@ impl Agent {
                     Some(message) => self.take(message).await?,
                     None => return Err(Error::Failed(Status::unavailable("the stream has ended"))),
                 },
-                () = sleep(LONGEST_WAIT) => {
-                    if let Some(token) = self.new_token()? {
-                        self.enrol(&token).await?;
+                _ = looks.tick() => {
+                    if self.use_token().await? {
                         return Ok(Next::Again);
                     }
                 }
@@ -516,8 +601,12 @@ impl Agent {
             token: before.token.clone(),
             ..new
         };
-        tracing::info!(until = %kept.contents.validity.not_after, "renewed the certificate");
-        self.keep(kept).await
+        let until = kept.contents.validity.not_after;
+        // If it cannot be stored, the one before stays in use, and valid.
+        self.keep(kept).await?;
+        self.renewed = Some((Instant::now(), RENEWAL_INTERVAL));
+        tracing::info!(%until, "renewed the certificate");
+        Ok(())
     }
 
     /// Does what a message of the director asks for.
@@ -525,15 +614,20 @@ impl Agent {
         match message.message {
             Some(from_director::Message::Welcome(welcome)) => {
                 let roots = authorities(welcome.authorities);
-                let Some(kept) = self.kept.as_mut() else {
+                let Some(kept) = &self.kept else {
                     return Ok(());
                 };
                 if roots.is_empty() || roots == kept.authorities {
                     return Ok(());
                 }
-                kept.authorities = roots;
-                let Some(kept) = self.kept.take() else {
-                    return Ok(());
+                let kept = Kept {
+                    key: MachineKey::from_der(&kept.key.to_der())?,
+                    certificate: kept.certificate.clone(),
+                    contents: kept.contents.clone(),
+                    authorities: roots,
+                    server_name: kept.server_name.clone(),
+                    service_addresses: kept.service_addresses.clone(),
+                    token: kept.token.clone(),
                 };
                 self.keep(kept).await
             }
@@ -544,16 +638,9 @@ impl Agent {
 
     /// Writes the identity to the disk, and uses it from then on.
     async fn keep(&mut self, kept: Kept) -> Result<(), Error> {
-        let folder = self.folder.clone();
-        let (kept, stored) = blocking(move || {
-            let stored = folder.store(&kept);
-            Ok((kept, stored))
-        })
-        .await?;
-        // A disk that fails keeps no machine from its stream; after a restart it is the one before.
-        if let Err(error) = stored {
-            tracing::error!(%error, "cannot store the identity");
-        }
+        let (folder, kept) = (self.folder.clone(), Arc::new(kept));
+        let stored = Arc::clone(&kept);
+        blocking(move || folder.store(&stored)).await?;
         self.kept = Some(kept);
         self.tell_identity();
         Ok(())
@@ -591,6 +678,19 @@ impl Agent {
             tracing::warn!(error = text, "not connected to the director; trying again");
         }
         self.tell(phase);
+    }
+
+    fn tell_token(&self, error: Option<String>) {
+        if self.state.borrow().token != error
+            && let Some(error) = &error
+        {
+            tracing::warn!(error, "the enrolment token is not used; the identity stays");
+        }
+        self.state.send_if_modified(|state| {
+            let is_new = state.token != error;
+            state.token = error;
+            is_new
+        });
     }
 
     fn tell_identity(&self) {

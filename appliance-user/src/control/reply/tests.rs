@@ -220,6 +220,7 @@ fn status() -> Status {
             certificate_until: Some("2026-12-02T04:00:00Z".to_owned()),
             connected: None,
             error: Some("no service address of the director answers".to_owned()),
+            token: None,
         }),
         not_ready: vec![text("peer acme: no handshake yet")],
         maintenance: true,

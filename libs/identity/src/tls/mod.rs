@@ -8,6 +8,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use rustls::{
     CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, DistinguishedName, Error,
     OtherError, RootCertStore, ServerConfig, SignatureScheme,
@@ -34,8 +35,8 @@ mod tests;
 const ALPN: &[u8] = b"h2";
 
 /// TLS of the director's listener for agents. Clients show a certificate of `roots`, or none. One
-/// that expired at most `grace` ago is accepted as well: read it by [`Certificate::read`], and let
-/// its machine renew it only.
+/// that expired at most `grace` ago, or is valid in at most `grace`, is accepted as well: read it
+/// by [`Certificate::read`], and let its machine renew it only.
 ///
 /// `chain` is the director's certificate, and then its CA's, which first contacts need.
 ///
@@ -132,7 +133,7 @@ fn private(key: &MachineKey) -> PrivateKeyDer<'static> {
     PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.to_der().to_vec()))
 }
 
-/// Accepts certificates of clients that expired a short time ago.
+/// Accepts certificates of clients that expired a short time ago, or are valid in a short time.
 #[derive(Debug)]
 struct ExpiredToo {
     inner: Arc<dyn ClientCertVerifier>,
@@ -156,10 +157,17 @@ impl ClientCertVerifier for ExpiredToo {
     ) -> Result<ClientCertVerified, Error> {
         let certificate = Certificate::read(end_entity)
             .map_err(|error| CertificateError::Other(OtherError(Arc::new(error))))?;
-        let end = u64::try_from(certificate.validity.not_after.as_second()).unwrap_or_default();
+        let seconds = |at: Timestamp| u64::try_from(at.as_second()).unwrap_or_default();
+        let begin = seconds(certificate.validity.not_before);
+        let end = seconds(certificate.validity.not_after);
         let late = now.as_secs().saturating_sub(end);
-        let at = if late > 0 && late <= self.grace.as_secs() {
+        let early = begin.saturating_sub(now.as_secs());
+        let grace = 1..=self.grace.as_secs();
+        let at = if grace.contains(&late) {
             UnixTime::since_unix_epoch(Duration::from_secs(end))
+        } else if grace.contains(&early) {
+            // The clock was ahead when it was issued.
+            UnixTime::since_unix_epoch(Duration::from_secs(begin))
         } else {
             now
         };

@@ -1,343 +1,17 @@
 //! Machines that enrol and connect, through real sockets and TLS.
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicI64, Ordering},
-    },
-    time::Duration,
-};
+mod site;
+
+use std::{path::Path, sync::Arc, time::Duration};
 
 use agent::{Phase, Report, State};
-use director::{
-    Director, Environment, Kernel,
-    agents::{self, Settings},
-    api, init,
-};
-use jiff::{SignedDuration, Timestamp};
-use rustls::{pki_types::UnixTime, time_provider::TimeProvider};
+use director::{Environment as _, Kernel, agents};
+use jiff::SignedDuration;
 use serde_json::{Value, json};
-use store::{Options, Sqlite};
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
+use tokio::time::timeout;
 
 use super::Server;
-
-/// Longest wait for what is to happen.
-const LONG: Duration = Duration::from_secs(20);
-
-/// The kernel's clock, some seconds ahead: that of the director and of all machines.
-#[derive(Clone, Debug, Default)]
-struct Clock(Arc<AtomicI64>);
-
-impl Clock {
-    fn set_ahead(&self, hours: i64) {
-        self.0.store(hours * 3600, Ordering::SeqCst);
-    }
-}
-
-impl Environment for Clock {
-    fn now(&self) -> Timestamp {
-        Kernel.now() + SignedDuration::from_secs(self.0.load(Ordering::SeqCst))
-    }
-
-    fn fill(&self, bytes: &mut [u8]) -> std::io::Result<()> {
-        Kernel.fill(bytes)
-    }
-}
-
-impl TimeProvider for Clock {
-    fn current_time(&self) -> Option<UnixTime> {
-        let seconds = u64::try_from(self.now().as_second()).ok()?;
-        Some(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
-    }
-}
-
-/// A director with its API and its endpoint of agents, a gateway `gw1` and an appliance `h1` of
-/// each tenant.
-struct Site {
-    server: Server,
-    director: Arc<Director>,
-    clock: Clock,
-    folder: tempfile::TempDir,
-    listen: SocketAddr,
-    agents: JoinHandle<()>,
-}
-
-/// A machine that runs an agent.
-struct Machine {
-    folder: PathBuf,
-    token: PathBuf,
-    state: watch::Receiver<State>,
-    report: watch::Sender<Report>,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-fn settings(folder: &Path, listen: &str) -> Settings {
-    Settings {
-        listen: listen.parse().expect("an address"),
-        provider: "provider.example".to_owned(),
-        server_name: "director.provider.example".to_owned(),
-        service_addresses: Vec::new(),
-        sealing_key: folder.join("sealing-key"),
-        grace: Duration::from_secs(7 * 86_400),
-    }
-}
-
-/// A free port of the loopback interface.
-async fn port() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    listener.local_addr().expect("its address")
-}
-
-async fn opened(path: &Path) -> Sqlite {
-    for _ in 0..250 {
-        if let Ok(store) = Sqlite::open(path, Options::default()) {
-            return store;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    Sqlite::open(path, Options::default()).expect("a store")
-}
-
-impl Site {
-    async fn start() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("store");
-        let clock = Clock::default();
-        let admin = init(&path, "admin", None, &clock).await.expect("a store");
-        let listen = port().await;
-        let mut site = Self::open(folder, clock, listen, admin).await;
-        // The first one ends after a day.
-        let body = json!({ "hours": 8784 });
-        let token = site
-            .server
-            .post(&site.server.admin, "/v1/tokens", body)
-            .await
-            .expect(201);
-        site.server.admin = token.json()["secret"]
-            .as_str()
-            .expect("a secret")
-            .to_owned();
-        site.server.fill().await;
-        let gateway = json!({ "addresses": ["203.0.113.1"] });
-        site.server.create("/v1/gateways", "gw1", gateway).await;
-        // Appliances come to the director itself here, and not through the gateway.
-        let path = "/v1/gateways/gw1?force=true";
-        let body = json!({ "spec": { "addresses": ["203.0.113.1"], "enabled": false } });
-        let reason = [("x-reason", "a test")];
-        let admin = &site.server.admin;
-        let done = site
-            .server
-            .call(admin, "PUT", path, &reason, Some(&body))
-            .await;
-        done.expect(200);
-        site
-    }
-
-    async fn open(
-        folder: tempfile::TempDir,
-        clock: Clock,
-        listen: SocketAddr,
-        admin: String,
-    ) -> Self {
-        let path = folder.path().join("store");
-        let store = opened(&path).await;
-        let director = Director::new(store, Arc::new(clock.clone())).await;
-        let director = Arc::new(director.expect("a director"));
-        let mut settings = settings(folder.path(), &listen.to_string());
-        let own = format!("director.invalid:1,{listen}");
-        let own = own.split(',').map(|text| text.parse().expect("an address"));
-        settings.service_addresses = own.collect();
-        let (address, agents) = agents::start(&director, settings)
-            .await
-            .expect("an endpoint");
-        assert_eq!(address, listen);
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let of_api = listener.local_addr().expect("its address");
-        let router = api::router(Arc::clone(&director));
-        let task = tokio::spawn(async move {
-            let _ = axum::serve(listener, router).await;
-        });
-        let server = Server::at(of_api, admin, path, task);
-        Self {
-            server,
-            director,
-            clock,
-            folder,
-            listen,
-            agents,
-        }
-    }
-
-    /// Ends the director and starts another one, at the same address.
-    async fn restart(self) -> Self {
-        self.restart_after(|_| {}).await
-    }
-
-    /// The same; meanwhile something is done in the folder of the store.
-    async fn restart_after(self, meanwhile: impl FnOnce(&Path)) -> Self {
-        let Self {
-            mut server,
-            director,
-            clock,
-            folder,
-            listen,
-            agents,
-        } = self;
-        let token = server.admin.clone();
-        agents.abort();
-        let _ = agents.await;
-        drop(director);
-        server.stop().await;
-        meanwhile(folder.path());
-        Self::open(folder, clock, listen, token).await
-    }
-
-    /// Creates a token of a machine, by the path of its object.
-    async fn token(&self, machine: &str) -> String {
-        let path = format!("{machine}/enrolments");
-        let made = self
-            .server
-            .post(&self.server.admin, &path, json!({ "hours": 1 }))
-            .await;
-        made.expect(201).json()["token"]
-            .as_str()
-            .expect("a token")
-            .to_owned()
-    }
-
-    fn machine(&self, name: &str, token: &str) -> Machine {
-        let folder = self.folder.path().join(name);
-        std::fs::create_dir_all(&folder).expect("a folder");
-        std::fs::write(folder.join("token"), format!("{token}\n")).expect("a file");
-        self.machine_in(folder)
-    }
-
-    /// The machine of a folder that may have an identity.
-    fn machine_in(&self, folder: PathBuf) -> Machine {
-        let token = folder.join("token");
-        let settings = agent::Settings {
-            folder: folder.join("agent"),
-            token: token.clone(),
-            version: "7.8.9".to_owned(),
-            clock: Arc::new(self.clock.clone()),
-            seed: 1,
-        };
-        let (report, reports) = watch::channel(Report {
-            ready: true,
-            reasons: Vec::new(),
-        });
-        let (sender, state) = watch::channel(State::default());
-        let task = tokio::spawn(async move {
-            agent::run(settings, reports, sender)
-                .await
-                .expect("an agent");
-        });
-        Machine {
-            folder,
-            token,
-            state,
-            report,
-            task,
-        }
-    }
-
-    async fn identity(&self, machine: &str) -> Value {
-        let path = format!("{machine}/identity");
-        self.server
-            .get(&self.server.admin, &path)
-            .await
-            .expect(200)
-            .json()
-    }
-
-    async fn revoke(&self, machine: &str) {
-        let path = format!("{machine}/identity");
-        let admin = &self.server.admin;
-        self.server
-            .call(admin, "DELETE", &path, &[], None)
-            .await
-            .expect(204);
-    }
-
-    /// Status and reason of a condition.
-    async fn condition(&self, machine: &str, kind: &str) -> (String, String) {
-        let object = self
-            .server
-            .get(&self.server.admin, machine)
-            .await
-            .expect(200)
-            .json();
-        let all = object["conditions"].as_array().expect("conditions");
-        let found = all.iter().find(|condition| condition["type"] == kind);
-        let found = found.unwrap_or_else(|| panic!("no {kind} in {all:?}"));
-        let text = |field: &str| found[field].as_str().expect("a text").to_owned();
-        (text("status"), text("reason"))
-    }
-
-    /// Waits until a condition has this status.
-    async fn wait(&self, machine: &str, kind: &str, status: &str) {
-        for _ in 0..200 {
-            let object = self
-                .server
-                .get(&self.server.admin, machine)
-                .await
-                .expect(200)
-                .json();
-            let mut all = object["conditions"].as_array().expect("conditions").iter();
-            if all.any(|c| c["type"] == kind && c["status"] == status) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("{machine} does not become {kind}={status}");
-    }
-
-    /// Entries of the audit, once it has those of accesses.
-    async fn audit(&self) -> Vec<Value> {
-        self.director.flush_accesses().await.expect("flushed");
-        let list = self
-            .server
-            .get(&self.server.admin, "/v1/audit?limit=1000")
-            .await;
-        list.expect(200).json()["items"]
-            .as_array()
-            .expect("entries")
-            .clone()
-    }
-}
-
-impl Machine {
-    /// Waits until the agent is connected.
-    async fn connected(&mut self) {
-        let is = |state: &State| matches!(state.phase, Phase::Connected { .. });
-        let found = timeout(LONG, self.state.wait_for(is)).await;
-        let is_late = found.is_err();
-        drop(found);
-        assert!(!is_late, "not connected: {:?}", self.state.borrow());
-    }
-
-    /// Waits until the agent is not connected: the last error.
-    async fn failed(&mut self) -> String {
-        let is = |state: &State| matches!(&state.phase, Phase::Connecting { error: Some(_) });
-        let found = timeout(LONG, self.state.wait_for(is)).await;
-        let found = found
-            .unwrap_or_else(|_| panic!("no error"))
-            .expect("a state");
-        match &found.phase {
-            Phase::Connecting { error } => error.clone().unwrap_or_default(),
-            other => panic!("{other:?}"),
-        }
-    }
-}
+use site::{LONG, Site, settings};
 
 const GATEWAY: &str = "/v1/gateways/gw1";
 const APPLIANCE: &str = "/v1/tenants/acme/appliances/h1";
@@ -368,10 +42,10 @@ async fn a_machine_enrols_by_its_token_alone_and_is_known_from_then_on() {
         let known = site.identity(machine).await;
         assert_eq!(known["connection"]["version"], "7.8.9", "{known}");
         assert_eq!(known["enrolments"][0]["id"], known["identity"]["enrolment"]);
-        running.report.send_replace(Report {
+        running.report.send_replace(Some(Report {
             ready: false,
             reasons: vec!["no uplink".into(), "no\npeer".into()],
-        });
+        }));
         site.wait(machine, "Ready", "false").await;
         let known = site.identity(machine).await;
         assert_eq!(
@@ -501,7 +175,7 @@ async fn revocation_closes_the_stream_at_once_and_ends_the_certificate() {
     drop(machine);
     let mut again = site.machine_in(folder);
     let error = again.failed().await;
-    assert!(error.contains("gateway/gw1 does not hold"), "{error}");
+    assert!(error.contains("gateway/gw1 is not valid"), "{error}");
     let missing = site.condition(GATEWAY, "Enrolled").await;
     assert_eq!(missing, ("false".into(), "NoAgent".into()));
     let entries = site.audit().await;
@@ -565,10 +239,10 @@ async fn a_certificate_is_renewed_in_the_stream_and_the_one_before_ends() {
     std::fs::copy(from, copy.join("identity.json")).expect("copied");
     site.clock.set_ahead(16);
     // A report wakes the agent, as its own interval does.
-    machine.report.send_replace(Report {
+    machine.report.send_replace(Some(Report {
         ready: false,
         reasons: vec!["a test".into()],
-    });
+    }));
     let renewed = |state: &State| {
         let until = state.identity.as_ref().map(|(_, until)| *until);
         until > Some(before.1) && matches!(state.phase, Phase::Connected { .. })
@@ -578,8 +252,7 @@ async fn a_certificate_is_renewed_in_the_stream_and_the_one_before_ends() {
         .expect("renewed")
         .expect("a state");
     site.wait(GATEWAY, "Ready", "false").await;
-    let known = site.identity(GATEWAY).await;
-    assert_eq!(known["identity"].get("next"), None, "it is in use: {known}");
+    site.renewed_is_used(GATEWAY).await;
     // A copy of the machine has the certificate of before.
     let mut clone = site.machine_in(site.folder.path().join("copy"));
     let error = clone.failed().await;
@@ -646,7 +319,7 @@ async fn a_store_that_was_set_back_knows_its_machines_again() {
         .await;
     site.wait(GATEWAY, "Connected", "true").await;
     site.clock.set_ahead(16);
-    machine.report.send_replace(Report::default());
+    machine.report.send_replace(Some(Report::default()));
     let renewed = |state: &State| state.identity.as_ref().map(|(_, until)| *until) > Some(before.1);
     timeout(LONG, machine.state.wait_for(renewed))
         .await
@@ -740,4 +413,124 @@ async fn a_director_without_agents_refuses_tokens_and_says_what_to_do() {
     }
     let absent = "/v1/tenants/acme/appliances/h2/identity";
     server.get(&server.admin, absent).await.expect(404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_of_before_does_not_take_the_identity_back() {
+    let site = Site::start().await;
+    let first = site.token(GATEWAY).await;
+    let mut machine = site.machine("first", &first);
+    machine.connected().await;
+    // A copy of the machine's folder, without the token in use.
+    let copy = site.folder.path().join("copy");
+    std::fs::create_dir_all(copy.join("agent")).expect("a folder");
+    let stored = std::fs::read_to_string(machine.folder.join("agent/identity.json"));
+    let stored: Value = serde_json::from_str(&stored.expect("a file")).expect("JSON");
+    let pending = json!({ "version": 1, "key": stored["key"], "token": stored["token"] });
+    std::fs::write(copy.join("agent/enrolment.json"), pending.to_string()).expect("a file");
+    std::fs::write(copy.join("token"), &first).expect("a file");
+    // Another machine takes its place by another token.
+    let mut second = site.machine("second", &site.token(GATEWAY).await);
+    second.connected().await;
+    let mut thief = site.machine_in(copy);
+    let error = thief.failed().await;
+    assert!(error.contains("is not known"), "{error}");
+    let error = machine.failed().await;
+    assert!(
+        error.contains("was revoked") || error.contains("another stream"),
+        "{error}"
+    );
+    assert!(matches!(
+        second.state.borrow().phase,
+        Phase::Connected { .. }
+    ));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_token_in_the_file_costs_an_enrolled_machine_nothing() {
+    let site = Site::start().await;
+    let mut machine = site.machine("gw1", &site.token(GATEWAY).await);
+    machine.connected().await;
+    let folder = machine.folder.clone();
+    drop(machine);
+    for bad in ["cwy-enrol1.half".to_owned(), "nonsense".to_owned()] {
+        std::fs::write(folder.join("token"), bad).expect("a file");
+        let mut machine = site.machine_in(folder.clone());
+        machine.connected().await;
+        let told = |state: &State| state.token.is_some();
+        timeout(LONG, machine.state.wait_for(told))
+            .await
+            .expect("told")
+            .expect("a state");
+        assert!(matches!(
+            machine.state.borrow().phase,
+            Phase::Connected { .. }
+        ));
+    }
+    // One that ended is told, too, and another one is used later.
+    let ended = site.token(GATEWAY).await;
+    let good = site.token(GATEWAY).await;
+    std::fs::write(folder.join("token"), ended).expect("a file");
+    let mut machine = site.machine_in(folder.clone());
+    machine.connected().await;
+    let told = machine.state.borrow().token.clone().expect("told");
+    assert!(told.contains("is not known"), "{told}");
+    drop(machine);
+    std::fs::write(folder.join("token"), good).expect("a file");
+    let mut machine = site.machine_in(folder);
+    machine.connected().await;
+    assert_eq!(machine.state.borrow().token, None);
+    let known = site.identity(GATEWAY).await;
+    assert_eq!(
+        known["enrolments"].as_array().expect("tokens").len(),
+        1,
+        "{known}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_hours_ahead_renews_once() {
+    let site = Site::start().await;
+    let mut machine = site.machine("gw1", &site.token(GATEWAY).await);
+    machine.connected().await;
+    let folder = machine.folder.clone();
+    drop(machine);
+    site.clock.set_ahead(16);
+    let mut machine = site.machine_in(folder);
+    let soon = Kernel.now() + SignedDuration::from_hours(30);
+    let renewed = |state: &State| {
+        let until = state.identity.as_ref().map(|(_, until)| *until);
+        until > Some(soon)
+    };
+    timeout(LONG, machine.state.wait_for(renewed))
+        .await
+        .expect("renewed")
+        .expect("a state");
+    site.renewed_is_used(GATEWAY).await;
+    let until = machine
+        .state
+        .borrow()
+        .identity
+        .clone()
+        .expect("an identity")
+        .1;
+    // The director's clock, which is that of the machine here, is corrected backwards: the new
+    // certificate is not valid yet, and is renewed, not more than once.
+    site.clock.set_ahead(0);
+    for _ in 0..20 {
+        machine.report.send_replace(Some(Report::default()));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let after = machine
+        .state
+        .borrow()
+        .identity
+        .clone()
+        .expect("an identity")
+        .1;
+    assert_eq!(after, until);
+    assert!(matches!(
+        machine.state.borrow().phase,
+        Phase::Connected { .. }
+    ));
 }
