@@ -131,7 +131,7 @@ impl service::Daemon for Daemon {
         self.handle_request(request, responder).await;
     }
 
-    async fn settle(&mut self) {
+    async fn finish_step(&mut self) {
         if let Some((request, responder)) = self.requests.takeover.take_checked() {
             self.carry_out(request, responder).await;
         }

@@ -54,7 +54,7 @@ fn errors_of<K: Kind>(state: &State, found: &mut Vec<Refusal>) {
         {
             checked = Err(Refusal::not_found::<Tenant>(None, tenant));
         }
-        let checked = checked.and_then(|()| K::stands(object, state));
+        let checked = checked.and_then(|()| K::check_against(object, state));
         if let Err(refusal) = checked {
             let of = tenant.map_or_else(String::new, |tenant| format!(" of tenant {tenant:?}"));
             found.push(Refusal {

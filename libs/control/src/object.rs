@@ -80,7 +80,7 @@ pub trait Rules: Sized {
     ///
     /// # Errors
     /// [`Refusal`].
-    fn stands(_: &Object<Self>, _: &State) -> Result<(), Refusal>
+    fn check_against(_: &Object<Self>, _: &State) -> Result<(), Refusal>
     where
         Self: Kind,
     {

@@ -87,7 +87,7 @@ impl Rules for AddressPool {
         problems.require(is_description(text), "description", text, DESCRIPTION_RULE);
     }
 
-    fn stands(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
+    fn check_against(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
         refuse_overlap(state, object)?;
         refuse_own_addresses(state, object)
     }
@@ -97,7 +97,7 @@ impl Rules for AddressPool {
         new: &mut Object<Self>,
         draft: &mut Draft<'_>,
     ) -> Result<(), Refusal> {
-        Self::stands(new, draft.state)?;
+        Self::check_against(new, draft.state)?;
         let Some(old) = old else {
             return Ok(());
         };

@@ -153,7 +153,7 @@ impl Rules for Appliance {
         problems.require(is_description(text), "description", text, DESCRIPTION_RULE);
     }
 
-    fn stands(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
+    fn check_against(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
         let Some(address) = object.spec.uplink.address() else {
             return Ok(());
         };
@@ -181,7 +181,7 @@ impl Rules for Appliance {
                 vec![Conflict::new::<Subscription>(name, field, uplink).of(new.tenant())],
             ));
         }
-        Self::stands(new, draft.state)?;
+        Self::check_against(new, draft.state)?;
         refuse_inside(draft.state, new)
     }
 

@@ -99,7 +99,7 @@ impl Rules for Gateway {
         problems.require(is_description(text), "description", text, DESCRIPTION_RULE);
     }
 
-    fn stands(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
+    fn check_against(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
         for address in &object.spec.addresses {
             refuse_taken(state, *address, None, Some(object.name()))?;
         }
@@ -119,7 +119,7 @@ impl Rules for Gateway {
             problems.add("addresses", count, rule);
             problems.into_result()?;
         }
-        Self::stands(new, draft.state)?;
+        Self::check_against(new, draft.state)?;
         if old.is_some_and(|old| old.spec.is_open()) && !new.spec.is_open() {
             let name = new.name().to_owned();
             let done = if new.spec.enabled {

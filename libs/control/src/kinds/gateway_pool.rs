@@ -62,7 +62,7 @@ impl Rules for GatewayPool {
         problems.require(is_description(text), "description", text, DESCRIPTION_RULE);
     }
 
-    fn stands(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
+    fn check_against(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
         let name = object.name();
         let missing: Vec<_> = object
             .spec
@@ -104,7 +104,7 @@ impl Rules for GatewayPool {
         new: &mut Object<Self>,
         draft: &mut Draft<'_>,
     ) -> Result<(), Refusal> {
-        Self::stands(new, draft.state)?;
+        Self::check_against(new, draft.state)?;
         let name = new.name().to_owned();
         let done = if old.is_some() { "changed" } else { "created" };
         let gateways = new.spec.gateways.clone();

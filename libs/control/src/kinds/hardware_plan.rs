@@ -80,7 +80,7 @@ impl Rules for HardwarePlan {
         problems.require(is_description(text), "description", text, DESCRIPTION_RULE);
     }
 
-    fn stands(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
+    fn check_against(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
         pool_of(object, state).map(drop)
     }
 

@@ -39,7 +39,7 @@ impl Rules for Mapping {
         problems.require(is_name(replica), "replica", replica, NAME_RULE);
     }
 
-    fn stands(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
+    fn check_against(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
         let tenant = object.tenant();
         require_network(state, tenant, "replica", &object.spec.replica)?;
         let mut conflicts = Vec::new();
@@ -76,7 +76,7 @@ impl Rules for Mapping {
         if old.is_some() {
             draft.must_be_idle(new.tenant(), "change a mapping")?;
         }
-        Self::stands(new, draft.state)
+        Self::check_against(new, draft.state)
     }
 
     fn delete(old: &Object<Self>, draft: &mut Draft<'_>) -> Result<(), Refusal> {

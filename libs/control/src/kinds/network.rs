@@ -101,7 +101,7 @@ impl Rules for Network {
         problems.require(is_description(text), "description", text, DESCRIPTION_RULE);
     }
 
-    fn stands(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
+    fn check_against(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
         refuse_overlap(state, object)?;
         refuse_public_gateways(state, object)
     }

@@ -284,7 +284,7 @@ impl Rules for Plan {
         problems.require(is_description(text), "description", text, DESCRIPTION_RULE);
     }
 
-    fn stands(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
+    fn check_against(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
         let tenant = object.tenant();
         check_networks(object, state)?;
         refuse_vms_of_others(object, state)?;
@@ -308,7 +308,7 @@ impl Rules for Plan {
         new: &mut Object<Self>,
         draft: &mut Draft<'_>,
     ) -> Result<(), Refusal> {
-        Self::stands(new, draft.state)?;
+        Self::check_against(new, draft.state)?;
         let tenant = new.tenant().to_owned();
         let mut view = TenantView::of(draft.state, &tenant);
         view.plans.insert(new.name().to_owned(), new.spec.clone());

@@ -54,7 +54,7 @@ impl Rules for Policy {
         );
     }
 
-    fn stands(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
+    fn check_against(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
         let tenant = object.tenant();
         for (field, network) in [("from", &object.spec.from), ("to", &object.spec.to)] {
             require_network(state, tenant, field, network)?;
@@ -86,7 +86,7 @@ impl Rules for Policy {
         new: &mut Object<Self>,
         draft: &mut Draft<'_>,
     ) -> Result<(), Refusal> {
-        Self::stands(new, draft.state)
+        Self::check_against(new, draft.state)
     }
 
     fn delete(_: &Object<Self>, _: &mut Draft<'_>) -> Result<(), Refusal> {

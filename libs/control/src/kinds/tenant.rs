@@ -177,7 +177,7 @@ impl Rules for Tenant {
         problems.require(is_description(text), "description", text, DESCRIPTION_RULE);
     }
 
-    fn stands(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
+    fn check_against(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
         let missing: Vec<_> = object
             .spec
             .gateway_pools
@@ -199,7 +199,7 @@ impl Rules for Tenant {
         draft: &mut Draft<'_>,
     ) -> Result<(), Refusal> {
         draft.guard_tenant(new.name());
-        Self::stands(new, draft.state)?;
+        Self::check_against(new, draft.state)?;
         if let Some(old) = old {
             let name = new.name().to_owned();
             gateway::keep_gateways_of(draft, &name, &old.spec, &new.spec)?;

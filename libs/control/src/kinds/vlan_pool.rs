@@ -128,7 +128,7 @@ impl Rules for VlanPool {
         problems.require(is_description(text), "description", text, DESCRIPTION_RULE);
     }
 
-    fn stands(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
+    fn check_against(object: &Object<Self>, state: &State) -> Result<(), Refusal> {
         let domain = switch_domain(state, &object.spec)?;
         refuse_overlap(state, object, &domain)
     }
@@ -138,7 +138,7 @@ impl Rules for VlanPool {
         new: &mut Object<Self>,
         draft: &mut Draft<'_>,
     ) -> Result<(), Refusal> {
-        Self::stands(new, draft.state)?;
+        Self::check_against(new, draft.state)?;
         if let Some(old) = old {
             keep_allocations(draft.state, old, new)?;
         }

@@ -66,7 +66,7 @@ pub trait Daemon: Sized {
 
     /// Finishes what a step has begun and must not be dropped half way. The runtime calls it after
     /// each step and each request, and waits for it.
-    fn settle(&mut self) -> impl Future<Output = ()> {
+    fn finish_step(&mut self) -> impl Future<Output = ()> {
         std::future::ready(())
     }
 
@@ -304,7 +304,7 @@ impl<D: Daemon> Service<D> {
                     }
                 },
             }
-            self.daemon.settle().await;
+            self.daemon.finish_step().await;
             // Whatever was done may have begun or ended a drain or a fault.
             self.report_health();
         };

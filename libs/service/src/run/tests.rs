@@ -73,7 +73,7 @@ impl Daemon for TestDaemon {
         std::future::pending().await
     }
 
-    async fn settle(&mut self) {
+    async fn finish_step(&mut self) {
         if self.begun {
             // Requests and the timer are due meanwhile.
             sleep(WATCHDOG).await;
