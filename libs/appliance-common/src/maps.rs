@@ -10,7 +10,7 @@ use crate::limits::MAX_PREFIXES;
 
 /// Version of all layouts in this file. It is part of the pin path, so that a daemon with another
 /// layout never adopts maps that it would misread.
-pub const SCHEMA_VERSION: u32 = 8;
+pub const SCHEMA_VERSION: u32 = 9;
 
 /// No VLAN tag at this level. On the wire, VLAN identifier 0 means "priority only" (IEEE 802.1Q
 /// section 9.6), so it is free for this.
