@@ -41,6 +41,7 @@ const APPLIANCE_CONFIG: &str = r#"
 [appliance]
 name = "site-one"
 role = "tenant"
+[agent]
 [uplink]
 interface = "uplink"
 [tunnel]
@@ -66,6 +67,7 @@ const GATEWAY_CONFIG: &str = r#"
 name = "gw1"
 listen = ["198.51.100.1:6180"]
 metrics = "127.0.0.1:9180"
+[agent]
 [[tenant]]
 name = "acme"
 [[circuit]]
@@ -77,6 +79,9 @@ keys = ["AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "ICEiIyQlJicoKSorLC0uLzA
 const DIRECTOR_CONFIG: &str = r#"
 [director]
 metrics = "127.0.0.1:9186"
+[agents]
+provider = "provider.example"
+server_name = "director.provider.example"
 "#;
 
 /// Why the test cannot run here, if it cannot.

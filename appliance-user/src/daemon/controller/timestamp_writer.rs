@@ -113,7 +113,7 @@ fn run(store: &Store, waiting: &mpsc::Receiver<PendingTimestamps>) {
         }
         for error in results.into_iter().filter_map(Result::err) {
             tracing::warn!(%error, "cannot save timestamps: if the clock is set back before the \
-                next start, peers and gateways refuse this appliance until it has caught up");
+                next start, peers refuse this appliance until it has caught up");
         }
         last = newest;
     }

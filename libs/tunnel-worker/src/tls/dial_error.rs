@@ -56,7 +56,7 @@ pub enum DialStepError {
     /// The other end closed the connection instead of answering the hello.
     #[error(
         "the provider's appliance did not accept the circuit: is it configured there with the same \
-         key, and has this machine's clock not been set back?"
+         key?"
     )]
     Refused,
     /// The answer to the hello is not authentic.
