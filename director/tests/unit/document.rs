@@ -60,7 +60,7 @@ fn operations_have_names_of_their_own_and_describe_their_parameters() {
             assert_eq!(in_path, path.matches('{').count(), "{path}");
         }
     }
-    assert_eq!((ids.len(), count), (count, 101), "{ids:?}");
+    assert_eq!((ids.len(), count), (count, 107), "{ids:?}");
 }
 
 /// Fails if the document does not have the status of an answer of the server, or if the answer
