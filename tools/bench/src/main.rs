@@ -142,8 +142,12 @@ mod tests {
 
     #[test]
     fn every_benchmark_has_a_smoke_test() {
-        let tests = test_support::repository::root().join("tests/tests/lab/benchmarks.rs");
-        let tests = std::fs::read_to_string(tests).unwrap();
+        let folder = test_support::repository::root().join("tests/tests/lab");
+        let files = ["benchmarks.rs", "timed/benchmarks.rs"];
+        let tests: String = files
+            .iter()
+            .map(|file| std::fs::read_to_string(folder.join(file)).unwrap())
+            .collect();
         let names = Name::value_variants().iter().map(|name| name.text());
         for name in names.filter(|name| *name != Name::Forward.text()) {
             let call = format!("smoke(\"causeway-bench\", &[\"{name}\"]);");

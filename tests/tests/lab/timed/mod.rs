@@ -2,6 +2,7 @@
 //! (`causeway_tests::lab_lock`).
 
 mod attackers;
+mod benchmarks;
 mod gateway_tunnels;
 mod handshake_flood;
 mod million;
