@@ -3,7 +3,7 @@
 use std::{io::Read as _, path::Path};
 
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, parser::ValueSource, value_parser};
-use control::{KINDS, KindInfo, Scope};
+use control::{KINDS, KindInfo, Scope, in_words};
 use hyper::Method;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
@@ -23,8 +23,8 @@ pub fn commands() -> impl Iterator<Item = Command> {
 }
 
 fn noun(info: &'static KindInfo) -> Command {
-    let words = info.kind.replace('-', " ");
-    let plural = info.plural.replace('-', " ");
+    let words = in_words(info.kind);
+    let plural = in_words(info.plural);
     let verb =
         |name: &'static str, about: String| with_tenant(info, Command::new(name)).about(about);
     let list = verb("list", format!("List {plural}")).visible_alias("ls");
@@ -562,7 +562,7 @@ pub fn tenant(session: &Session, info: &KindInfo, given: &ArgMatches) -> Result<
     session.tenant().ok_or_else(|| {
         Failure::usage(format!(
             "{} belong to a tenant: name it by --tenant, CAUSEWAY_TENANT, or in the context",
-            info.plural.replace('-', " ")
+            in_words(info.plural)
         ))
     })
 }

@@ -5,7 +5,7 @@ use control::{
     Accepted, Address, AddressPool, Appliance, Condition, Conflict, Difference, Gateway,
     GatewayPool, HardwarePlan, Host, Kind, Mapping, Metadata, Network, Object, Observed, Options,
     Plan, Policy, ReasonFor, Refusal, Revision, Rule, Scope, Subscription, Tenant, VlanPool,
-    create, remove, replace,
+    create, in_words, remove, replace,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -191,7 +191,7 @@ fn register_kind<K: Served>(all: &mut Vec<Operation>) {
         Operation::new(id, method, path, summary, handler)
     };
     all.push(Operation {
-        summary: format!("List {}.", K::PLURAL.replace('-', " ")),
+        summary: format!("List {}.", in_words(K::PLURAL)),
         query: vec![LIMIT, AFTER],
         success: vec![ok(StatusCode::OK, list_of::<K>())],
         ..operation("list", Method::GET, &collection, |call| {

@@ -7,6 +7,12 @@ use crate::{
     Network, Plan, Policy, Rule, Scope, Subscription, Tenant, VlanPool, state::for_all_kinds,
 };
 
+/// The name of a kind or of its collection as words of a sentence: of `vlan-pools`, `VLAN pools`.
+#[must_use]
+pub fn in_words(name: &str) -> String {
+    name.replace("vlan", "VLAN").replace('-', " ")
+}
+
 /// A kind as data.
 #[derive(Clone, Copy, Debug)]
 pub struct KindInfo {
@@ -104,6 +110,12 @@ mod tests {
             "{error}"
         );
         assert!(kind("nothing").is_none());
+    }
+
+    #[test]
+    fn words_of_a_name_keep_its_abbreviations() {
+        assert_eq!(in_words("vlan-pools"), "VLAN pools");
+        assert_eq!(in_words("hardware-plan"), "hardware plan");
     }
 
     #[test]
