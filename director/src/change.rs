@@ -27,7 +27,7 @@ use crate::{
     live::{CREATION_PREFIX, Live, LoadError},
     metrics::Metrics,
     people::{self, Actor, ENROLMENT, PASSWORD, TOKENS, Token},
-    source::Places,
+    source::FairSemaphore,
 };
 
 /// Times that a change is computed again when another director was faster.
@@ -72,8 +72,8 @@ pub struct Director {
     pub(crate) ended: Ended,
     /// Permits to hash a password.
     pub(crate) passwords: Semaphore,
-    /// Places to wait for one of them.
-    pub(crate) password_queue: Places,
+    /// Waits for one of them.
+    pub(crate) password_queue: FairSemaphore,
 }
 
 /// A computed change.
@@ -134,7 +134,7 @@ impl Director {
             last_uses: LastUses::default(),
             ended: Ended::default(),
             passwords: Semaphore::new(PASSWORDS),
-            password_queue: Places::new(PASSWORD_QUEUE),
+            password_queue: FairSemaphore::new(PASSWORD_QUEUE),
         })
     }
 

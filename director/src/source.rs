@@ -1,4 +1,4 @@
-//! Where requests come from, as far as limits tell clients apart, and places for their work.
+//! Where requests come from, as far as limits tell clients apart, and a fair semaphore.
 
 use std::{
     collections::BTreeMap,
@@ -18,57 +18,57 @@ pub(crate) fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// A limited number of places that clients wait in. A client has at most as many as are free, so
-/// that it leaves places for others however many requests it sends.
+/// A counting semaphore that is fair by client: a client holds at most as many permits as are free,
+/// so that some are left for others, however many requests it sends.
 #[derive(Debug)]
-pub(crate) struct Places {
-    taken: Mutex<BTreeMap<Option<IpAddr>, usize>>,
-    all: usize,
+pub(crate) struct FairSemaphore {
+    held: Mutex<BTreeMap<Option<IpAddr>, usize>>,
+    permits: usize,
 }
 
-impl Places {
-    /// This number of places.
-    pub const fn new(all: usize) -> Self {
+impl FairSemaphore {
+    /// With this number of permits.
+    pub const fn new(permits: usize) -> Self {
         Self {
-            taken: Mutex::new(BTreeMap::new()),
-            all,
+            held: Mutex::new(BTreeMap::new()),
+            permits,
         }
     }
 
-    /// A place for a client, until it is dropped; `None` if the client has as many as are free.
+    /// A permit for a client, released on drop; `None` if the client holds as many as are free.
     /// Clients whose address is not known count as one.
-    pub fn take(&self, client: Option<IpAddr>) -> Option<Place<'_>> {
+    pub fn try_acquire(&self, client: Option<IpAddr>) -> Option<Permit<'_>> {
         let client = client.map(network);
-        let mut taken = self.lock();
-        let free = self.all.saturating_sub(taken.values().sum());
-        let own = taken.get(&client).copied().unwrap_or_default();
+        let mut held = self.lock();
+        let free = self.permits.saturating_sub(held.values().sum());
+        let own = held.get(&client).copied().unwrap_or_default();
         if own >= free {
             return None;
         }
-        taken.insert(client, own + 1);
-        drop(taken);
-        Some(Place { of: self, client })
+        held.insert(client, own + 1);
+        drop(held);
+        Some(Permit { of: self, client })
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Option<IpAddr>, usize>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A place that counts until it is dropped.
+/// Counts until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Place<'p> {
-    of: &'p Places,
+pub(crate) struct Permit<'s> {
+    of: &'s FairSemaphore,
     client: Option<IpAddr>,
 }
 
-impl Drop for Place<'_> {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        let mut taken = self.of.lock();
-        if let Some(count) = taken.get_mut(&self.client) {
+        let mut held = self.of.lock();
+        if let Some(count) = held.get_mut(&self.client) {
             *count -= 1;
             if *count == 0 {
-                taken.remove(&self.client);
+                held.remove(&self.client);
             }
         }
     }
@@ -83,25 +83,33 @@ mod tests {
     }
 
     #[test]
-    fn a_client_leaves_places_for_others() {
-        let places = Places::new(64);
+    fn a_client_leaves_permits_for_others() {
+        let semaphore = FairSemaphore::new(64);
         let all_of = |client: &str| {
             let client = ip(client);
-            std::iter::from_fn(|| places.take(Some(client))).collect::<Vec<_>>()
+            std::iter::from_fn(|| semaphore.try_acquire(Some(client))).collect::<Vec<_>>()
         };
         let first = all_of("127.0.0.2");
         assert_eq!(first.len(), 32);
         let second = all_of("2001:db8::1");
         assert_eq!(second.len(), 16);
         // The rest of the network is the same client.
-        assert!(places.take(Some(ip("2001:db8::2:3:4:5"))).is_none());
-        assert!(places.take(Some(ip("2001:db8:0:1::1"))).is_some());
-        assert!(places.take(Some(ip("127.0.0.5"))).is_some());
-        assert!(places.take(None).is_some());
+        assert!(
+            semaphore
+                .try_acquire(Some(ip("2001:db8::2:3:4:5")))
+                .is_none()
+        );
+        assert!(semaphore.try_acquire(Some(ip("2001:db8:0:1::1"))).is_some());
+        assert!(semaphore.try_acquire(Some(ip("127.0.0.5"))).is_some());
+        assert!(semaphore.try_acquire(None).is_some());
         // A mapped address is that of IPv4.
-        assert!(places.take(Some(ip("::ffff:127.0.0.2"))).is_none());
+        assert!(
+            semaphore
+                .try_acquire(Some(ip("::ffff:127.0.0.2")))
+                .is_none()
+        );
         drop((first, second));
-        assert!(places.lock().is_empty());
-        assert!(places.take(Some(ip("127.0.0.2"))).is_some());
+        assert!(semaphore.lock().is_empty());
+        assert!(semaphore.try_acquire(Some(ip("127.0.0.2"))).is_some());
     }
 }

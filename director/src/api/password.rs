@@ -90,9 +90,9 @@ pub(super) fn register(all: &mut Vec<Operation>) {
 }
 
 /// One of the few checks and hashes of passwords at a time. Some requests wait for it, and further
-/// ones are refused: a client leaves places for others.
+/// ones are refused: a client leaves permits for others.
 async fn permit(director: &Director, peer: Option<IpAddr>) -> Result<SemaphorePermit<'_>, Problem> {
-    let Some(_waiting) = director.password_queue.take(peer) else {
+    let Some(_queued) = director.password_queue.try_acquire(peer) else {
         return Err(Problem::too_many("too many passwords are being checked")
             .retry_after(QUEUE_RETRY_SECONDS));
     };
