@@ -396,8 +396,17 @@ impl Director {
     /// Computes a change and commits it with its audit entry.
     pub(crate) async fn change(
         &self,
+        wanted: Wanted<'_>,
+        plan: impl Fn(&Live, Origin) -> Result<Planned, Problem> + Sync,
+    ) -> Result<Applied, Problem> {
+        self.change_by(wanted, &plan).await
+    }
+
+    /// As [`Self::change`], compiled once for all plans.
+    async fn change_by(
+        &self,
         mut wanted: Wanted<'_>,
-        plan: impl Fn(&Live, Origin) -> Result<Planned, Problem>,
+        plan: &(dyn Fn(&Live, Origin) -> Result<Planned, Problem> + Sync),
     ) -> Result<Applied, Problem> {
         wanted.subject.outcome = Outcome::done(wanted.status);
         let _lock = self.change_lock.lock().await;

@@ -226,9 +226,14 @@ fn named(name: String, of: &[Schema], value: Value) -> Schema {
     Schema { name, all }
 }
 
+// Each of the schemas of a kind is made by a function that is compiled once, not for each kind.
+
 /// The schema of a kind's objects.
 pub(super) fn object_of<K: Served>() -> Schema {
-    let (spec, status) = (schema::<K>(), schema::<K::Status>());
+    object(schema::<K>(), schema::<K::Status>())
+}
+
+fn object(spec: Schema, status: Schema) -> Schema {
     let condition = schema::<Condition>();
     let metadata = json!({
         "type": "object",
@@ -264,7 +269,10 @@ pub(super) fn object_of<K: Served>() -> Schema {
 
 /// The schema of a page of a kind's objects.
 pub(super) fn list_of<K: Served>() -> Schema {
-    let object = object_of::<K>();
+    list(&K::name(), object_of::<K>())
+}
+
+fn list(kind: &str, object: Schema) -> Schema {
     let value = json!({
         "type": "object",
         "required": ["items", "next", "revision"],
@@ -274,12 +282,15 @@ pub(super) fn list_of<K: Served>() -> Schema {
             "revision": { "type": "integer" },
         },
     });
-    named(format!("{}List", K::name()), &[object], value)
+    named(format!("{kind}List"), &[object], value)
 }
 
 /// The schema of a request that creates an object.
 pub(super) fn new_of<K: Served>() -> Schema {
-    let spec = schema::<K>();
+    new(schema::<K>())
+}
+
+fn new(spec: Schema) -> Schema {
     let value = json!({
         "type": "object",
         "required": ["name", "spec"],
@@ -290,12 +301,15 @@ pub(super) fn new_of<K: Served>() -> Schema {
             "spec": reference(&spec.name),
         },
     });
-    named(format!("New{}", K::name()), &[spec], value)
+    named(format!("New{}", spec.name), &[spec], value)
 }
 
 /// The schema of a request that replaces a spec.
 pub(super) fn changed_of<K: Served>() -> Schema {
-    let spec = schema::<K>();
+    changed(schema::<K>())
+}
+
+fn changed(spec: Schema) -> Schema {
     let value = json!({
         "type": "object",
         "required": ["spec"],
@@ -305,23 +319,21 @@ pub(super) fn changed_of<K: Served>() -> Schema {
             "spec": reference(&spec.name),
         },
     });
-    named(format!("Changed{}", K::name()), &[spec], value)
+    named(format!("Changed{}", spec.name), &[spec], value)
 }
 
 /// The schema of an answer, or of a dry run.
 pub(super) fn or_dry_run(answer: &Schema) -> Schema {
-    let dry = schema::<super::objects::DryRun>();
-    let value = json!({ "anyOf": [reference(&answer.name), reference(&dry.name)] });
-    named(
-        format!("{}OrDryRun", answer.name),
-        &[answer.clone(), dry],
-        value,
-    )
+    either(&answer.name, answer.clone())
 }
 
 /// The schema of an object, or of a dry run.
 pub(super) fn either_of<K: Served>() -> Schema {
-    let (object, dry) = (object_of::<K>(), schema::<super::objects::DryRun>());
-    let value = json!({ "anyOf": [reference(&object.name), reference(&dry.name)] });
-    named(format!("{}OrDryRun", K::name()), &[object, dry], value)
+    either(&K::name(), object_of::<K>())
+}
+
+fn either(name: &str, answer: Schema) -> Schema {
+    let dry = schema::<super::objects::DryRun>();
+    let value = json!({ "anyOf": [reference(&answer.name), reference(&dry.name)] });
+    named(format!("{name}OrDryRun"), &[answer, dry], value)
 }
