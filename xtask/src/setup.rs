@@ -22,16 +22,19 @@ const BASE: [Package; 2] = [
 ];
 
 /// Packages that the lab, its tests and the demo use.
-const LAB: [Package; 11] = [
+const LAB: [Package; 14] = [
     ("iproute2", "/usr/share/doc/iproute2"),
     ("ethtool", "/usr/share/doc/ethtool"),
     ("iperf3", "/usr/bin/iperf3"),
+    ("dhcpcd-base", "/usr/sbin/dhcpcd"),
+    ("iputils-arping", "/usr/bin/arping"),
     ("iputils-ping", "/usr/share/doc/iputils-ping"),
     ("curl", "/usr/bin/curl"),
     ("openssl", "/usr/bin/openssl"),
     ("procps", "/usr/share/doc/procps"),
     ("nftables", "/usr/sbin/nft"),
     ("ca-certificates", "/usr/share/doc/ca-certificates"),
+    ("systemd", "/usr/lib/systemd/systemd-networkd"),
     ("wireguard-go", "/usr/bin/wireguard-go"),
     ("wireguard-tools", "/usr/bin/wg"),
 ];

@@ -46,7 +46,7 @@ async fn change(
     call: &Call,
     name: &str,
     status: StatusCode,
-    after: impl Fn(&User, Timestamp) -> Result<Option<Authenticator>, Problem>,
+    after: impl Fn(&User, Timestamp) -> Result<Option<Authenticator>, Problem> + Sync,
 ) -> Result<Applied, Problem> {
     let actor = call.actor()?;
     let wanted = Wanted {

@@ -1,5 +1,6 @@
-//! Guests with the address checks of real clients (systemd-networkd, the kernel's duplicate address
-//! detection) behind switches that snoop multicast or inspect ARP by a table of bindings.
+//! Guests with the address checks of real clients (systemd-networkd, dhcpcd, `arping -D`, the
+//! kernel's duplicate address detection) behind switches that snoop multicast or inspect ARP by a
+//! table of bindings.
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -175,47 +176,99 @@ fn an_ipv6_guest_keeps_its_address_in_full_failover_behind_snooping_switches() {
     }
 }
 
-/// systemd-networkd in a host.
-struct Networkd {
-    process: lab::Process,
-    log: PathBuf,
+/// A program that configures a host with both addresses, after it has checked that no other host
+/// uses them (RFC 5227 and RFC 4862).
+#[derive(Clone, Copy)]
+struct Client {
+    name: &'static str,
+    /// Runs it in the foreground, in a mount namespace of its own.
+    script: &'static str,
+    /// A part of its output once it has checked the IPv4 address.
+    checked: &'static str,
+    /// Parts of its output when another host uses an address.
+    conflicts: &'static [&'static str],
 }
 
-impl Networkd {
-    /// Starts it with the host's addresses, both of which it checks for other users (RFC 5227 and
-    /// RFC 4862), and waits until it uses them.
-    fn start(site: &Site, host: &str, round: u64) -> Self {
-        // Directories and a read-only /sys of its own, as in a container: without udev.
-        let script = format!(
-            "set -e
-            mount --make-rprivate /
-            mount -o remount,bind,ro /sys
-            mount -t tmpfs tmpfs /run/systemd
-            mkdir -p /run/systemd/network /run/systemd/netif
-            mkdir /run/systemd/netif/links /run/systemd/netif/leases /run/systemd/netif/lldp
-            chown -R systemd-network:systemd-network /run/systemd/netif
-            cat > /run/systemd/network/10-guest.network <<END
+/// Directories and a read-only /sys of its own, as in a container: without udev.
+const NETWORKD: Client = Client {
+    name: "networkd",
+    script: "set -e
+        mount --make-rprivate /
+        mount -o remount,bind,ro /sys
+        mount -t tmpfs tmpfs /run/systemd
+        mkdir -p /run/systemd/network /run/systemd/netif
+        mkdir /run/systemd/netif/links /run/systemd/netif/leases /run/systemd/netif/lldp
+        chown -R systemd-network:systemd-network /run/systemd/netif
+        cat > /run/systemd/network/10-guest.network <<END
 [Match]
 Name=eth0
 [Network]
 IPv6AcceptRA=no
 IPv6DuplicateAddressDetection=1
 [Address]
-Address={A}/24
+Address=$A/24
 DuplicateAddressDetection=both
 [Address]
-Address={A6}/64
+Address=$A6/64
 END
-            SYSTEMD_LOG_LEVEL=debug SYSTEMD_LOG_TARGET=console
-            export SYSTEMD_LOG_LEVEL SYSTEMD_LOG_TARGET
-            exec /usr/lib/systemd/systemd-networkd"
-        );
-        // Without the address that the host keeps while it is off.
+        SYSTEMD_LOG_LEVEL=debug SYSTEMD_LOG_TARGET=console
+        export SYSTEMD_LOG_LEVEL SYSTEMD_LOG_TARGET
+        exec /usr/lib/systemd/systemd-networkd",
+    checked: "Successfully claimed address",
+    conflicts: &["onflict", "Duplicate", "dadfailed"],
+};
+
+const DHCPCD: Client = Client {
+    name: "dhcpcd",
+    script: "set -e
+        mount --make-rprivate /
+        mkdir -p /run/dhcpcd /var/lib/dhcpcd
+        mount -t tmpfs tmpfs /run/dhcpcd
+        mount -t tmpfs tmpfs /var/lib/dhcpcd
+        cat > /run/dhcpcd/guest.conf <<END
+noipv6rs
+noipv4ll
+interface eth0
+static ip_address=$A/24
+static ip6_address=$A6/64
+END
+        exec dhcpcd --nobackground --debug --script /bin/true \
+            --config /run/dhcpcd/guest.conf eth0",
+    checked: "DAD completed for 10.1.0.10",
+    conflicts: &["claims", "DAD detected"],
+};
+
+/// As scripts of network interfaces do.
+const ARPING: Client = Client {
+    name: "arping",
+    script: "set -e
+        arping -D -I eth0 -c 3 $A
+        ip address add $A/24 dev eth0
+        ip address add $A6/64 dev eth0
+        exec sleep infinity",
+    checked: "Received 0 response(s)",
+    conflicts: &["reply from"],
+};
+
+/// A client in a host.
+struct Configured {
+    client: Client,
+    process: lab::Process,
+    log: PathBuf,
+}
+
+impl Client {
+    /// Starts it in a host, and waits until the host uses the addresses.
+    fn start(self, site: &Site, host: &str, round: u64) -> Configured {
+        // Without the addresses that the host keeps while it is off.
         site.ok(host, &["ip", "address", "flush", "dev", "eth0"]);
-        let name = format!("networkd-{host}-{round}");
+        site.ok(host, &["ip", "link", "set", "eth0", "up"]);
+        let name = format!("{}-{host}-{round}", self.name);
+        let script = self.script.replace("$A6", A6).replace("$A", A);
         let words = ["unshare", "--mount", "sh", "-c", &script];
         let process = site.spawn(host, &name, &words);
-        let networkd = Self {
+        let configured = Configured {
+            client: self,
             process: process.unwrap_or_else(|e| panic!("{host}: {e}")),
             log: site.log_path(&name),
         };
@@ -227,25 +280,36 @@ END
                 lines.any(|line| line.contains(address) && !line.contains("tentative"))
             };
             if has(&format!("{A}/")) && has(&format!("{A6}/")) {
-                return networkd;
+                return configured;
             }
-            let log = networkd.log();
+            let log = configured.log();
             assert!(Instant::now() < until, "{host}:\n{shown}\n{log}");
             thread::sleep(Duration::from_millis(100));
         }
     }
+}
 
+impl Configured {
     fn log(&self) -> String {
         std::fs::read_to_string(&self.log).expect("its log")
     }
 
     /// Ends it; fails if it checked nothing, or saw another user of an address.
     fn stop(self, site: &Site, host: &str) {
+        let shown = site.ok(host, &["ip", "address", "show", "dev", "eth0"]);
+        for address in [A, A6] {
+            let mut lines = shown.lines();
+            let line = lines.find(|line| line.contains(&format!("{address}/")));
+            let line = line.unwrap_or_else(|| panic!("{host} lost {address}:\n{shown}"));
+            assert!(!line.contains("dadfailed"), "{host}: {line}");
+        }
         let stopped = self.process.stop(SHORT_TIMEOUT);
         stopped.unwrap_or_else(|e| panic!("{host}: {e}"));
         let log = self.log();
-        assert!(log.contains("Successfully claimed address"), "{log}");
-        let conflict = ["onflict", "Duplicate", "dadfailed"]
+        assert!(log.contains(self.client.checked), "{log}");
+        let conflict = self
+            .client
+            .conflicts
             .iter()
             .find_map(|word| log.lines().find(|line| line.contains(word)));
         assert_eq!(conflict, None, "{host}");
@@ -254,9 +318,12 @@ END
     }
 }
 
-#[test]
-fn a_guest_of_systemd_networkd_keeps_its_addresses_in_failover_and_failback() {
-    let Some(site) = Site::partial() else { return };
+/// A guest that a client configures keeps its addresses in failover and failback.
+fn keeps_its_addresses(client: Client) {
+    let options = lab::Options { dad: true, ..PLAIN };
+    let Some(site) = Site::raise(lab::sites::partial, options) else {
+        return;
+    };
     for host in [PROVIDER, TENANT] {
         ask(&site, host, &["mode", "partial"]);
     }
@@ -274,7 +341,7 @@ fn a_guest_of_systemd_networkd_keeps_its_addresses_in_failover_and_failback() {
         if early {
             change(PROVIDER, "add");
         }
-        let replica = Networkd::start(&site, "replica-a", round);
+        let replica = client.start(&site, "replica-a", round);
         if !early {
             change(PROVIDER, "add");
         }
@@ -286,10 +353,25 @@ fn a_guest_of_systemd_networkd_keeps_its_addresses_in_failover_and_failback() {
         change(PROVIDER, "remove");
         thread::sleep(Duration::from_secs(3));
         replica.stop(&site, "replica-a");
-        let production = Networkd::start(&site, "prod-a", round);
+        let production = client.start(&site, "prod-a", round);
         reach();
         production.stop(&site, "prod-a");
     }
+}
+
+#[test]
+fn a_guest_of_systemd_networkd_keeps_its_addresses_in_failover_and_failback() {
+    keeps_its_addresses(NETWORKD);
+}
+
+#[test]
+fn a_guest_of_dhcpcd_keeps_its_addresses_in_failover_and_failback() {
+    keeps_its_addresses(DHCPCD);
+}
+
+#[test]
+fn a_guest_that_asks_by_arping_keeps_its_addresses_in_failover_and_failback() {
+    keeps_its_addresses(ARPING);
 }
 
 /// The provider's switch forwards ARP of the appliance's port only with bindings of address and MAC

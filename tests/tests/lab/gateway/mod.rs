@@ -8,6 +8,7 @@
 //! If both ends of a circuit are in `a`, frames leave by their input interface. If one is in `a`
 //! and one in `b`, they are redirected.
 
+mod refused;
 mod timed;
 
 use std::{
