@@ -302,7 +302,7 @@ impl Controller {
         // before.
         if let Err(error) = attach(fast, &self.config, self.model.counts().circuits > 0) {
             tracing::error!(%error, "cannot restore the previous XDP attachment; circuits may use \
-                user space until a reload");
+                user space until the next attempt");
         }
         Err(error.into())
     }
