@@ -8,6 +8,8 @@ use std::{
 
 use test_support::repository::{files, read, root, shown};
 
+use crate::style::literals;
+
 /// Folders at the top of the repository: a quoted path that begins with one of them must exist.
 const TOP: [&str; 10] = [
     "appliance-ebpf/",
@@ -453,6 +455,82 @@ fn every_name_that_a_page_quotes_is_in_the_sources() {
     assert!(unknown.is_empty(), "no such name:\n{}", unknown.join("\n"));
 }
 
+/// Whether a text contains the parts of a pattern in their order; `…` stands for any text, with the
+/// spaces around it.
+fn contains_pattern(text: &str, pattern: &str) -> bool {
+    let mut rest = text;
+    pattern
+        .split('…')
+        .all(|part| match rest.split_once(part.trim()) {
+            Some((_, after)) => {
+                rest = after;
+                true
+            }
+            None => false,
+        })
+}
+
+/// The first cells of the rows of a text's tables, with those of the headings.
+fn first_cells(text: &str) -> impl Iterator<Item = &str> {
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| "));
+    rows.map(|row| row.split(" |").next().unwrap_or_default())
+}
+
+/// String literals of the programs, without those of tests and tools.
+fn printed() -> Vec<String> {
+    let mut sources = files(&[".rs"]);
+    sources.retain(|path| {
+        let name = shown(path);
+        name.contains("/src/")
+            && !["tests/", "tools/", "xtask/"]
+                .iter()
+                .any(|top| name.starts_with(top))
+            && !name.ends_with("tests.rs")
+    });
+    let of_source = |path: &PathBuf| {
+        let text = read(path);
+        let code = text.split("\n#[cfg(test)]\nmod tests {").next();
+        literals(code.unwrap_or_default())
+    };
+    sources
+        .iter()
+        .flat_map(of_source)
+        .map(|(_, literal)| literal)
+        .collect()
+}
+
+#[test]
+fn troubleshooting_quotes_texts_that_programs_print() {
+    let page = read(&root().join("docs/troubleshooting.md"));
+    let of_status = page
+        .split_once("\n## Appliance: `status`\n")
+        .and_then(|(_, rest)| rest.split_once("\n## "))
+        .expect("a section about `status`")
+        .0;
+    for cell in first_cells(of_status).skip(1) {
+        let quoted = cell.strip_prefix('`').and_then(|c| c.strip_suffix('`'));
+        let is_one_text = quoted.is_some_and(|text| !text.contains('`'));
+        assert!(is_one_text, "quote the text that is shown: {cell}");
+    }
+    // Words are names and numbers, which other tests look up; commands have their own pages.
+    let is_text = |quoted: &&str| {
+        quoted.contains(' ') && !quoted.starts_with("--") && !quoted.starts_with("causeway")
+    };
+    let texts: Vec<_> = first_cells(&page)
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .filter(is_text)
+        .collect();
+    assert!(texts.len() > 15, "{texts:?}");
+    let printed = printed();
+    let is_printed = |text: &str| printed.iter().any(|of| contains_pattern(of, text));
+    let unknown: Vec<_> = texts.into_iter().filter(|text| !is_printed(text)).collect();
+    assert!(
+        unknown.is_empty(),
+        "printed by no program:\n{}",
+        unknown.join("\n")
+    );
+}
+
 #[test]
 fn paths_and_names_are_recognised() {
     let found = paths_in("// see libs/a/{b,c}.rs, (`d/e.rs`), https://x.org/libs/f.rs and `g.md`.");
@@ -494,6 +572,11 @@ fn paths_and_names_are_recognised() {
     ] {
         assert_eq!(cites_absent_document(plain), None, "{plain}");
     }
+    assert!(contains_pattern(
+        "tenant {} is in {mode} and",
+        "tenant … is in … and"
+    ));
+    assert!(!contains_pattern("is in tenant {}", "tenant … is in …"));
     assert!(is_name("a_b_c") && is_name("rfc1_req2_…") && is_name("a_b…"));
     assert!(!is_name("a_b") && !is_name("a_B_c") && !is_name("a_b_total"));
 }

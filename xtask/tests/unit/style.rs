@@ -77,7 +77,7 @@ fn is_picture(line: &str) -> bool {
 
 /// The string literals of a source text, with the line numbers of their beginnings. The line breaks
 /// of a literal are single spaces, and so are escaped ones.
-fn literals(source: &str) -> Vec<(usize, String)> {
+pub(crate) fn literals(source: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     let mut number = 1;
     let mut rest = source;
