@@ -3,7 +3,7 @@
 use std::{io::Read as _, path::Path};
 
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, parser::ValueSource, value_parser};
-use control::{KINDS, KindInfo, Scope, in_words};
+use control::{KINDS, KindInfo, Scope, in_words, with_article};
 use hyper::Method;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
@@ -23,7 +23,7 @@ pub fn commands() -> impl Iterator<Item = Command> {
 }
 
 fn noun(info: &'static KindInfo) -> Command {
-    let words = in_words(info.kind);
+    let one = with_article(info.kind);
     let plural = in_words(info.plural);
     let verb =
         |name: &'static str, about: String| with_tenant(info, Command::new(name)).about(about);
@@ -80,24 +80,24 @@ fn noun(info: &'static KindInfo) -> Command {
         .arg_required_else_help(true)
         .subcommand(list)
         .subcommand(
-            verb("get", format!("Get a {words}"))
+            verb("get", format!("Get {one}"))
                 .visible_alias("show")
                 .arg(name()),
         )
         .subcommand(with_change(
-            with_spec(verb("create", format!("Create a {words}")).arg(name()))
+            with_spec(verb("create", format!("Create {one}")).arg(name()))
                 .visible_aliases(new.iter().copied())
                 .args(short_options(info)),
             false,
         ))
         .subcommand(with_change(
-            with_spec(verb("replace", format!("Replace the spec of a {words}")).arg(name()))
+            with_spec(verb("replace", format!("Replace the spec of {one}")).arg(name()))
                 .mut_arg("spec", |spec| spec.required(true))
                 .arg(take_over()),
             true,
         ))
         .subcommand(with_change(
-            verb("set", format!("Set some fields of a {words}"))
+            verb("set", format!("Set some fields of {one}"))
                 .arg(name())
                 .arg(field())
                 .args(short_options(info))
@@ -113,7 +113,7 @@ fn noun(info: &'static KindInfo) -> Command {
             true,
         ))
         .subcommand(with_change(
-            verb("delete", format!("Delete a {words}"))
+            verb("delete", format!("Delete {one}"))
                 .visible_aliases(gone.iter().copied())
                 .arg(name()),
             true,
@@ -320,7 +320,10 @@ fn more_verbs(info: &KindInfo) -> &'static [More] {
 }
 
 fn name() -> Arg {
-    Arg::new("name").value_name("NAME").required(true)
+    Arg::new("name")
+        .value_name("NAME")
+        .required(true)
+        .help("Name of the object")
 }
 
 fn with_tenant(info: &KindInfo, command: Command) -> Command {

@@ -13,6 +13,18 @@ pub fn in_words(name: &str) -> String {
     name.replace("vlan", "VLAN").replace('-', " ")
 }
 
+/// The name of a kind as words with their article: of `address-pool`, `an address pool`.
+#[must_use]
+pub fn with_article(kind: &str) -> String {
+    let words = in_words(kind);
+    // No name of a kind begins with a vowel that is not spoken as one.
+    let article = match words.starts_with(['a', 'e', 'i', 'o', 'u']) {
+        true => "an",
+        false => "a",
+    };
+    format!("{article} {words}")
+}
+
 /// A kind as data.
 #[derive(Clone, Copy, Debug)]
 pub struct KindInfo {
@@ -116,6 +128,15 @@ mod tests {
     fn words_of_a_name_keep_its_abbreviations() {
         assert_eq!(in_words("vlan-pools"), "VLAN pools");
         assert_eq!(in_words("hardware-plan"), "hardware plan");
+    }
+
+    #[test]
+    fn words_of_every_kind_have_their_article() {
+        let with_an = KINDS.iter().map(|info| with_article(info.kind));
+        let mut with_an: Vec<_> = with_an.filter(|words| words.starts_with("an ")).collect();
+        with_an.sort();
+        assert_eq!(with_an, ["an address", "an address pool", "an appliance"]);
+        assert_eq!(with_article("vlan-pool"), "a VLAN pool");
     }
 
     #[test]

@@ -48,7 +48,7 @@ mod tenant_view;
 mod transaction;
 mod usage;
 
-pub use catalogue::{KINDS, KindInfo, ReasonFor, in_words, kind, reason_for};
+pub use catalogue::{KINDS, KindInfo, ReasonFor, in_words, kind, reason_for, with_article};
 pub use change::{Accepted, Options, create, remove, replace};
 pub use claims::ClaimError;
 pub use condition::{Agent, AgentConnection, Agents, Condition, Holds, NO_AGENT, Observed};
