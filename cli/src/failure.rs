@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 /// Exit codes. They are documented in `docs/cli.md`: programs depend on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// `diff` has found differences, `audit verify` a broken chain, or `status` what is not well.
+    /// `diff` has found differences, `audit verify` a broken chain, `status` or `plan check` a
+    /// condition that is not true, or `status` a lease that ends soon.
     Different = 1,
     /// The command line is wrong. clap exits with the same code.
     Usage = 2,

@@ -25,8 +25,7 @@ pub fn commands(kind: &str) -> [Command; 2] {
         .value_parser(value_parser!(u32).range(1..=168))
         .help("Lifetime of the token, 1 to 168");
     let token = Command::new("token").arg(hours).about(format!(
-        "Create a token by which the {kind} enrols at the director, and print it; it is shown only \
-         once, and an unused token of before ends"
+        "Create an enrolment token for the {kind} and print it once. It replaces an unused token"
     ));
     let revoke = Command::new("revoke").about(format!(
         "Revoke the identity of the {kind}: its connection ends at once, and it needs a new token"

@@ -188,9 +188,10 @@ fn command() -> Command {
     let command = Command::new("causeway")
         .version(env!("CARGO_PKG_VERSION"))
         .after_help(
-            "Exit codes: 0 done, 1 differences found or not well, 2 wrong command line, 3 no such \
-             object, 4 refused, 5 not allowed, 6 changed meanwhile, 7 director not reachable, 8 a \
-             local file cannot be read or written",
+            "Exit codes: 0 done, 1 differences found, audit chain broken, a condition not true or \
+             a lease that ends soon, 2 wrong command line, 3 no such object, 4 refused, 5 not \
+             allowed, 6 changed meanwhile, 7 director not reachable, 8 a local file cannot be read \
+             or written",
         )
         .subcommand_required(true)
         .arg_required_else_help(true);
