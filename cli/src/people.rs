@@ -172,7 +172,7 @@ fn delete(client: &Client, path: &str) -> Result<(), Failure> {
 pub fn log_in(session: &mut Session, login: &Login) -> Result<(), Failure> {
     let name = session.name.clone().unwrap_or_else(|| "default".to_owned());
     session.refuse_other_server(&name)?;
-    // The session is not bound to the token of before.
+    // The session is not bound to the previous token.
     session.context.token = None;
     let client = session.client()?;
     let mut body = json!({ "user": login.user, "password": line("password")? });

@@ -442,7 +442,7 @@ impl Director {
             let mut transaction = planned.transaction;
             let mut taken = None;
             if !is_unchanged {
-                // Those of before come first, in the same commit.
+                // Earlier ones come first, in the same commit.
                 let before = Taken::of(&self.accesses, Take::Due(origin.now));
                 let head = before.append(&mut transaction, &live)?;
                 taken = Some(before);
@@ -468,7 +468,7 @@ impl Director {
             )?;
             drop(live);
             match self.commit(transaction).await {
-                // The commit has only the kept answer: the object has the revision of before.
+                // The commit has only the kept answer: the object has the previous revision.
                 Ok(_) if is_unchanged => return Ok(applied),
                 Ok(revision) => {
                     if let Some(taken) = taken {

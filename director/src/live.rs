@@ -116,7 +116,7 @@ pub enum LoadError {
     /// Objects break the rules by which changes are checked.
     #[error(
         "objects break the rules by which changes are checked ({number} times), as no director \
-         writes them: {first}; restore a backup, or import the export of before it was edited"
+         writes them: {first}; restore a backup, or import the unedited export"
     )]
     Objects {
         /// One of the refusals.

@@ -98,7 +98,7 @@ impl Tls {
         Ok(Self { files, config })
     }
 
-    /// Reads the files again. The certificate of before stays in use after an error.
+    /// Reads the files again. The previous certificate stays in use after an error.
     ///
     /// # Errors
     /// [`Error`].

@@ -349,7 +349,7 @@ mod tests {
     }
 
     /// Revision and objects are one file, which is replaced as a whole: a crash at any step of
-    /// that leaves both of before or both of after.
+    /// that leaves either both previous ones or both new ones.
     #[test]
     fn a_crash_at_any_step_leaves_a_revision_with_its_objects() {
         let dir = tempfile::tempdir().expect("a directory");

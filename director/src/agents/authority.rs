@@ -39,7 +39,7 @@ pub enum Error {
         path: std::path::PathBuf,
     },
     /// The stored key cannot be decrypted.
-    #[error("the key of the authority: {0}; put back the sealing key of before")]
+    #[error("the key of the authority: {0}; restore the previous sealing key")]
     Unsealable(#[from] identity::Unsealable),
     /// The authority is of another provider.
     #[error(

@@ -93,8 +93,8 @@ fn register_kind<K: Served>(all: &mut Vec<Operation>) {
     };
     let kind = K::KIND;
     all.push(Operation {
-        description: "An unused token of before ends. A machine that uses the token takes the \
-                      place of the one that has enrolled before, whose certificate ends.",
+        description: "An earlier token that is unused ends. A machine that uses the token takes \
+                      the place of the one that enrolled earlier, whose certificate ends.",
         query: vec![DRY_RUN],
         headers: vec![REASON],
         body: Some(schema::<NewEnrolment>()),

@@ -149,7 +149,9 @@ async fn replace_own(call: Call) -> Result<Answer, Problem> {
         }
         (Some(hash), Some(current)) => {
             if current == new.password {
-                return Err(invalid("password: it is that of before: write another one"));
+                return Err(invalid(
+                    "password: it equals the current one: choose another",
+                ));
             }
             let now = director.environment.monotonic();
             let attempt = director.attempts.begin(&tries, now).await?;

@@ -178,7 +178,7 @@ impl Observer {
         if late > 0 {
             tracing::warn!(
                 late,
-                "circuit threads did not answer in time; their counters are those of before"
+                "circuit threads did not answer in time; reporting their previous counters"
             );
         }
         for part in parts {

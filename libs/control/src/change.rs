@@ -27,7 +27,7 @@ pub struct Options {
 pub struct Accepted<K: Kind> {
     /// The difference to commit. Empty if nothing changes.
     pub transaction: Transaction,
-    /// The object after the change, with the revision of before; the removed object for
+    /// The object after the change, with the previous revision; the removed object for
     /// [`remove`].
     pub object: Object<K>,
     /// The differences that the transaction makes to objects, sorted by kind, tenant and name.

@@ -256,7 +256,7 @@ fn an_update_that_cannot_be_stored_leaves_peers_with_their_sessions() {
     assert_eq!(site.status(APPLIANCE)["desired"]["revision"], 1);
     site.reach("prod-b", A);
 
-    // A new process has the state of before, and the same update is accepted then.
+    // A new process has the previous state, and the same update is accepted then.
     std::fs::remove_dir(&state).expect("the folder is empty");
     std::fs::rename(&aside, &state).expect("the lab's own file");
     handle.kill().unwrap_or_else(|e| panic!("{e}"));

@@ -12,7 +12,7 @@ const LINES: usize = 800;
 /// Pronouns that hide the actor, where a noun names it: "the daemon", "the peer", "the attacker".
 const VAGUE: [&str; 5] = ["nobody", "whoever", "somebody", "anybody", "who's"];
 /// Literary phrases, where a plain verb states the fact: "silently", "distinguished", "reports".
-const PHRASES: [&str; 14] = [
+const PHRASES: [&str; 15] = [
     "aloud",
     "by himself",
     "come home",
@@ -21,6 +21,7 @@ const PHRASES: [&str; 14] = [
     "held against",
     "in its turn",
     "in vain",
+    "of before",
     "of its own accord",
     "said so",
     "told apart",

@@ -254,7 +254,7 @@ impl Controller {
         {
             self.incomplete = true;
         }
-        // Where a change failed half way, the watched paths may be those of before.
+        // Where a change failed half way, the watched paths may be the previous ones.
         self.watch_paths();
     }
 

@@ -253,7 +253,7 @@ async fn a_certificate_is_renewed_in_the_stream_and_the_one_before_ends() {
         .expect("a state");
     site.wait(GATEWAY, "Ready", "false").await;
     site.renewed_is_used(GATEWAY).await;
-    // A copy of the machine has the certificate of before.
+    // A copy of the machine has the previous certificate.
     let mut clone = site.machine_in(site.folder.path().join("copy"));
     let error = clone.failed().await;
     assert!(
@@ -385,7 +385,7 @@ async fn the_authority_is_sealed_by_a_key_outside_the_store() {
     std::fs::set_permissions(&other, std::fs::Permissions::from_mode(0o600)).expect("private");
     let error = refused(&other, "provider.example").await;
     assert!(
-        error.contains("put back the sealing key of before"),
+        error.contains("restore the previous sealing key"),
         "{error}"
     );
     let error = refused(&key, "other.example").await;

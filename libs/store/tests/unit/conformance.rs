@@ -294,7 +294,7 @@ async fn one_holder_has_a_lease(store: impl Store, clock: Manual) {
     let held = store.campaign("runs", "one", TTL).await.expect("an answer");
     assert!(
         matches!(held, Campaign::Held { .. }),
-        "a fence of before ends nothing: {held:?}"
+        "an earlier fence ends nothing: {held:?}"
     );
     store.resign(second).await.expect("an answer");
     elected(store.campaign("runs", "one", TTL).await.expect("a lease"));

@@ -96,8 +96,8 @@ pub enum Command {
     Send(u32, Box<TxSession>),
     /// Remove the session with this index.
     Retire(u32, u32),
-    /// The control half has retired all sessions of before this restore ([`crate::restore`]):
-    /// sessions that come from now on are new ones.
+    /// The control half has retired all sessions that are older than this restore
+    /// ([`crate::restore`]): sessions that come from now on are new ones.
     SessionsRetired(u64),
     /// A peer is silent, or has no session any more.
     PeerSilent(u32),

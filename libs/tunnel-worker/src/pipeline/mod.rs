@@ -423,9 +423,9 @@ impl Pipeline {
         }
     }
 
-    /// Wipes every session, and accepts none until the control half has retired all of before this
-    /// restore: the machine was restored from a snapshot, and the counters of its sessions are of
-    /// the past. Does nothing if the command of the control half came first.
+    /// Wipes every session, and accepts none until the control half has retired all that are older
+    /// than this restore: the machine was restored from a snapshot, and the counters of its
+    /// sessions are of the past. Does nothing if the command of the control half came first.
     pub fn suspend_sessions(&mut self, restore: u64) {
         if restore <= self.wiped {
             return;

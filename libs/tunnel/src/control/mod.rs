@@ -201,7 +201,7 @@ impl TunnelControl {
     ///
     /// For a machine that was restored from a snapshot of its memory, or cloned: the counters of
     /// its sessions are those of the past, and a counter must not be used twice with one key. A
-    /// response to an initiation of before would yield such a session as well. The caller must wipe
+    /// response to an earlier initiation would yield such a session as well. The caller must wipe
     /// the sessions of its senders at once, before it takes the outputs.
     pub fn retire_all(&mut self, now: Instant) {
         for id in 0..self.peers.len() as u32 {
