@@ -177,7 +177,7 @@ fn another_program_is_found_with_its_mode() {
     });
 }
 
-/// Capacity of the tables of translation, which is not used here.
+/// Capacity of the NAT tables, which is not used here.
 const NAT_CAPACITY: TenantQuota = TenantQuota {
     connections: 1024,
     mappings: 1024,

@@ -95,7 +95,7 @@ const UNUSED: TenantQuota = TenantQuota {
 };
 
 impl Config {
-    /// Room of the tables of translation. An appliance on the tenant's side never translates.
+    /// Room of the NAT tables. An appliance on the tenant's side never translates.
     #[must_use]
     pub const fn nat_room(&self) -> TenantQuota {
         match self.role {

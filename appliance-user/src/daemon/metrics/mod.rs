@@ -649,19 +649,19 @@ impl Sample {
         )?;
         families.counter(
             "nat_removed",
-            "Connections and mappings removed from the tables of translation, by reason",
+            "Connections and mappings removed from the NAT tables, by reason",
             self.removed
                 .iter()
                 .map(|(reason, count)| (vec![("reason", *reason)], *count)),
         )?;
         families.counter(
             "nat_passes",
-            "Passes over the tables of translation that remove entries",
+            "Passes over the NAT tables that remove entries",
             self.passes.iter().map(|(count, _)| (Vec::new(), *count)),
         )?;
         families.gauge(
             "nat_pass_seconds",
-            "Seconds that the last pass over the tables of translation took",
+            "Seconds that the last pass over the NAT tables took",
             self.passes
                 .iter()
                 .map(|(_, seconds)| (Vec::new(), *seconds)),

@@ -1,4 +1,4 @@
-//! A million connections in the tables of translation: how long a pass of the sweeper takes, and
+//! A million connections in the NAT tables: how long a pass of the sweeper takes, and
 //! whether packets and the daemon's loop wait for it.
 
 use std::{
