@@ -284,7 +284,7 @@ pub fn render(rows: &[ConnectionRow], total: usize) -> String {
         }
         let _ = writeln!(
             out,
-            "{line}; {} {}: {} B there, {} B back, silent for {} s",
+            "{line}; {} {}: {} B sent, {} B received, idle for {} s",
             row.tenant, row.network, row.bytes, row.bytes_back, row.idle_seconds
         );
     }
@@ -361,7 +361,7 @@ mod tests {
         assert_eq!(
             render(std::slice::from_ref(&row), 1),
             "tcp    established 198.51.100.7:5000 -> 203.0.113.20:443, leads to 10.1.0.10:8443, \
-             rule https; acme web: 300 B there, 1000 B back, silent for 5 s\n1 connections\n"
+             rule https; acme web: 300 B sent, 1000 B received, idle for 5 s\n1 connections\n"
         );
         assert_eq!((row.packets, row.packets_back), (3, 2));
         assert_eq!(row.direction, "in");
