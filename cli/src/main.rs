@@ -172,7 +172,8 @@ impl Session {
         match kept.filter(|kept| kept.server != self.context.server) {
             None => Ok(()),
             Some(kept) => Err(Failure::usage(format!(
-                "context {name:?} is of {}: write --context with another name, which is made then",
+                "context {name:?} belongs to {}: write another name with --context; login creates \
+                 it",
                 kept.server
             ))),
         }

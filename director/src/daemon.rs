@@ -125,7 +125,7 @@ pub enum Error {
     #[error(transparent)]
     NoAnswer(#[from] self_test::NoAnswer),
     /// A task has ended, which runs as long as the daemon.
-    #[error("the task of {0} has ended; the director ends, so that it is started again")]
+    #[error("the task of {0} has ended; the director exits, and systemd restarts it")]
     Ended(&'static str),
     /// The runtime cannot be used.
     #[error(transparent)]

@@ -77,7 +77,7 @@ pub(crate) const API: Limits = Limits {
 
 /// A part of the daemon has not answered for too long.
 #[derive(Debug, thiserror::Error)]
-#[error("{fault} for {seconds} s: {reason}; the director ends, so that it is started again")]
+#[error("{fault} for {seconds} s: {reason}; the director exits, and systemd restarts it")]
 pub struct NoAnswer {
     /// The part.
     fault: &'static str,

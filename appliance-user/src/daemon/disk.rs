@@ -55,7 +55,10 @@ impl Daemon {
                 Ok(flow) => flow,
                 // The next step of the runtime meets the error, too, and ends the daemon by it.
                 Err(error) => {
-                    tracing::warn!(error = format!("{error:#}"), "the loop cannot go on");
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "event loop failed; the daemon will stop"
+                    );
                     ControlFlow::Break(())
                 }
             }

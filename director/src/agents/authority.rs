@@ -300,7 +300,7 @@ async fn create(
         .await
         .map_err(|error| Error::Store(error.to_string()))?;
     let fingerprint = authority.fingerprint();
-    tracing::info!(provider, %fingerprint, "made the authority that machines trust");
+    tracing::info!(provider, %fingerprint, "created the certificate authority of the provider");
     Ok(authority)
 }
 

@@ -108,7 +108,7 @@ pub(super) async fn enrol(
             // No entry of the audit, which strangers would fill.
             agents
                 .strangers
-                .warn(peer, "the secret of an enrolment is of no token");
+                .warn(peer, "no enrolment token has this secret");
             return Err(Refused::UnknownToken);
         };
         known

@@ -85,7 +85,7 @@ impl Attempts {
         if count.wrong >= MAX_WRONG {
             let left = LOCKOUT.saturating_sub(now.saturating_sub(count.last));
             let text = format!(
-                "{MAX_WRONG} codes or passwords in a row were wrong, and an administrator can help"
+                "{MAX_WRONG} wrong codes or passwords in a row: wait, or ask an administrator"
             );
             let seconds = left.as_secs().max(1);
             return Err(Problem::too_many(&text).retry_after(seconds));

@@ -284,7 +284,7 @@ impl Writer {
                 (Job::Delta(_), Ok(())) | (Job::Draining(_), _) => {}
             }
             if let Err(error) = &result {
-                tracing::error!(%error, "the state in force is not stored");
+                tracing::error!(%error, "cannot store the state in force");
             }
             done(result);
         }

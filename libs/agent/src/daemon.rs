@@ -112,7 +112,7 @@ impl Handle {
         let (told, state) = watch::channel(State::default());
         let task = tokio::spawn(async move {
             if let Err(error) = run(settings, reported, told).await {
-                tracing::error!(%error, "the director's agent does not run");
+                tracing::error!(%error, "cannot start the director's agent");
             }
         });
         Self {

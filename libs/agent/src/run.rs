@@ -684,7 +684,10 @@ impl Agent {
         if self.state.borrow().token != error
             && let Some(error) = &error
         {
-            tracing::warn!(error, "the enrolment token is not used; the identity stays");
+            tracing::warn!(
+                error,
+                "cannot use the enrolment token; keeping the current identity"
+            );
         }
         self.state.send_if_modified(|state| {
             let is_new = state.token != error;

@@ -49,9 +49,7 @@ pub enum Unsealable {
     #[error("the stored key has an unknown form: it was written by a newer version, or is damaged")]
     Malformed,
     /// The text was encrypted by another key or for another purpose, or is damaged.
-    #[error(
-        "the stored key cannot be decrypted: the sealing key is another one than at its making"
-    )]
+    #[error("the stored key cannot be decrypted: it was encrypted with another sealing key")]
     WrongKey,
 }
 

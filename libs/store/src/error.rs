@@ -66,8 +66,8 @@ pub enum Error {
     },
     /// A file of another store is beside the path.
     #[error(
-        "{} is left of another store, and SQLite would write it over {}: move it to where that \
-         store is, as it has commits of that store",
+        "{} belongs to another store, and SQLite would replay it into {}: move it next to its own \
+         store; it has commits of that store",
         file.display(), path.display()
     )]
     Leftover {

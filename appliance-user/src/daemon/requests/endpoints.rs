@@ -94,9 +94,8 @@ fn with_endpoints(
         return Err(RequestRefusal::new(
             "conflict",
             format!(
-                "network {name:?}: the appliance is in maintenance, which refuses new failovers, \
-                 of single addresses as well, and lets running ones be undone: end maintenance \
-                 (`maintenance off`), then ask again; nothing was changed"
+                "network {name:?}: maintenance mode refuses new failovers; end it \
+                 (`causeway-appliance maintenance off`) and retry; nothing was changed"
             ),
         ));
     }
@@ -209,9 +208,8 @@ prefixes = ["10.1.0.0/24"]
         assert_eq!(
             add(&state, address),
             Err(
-                "network \"net1\": the appliance is in maintenance, which refuses new failovers, \
-                 of single addresses as well, and lets running ones be undone: end maintenance \
-                 (`maintenance off`), then ask again; nothing was changed"
+                "network \"net1\": maintenance mode refuses new failovers; end it \
+                 (`causeway-appliance maintenance off`) and retry; nothing was changed"
                     .to_owned()
             )
         );

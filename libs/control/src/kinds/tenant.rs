@@ -288,10 +288,10 @@ impl Rules for Tenant {
             object,
             "Enabled",
             spec.enabled,
-            ("Enabled", "the tenant may get new things"),
+            ("Enabled", "objects can be created for the tenant"),
             (
                 "Disabled",
-                "the tenant keeps what it has and gets nothing new",
+                "the tenant keeps its objects; none can be created",
             ),
         );
         let (lease, text) = match spec.lease_ends {

@@ -52,8 +52,8 @@ fn a_killed_store_does_not_reach_the_restored_one() {
 
     // "Move the store away", and no more.
     fs::rename(&path, folder.path().join("old")).unwrap();
-    let expected = "store-wal is left of another store, and SQLite would write it over store: move \
-                    it to where that store is, as it has commits of that store";
+    let expected = "store-wal belongs to another store, and SQLite would replay it into store: \
+                    move it next to its own store; it has commits of that store";
     assert_eq!(text(restore(&backup, &path), folder.path()), expected);
     assert!(!path.exists() && !beside(&path, ".part").exists());
     // Nor does an empty store, or a copy of the backup, take them.
