@@ -253,7 +253,7 @@ async fn log_in(call: Call) -> Result<Answer, Problem> {
     };
     let Some(user) = user.filter(|_| is_right) else {
         attempt.wrong();
-        tracing::warn!(user = credentials.user, peer = ?call.peer, "log-in refused");
+        tracing::warn!(user = credentials.user, client = ?call.peer, "log-in refused");
         return Err(wrong_credentials());
     };
     attempt.right();

@@ -145,7 +145,7 @@ impl TlsConnections {
     /// Begins an attempt. Returns whether it could.
     pub fn dial(&mut self, circuit: CircuitId, key: Key, tls: &TlsSpec, race: Race) -> bool {
         if let Some(open) = self.open.get(&circuit) {
-            tracing::info!(%circuit, peer = %open.peer, "TLS connection is stalled: dialing a \
+            tracing::info!(%circuit, remote = %open.peer, "TLS connection is stalled: dialing a \
                 second one");
         }
         let config = DialConfig {
@@ -211,7 +211,7 @@ impl TlsConnections {
         self.dial_errors.remove(&circuit);
         let open = self.open.remove(&circuit);
         if let Some(open) = &open {
-            tracing::info!(%circuit, peer = %open.peer, "closing the TLS connection");
+            tracing::info!(%circuit, remote = %open.peer, "closing the TLS connection");
         }
         open.is_some()
     }
@@ -251,7 +251,7 @@ impl TlsConnections {
                 }
                 let mut rings = new.rings.into_iter();
                 let ring = rings.next()?;
-                tracing::info!(%circuit, peer = %new.peer, "TLS connection established");
+                tracing::info!(%circuit, remote = %new.peer, "TLS connection established");
                 self.dial_errors.remove(&circuit);
                 let answered = Report::Answered {
                     load: None,
@@ -308,13 +308,14 @@ impl TlsConnections {
             }
             ConnectionEvent::Stalled { circuit, id } => {
                 let open = self.open.get_mut(&circuit).filter(|open| open.id == id)?;
-                tracing::debug!(%circuit, peer = %open.peer, "TLS connection is stalled");
+                tracing::debug!(%circuit, remote = %open.peer, "TLS connection is stalled");
                 open.stalled = true;
                 Some(Change::Stalled(circuit))
             }
             ConnectionEvent::Resumed { circuit, id } => {
                 let open = self.open.get_mut(&circuit).filter(|open| open.id == id)?;
-                tracing::debug!(%circuit, peer = %open.peer, "TLS connection is no longer stalled");
+                let remote = open.peer;
+                tracing::debug!(%circuit, %remote, "TLS connection is no longer stalled");
                 open.stalled = false;
                 Some(Change::Resumed(circuit))
             }
