@@ -64,7 +64,7 @@ impl Default for Settings {
 }
 
 /// Where an address is the appliance's: the port, and the address.
-pub type Place = (Port, Address);
+pub type ServedKey = (Port, Address);
 
 /// Another machine that uses an address of the appliance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,9 +129,9 @@ pub struct Counters {
 pub struct ConflictTable {
     settings: Settings,
     networks: BTreeMap<u32, Network>,
-    conflicts: BTreeMap<Place, Entry>,
+    conflicts: BTreeMap<ServedKey, Entry>,
     /// When each conflict is to be looked at.
-    deadlines: BTreeSet<(Instant, Place)>,
+    deadlines: BTreeSet<(Instant, ServedKey)>,
     ready: VecDeque<Output>,
     counters: Counters,
 }
@@ -184,10 +184,10 @@ impl ConflictTable {
     }
 
     /// A machine at `mac` uses an address of ours. `router` is whether it is a router's address.
-    pub fn claimed(&mut self, now: Instant, place: Place, vni: u32, mac: [u8; 6], router: bool) {
+    pub fn claimed(&mut self, now: Instant, key: ServedKey, vni: u32, mac: [u8; 6], router: bool) {
         self.counters.claims += 1;
-        let (port, address) = place;
-        if let Some(entry) = self.conflicts.get_mut(&place) {
+        let (port, address) = key;
+        if let Some(entry) = self.conflicts.get_mut(&key) {
             let conflict = &mut entry.conflict;
             conflict.seen_at = now;
             conflict.claims += 1;
@@ -200,7 +200,7 @@ impl ConflictTable {
                 let (conflict, began) = (*conflict, entry.began);
                 self.report(now, vni, began, Output::Begun(conflict));
             }
-            self.schedule(now, place);
+            self.schedule(now, key);
             return;
         }
         let settings = self.settings;
@@ -247,8 +247,8 @@ impl ConflictTable {
             defended_at: None,
             deadline: now,
         };
-        self.conflicts.insert(place, entry);
-        self.deadlines.insert((now, place));
+        self.conflicts.insert(key, entry);
+        self.deadlines.insert((now, key));
     }
 
     /// Sets the time after which a silent conflict is over.
@@ -257,10 +257,10 @@ impl ConflictTable {
     }
 
     /// Ends the conflicts about addresses that are not the appliance's any more.
-    pub fn retain(&mut self, now: Instant, is_ours: impl Fn(&Place) -> bool) {
-        let gone: Vec<Place> = self.conflicts.keys().copied().collect();
-        for place in gone.into_iter().filter(|place| !is_ours(place)) {
-            self.end(now, place);
+    pub fn retain(&mut self, now: Instant, is_ours: impl Fn(&ServedKey) -> bool) {
+        let gone: Vec<ServedKey> = self.conflicts.keys().copied().collect();
+        for key in gone.into_iter().filter(|key| !is_ours(key)) {
+            self.end(now, key);
         }
     }
 
@@ -270,11 +270,11 @@ impl ConflictTable {
             if let Some(output) = self.ready.pop_front() {
                 return Some(output);
             }
-            let (at, place) = *self.deadlines.first()?;
+            let (at, key) = *self.deadlines.first()?;
             if at > now {
                 return None;
             }
-            self.look_at(now, place);
+            self.look_at(now, key);
         }
     }
 
@@ -296,19 +296,19 @@ impl ConflictTable {
     }
 
     /// A conflict's deadline has come: it is over, or the address is defended.
-    fn look_at(&mut self, now: Instant, place: Place) {
-        let Some(entry) = self.conflicts.get_mut(&place) else {
+    fn look_at(&mut self, now: Instant, key: ServedKey) {
+        let Some(entry) = self.conflicts.get_mut(&key) else {
             return;
         };
         if entry.conflict.seen_at + self.settings.quiet <= now {
-            self.end(now, place);
+            self.end(now, key);
             return;
         }
         if entry.unanswered {
             if let Some(network) = self.networks.get_mut(&entry.conflict.vni) {
                 let slot = network.limiter.next_slot(now);
                 if slot > now {
-                    self.set_deadline(place, slot);
+                    self.set_deadline(key, slot);
                     return;
                 }
                 network.limiter.reserve(now);
@@ -317,7 +317,7 @@ impl ConflictTable {
             entry.defended_at = Some(now);
             entry.conflict.defences += 1;
             self.counters.defences += 1;
-            let (port, address) = place;
+            let (port, address) = key;
             // RFC 5227 section 2.4: an announcement, broadcast once.
             let frame = match as_v4(&address) {
                 Some(v4) => frame::arp_announcement(&port, v4, port.mac, false),
@@ -326,34 +326,34 @@ impl ConflictTable {
             let ifindex = port.ifindex;
             self.ready.push_back(Output::Send { ifindex, frame });
         }
-        self.schedule(now, place);
+        self.schedule(now, key);
     }
 
     /// Sets the deadline: the next defence, or the end.
-    fn schedule(&mut self, now: Instant, place: Place) {
-        let Some(entry) = self.conflicts.get(&place) else {
+    fn schedule(&mut self, now: Instant, key: ServedKey) {
+        let Some(entry) = self.conflicts.get(&key) else {
             return;
         };
         let end = entry.conflict.seen_at + self.settings.quiet;
         let defence = entry
             .defended_at
             .map_or(now, |at| (at + self.settings.defend_interval).max(now));
-        self.set_deadline(place, if entry.unanswered { defence } else { end });
+        self.set_deadline(key, if entry.unanswered { defence } else { end });
     }
 
-    fn set_deadline(&mut self, place: Place, deadline: Instant) {
-        if let Some(entry) = self.conflicts.get_mut(&place) {
-            self.deadlines.remove(&(entry.deadline, place));
+    fn set_deadline(&mut self, key: ServedKey, deadline: Instant) {
+        if let Some(entry) = self.conflicts.get_mut(&key) {
+            self.deadlines.remove(&(entry.deadline, key));
             entry.deadline = deadline;
-            self.deadlines.insert((deadline, place));
+            self.deadlines.insert((deadline, key));
         }
     }
 
-    fn end(&mut self, now: Instant, place: Place) {
-        let Some(entry) = self.conflicts.remove(&place) else {
+    fn end(&mut self, now: Instant, key: ServedKey) {
+        let Some(entry) = self.conflicts.remove(&key) else {
             return;
         };
-        self.deadlines.remove(&(entry.deadline, place));
+        self.deadlines.remove(&(entry.deadline, key));
         let vni = entry.conflict.vni;
         self.report(now, vni, entry.began, Output::Ended(entry.conflict));
         let Some(network) = self.networks.get_mut(&vni) else {
@@ -407,7 +407,7 @@ mod tests {
 
     const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
 
-    fn place(last: u8) -> Place {
+    fn key(last: u8) -> ServedKey {
         (PORT, v4_mapped([10, 1, 0, last]))
     }
 
@@ -421,7 +421,7 @@ mod tests {
         for second in 0..=end {
             let now = start + Duration::from_secs(second);
             if claims.contains(&second) {
-                table.claimed(now, place(7), 1001, OTHER_MAC, false);
+                table.claimed(now, key(7), 1001, OTHER_MAC, false);
             }
             for output in poll_all(table, now) {
                 if matches!(output, Output::Send { .. }) {
@@ -436,7 +436,7 @@ mod tests {
     fn a_claim_is_reported_and_the_address_announced_at_our_mac_address() {
         let now = Instant::now();
         let mut table = ConflictTable::new(Settings::default());
-        table.claimed(now, place(7), 1001, OTHER_MAC, false);
+        table.claimed(now, key(7), 1001, OTHER_MAC, false);
         let outputs = poll_all(&mut table, now);
         let [Output::Begun(begun), Output::Send { ifindex: 3, frame }] = &outputs[..] else {
             panic!("{outputs:?}");
@@ -481,10 +481,10 @@ mod tests {
         let now = Instant::now();
         let mut table = ConflictTable::new(Settings::default());
         for last in [7, 8] {
-            table.claimed(now, place(last), 1001, OTHER_MAC, false);
+            table.claimed(now, key(last), 1001, OTHER_MAC, false);
         }
         poll_all(&mut table, now);
-        table.retain(now, |place| place.1 == v4_mapped([10, 1, 0, 8]));
+        table.retain(now, |key| key.1 == v4_mapped([10, 1, 0, 8]));
         assert!(matches!(poll_all(&mut table, now)[..], [Output::Ended(c)]
             if c.address == v4_mapped([10, 1, 0, 7])));
         assert_eq!(table.conflicts().count(), 1);
@@ -505,14 +505,14 @@ mod tests {
         // Two machines with one address speak in turns.
         for _ in 0..10_000 {
             for mac in [OTHER_MAC, [2; 6]] {
-                table.claimed(now, place(7), 1001, mac, false);
+                table.claimed(now, key(7), 1001, mac, false);
             }
         }
         assert_eq!(begun(&mut table), [OTHER_MAC, [2; 6]]);
         // One machine speaks from ever another MAC address.
         for n in 0..10_000u16 {
             let [high, low] = n.to_be_bytes();
-            table.claimed(now, place(7), 1001, [2, 9, 9, 9, high, low], false);
+            table.claimed(now, key(7), 1001, [2, 9, 9, 9, high, low], false);
         }
         assert_eq!(begun(&mut table).len(), 2);
         let conflict = table.conflicts().next().expect("one");
@@ -545,9 +545,9 @@ mod tests {
             "{outputs:?}"
         );
         // Room again once they have ended.
-        table.retain(now, |place| place.0 != PORT);
+        table.retain(now, |key| key.0 != PORT);
         poll_all(&mut table, now);
-        table.claimed(now, place(7), 1001, OTHER_MAC, false);
+        table.claimed(now, key(7), 1001, OTHER_MAC, false);
         assert_eq!(table.conflicts().count(), 2);
     }
 
@@ -572,8 +572,8 @@ mod tests {
             let now = start + Duration::from_secs(60) * u32::from(minute);
             for n in 0..1000u16 {
                 let [high, low] = (minute * 1000 + n).to_be_bytes();
-                let place = (PORT, v4_mapped([10, 1, high, low]));
-                table.claimed(now, place, 1001, PEST, false);
+                let key = (PORT, v4_mapped([10, 1, high, low]));
+                table.claimed(now, key, 1001, PEST, false);
             }
             if minute == 30 {
                 table.claimed(
@@ -609,8 +609,8 @@ mod tests {
         let mut sent = 0;
         for n in 0..5000u16 {
             let [high, low] = n.to_be_bytes();
-            let place = (PORT, v4_mapped([10, 1, high, low]));
-            table.claimed(start, place, 1001, [2, 9, 9, 9, 9, low & 3], false);
+            let key = (PORT, v4_mapped([10, 1, high, low]));
+            table.claimed(start, key, 1001, [2, 9, 9, 9, 9, low & 3], false);
         }
         assert_eq!(table.conflicts().count(), 256);
         assert_eq!(table.counters().refused_full, 5000 - 256);

@@ -42,43 +42,43 @@ pub(crate) use for_all_kinds;
 
 /// Tenant and name of an object. A table is asked for borrowed ones: a change of a plan looks up
 /// thousands of objects.
-trait Place {
+trait ObjectKey {
     fn parts(&self) -> (&str, &str);
 }
 
-impl Place for (String, String) {
+impl ObjectKey for (String, String) {
     fn parts(&self) -> (&str, &str) {
         (&self.0, &self.1)
     }
 }
 
-impl Place for (&str, &str) {
+impl ObjectKey for (&str, &str) {
     fn parts(&self) -> (&str, &str) {
         *self
     }
 }
 
-impl<'p> Borrow<dyn Place + 'p> for (String, String) {
-    fn borrow(&self) -> &(dyn Place + 'p) {
+impl<'p> Borrow<dyn ObjectKey + 'p> for (String, String) {
+    fn borrow(&self) -> &(dyn ObjectKey + 'p) {
         self
     }
 }
 
-impl PartialEq for dyn Place + '_ {
+impl PartialEq for dyn ObjectKey + '_ {
     fn eq(&self, other: &Self) -> bool {
         self.parts() == other.parts()
     }
 }
 
-impl Eq for dyn Place + '_ {}
+impl Eq for dyn ObjectKey + '_ {}
 
-impl PartialOrd for dyn Place + '_ {
+impl PartialOrd for dyn ObjectKey + '_ {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for dyn Place + '_ {
+impl Ord for dyn ObjectKey + '_ {
     fn cmp(&self, other: &Self) -> Ordering {
         self.parts().cmp(&other.parts())
     }
@@ -98,7 +98,7 @@ impl<K: Kind> Table<K> {
     /// The object of this name; `tenant` is empty for objects of the provider.
     #[must_use]
     pub fn get(&self, tenant: &str, name: &str) -> Option<&Object<K>> {
-        self.0.get(&(tenant, name) as &dyn Place)
+        self.0.get(&(tenant, name) as &dyn ObjectKey)
     }
 
     /// All objects, sorted by tenant and name.
@@ -122,10 +122,10 @@ impl<K: Kind> Table<K> {
 
     fn range_from(
         &self,
-        place: Bound<(&str, &str)>,
+        key: Bound<(&str, &str)>,
     ) -> std::collections::btree_map::Range<'_, (String, String), Object<K>> {
-        let place = place.as_ref().map(|place| place as &dyn Place);
-        self.0.range::<dyn Place, _>((place, Bound::Unbounded))
+        let key = key.as_ref().map(|key| key as &dyn ObjectKey);
+        self.0.range::<dyn ObjectKey, _>((key, Bound::Unbounded))
     }
 
     /// Number of objects.
