@@ -32,7 +32,7 @@ pub(super) fn check(
         if let Some(pool) = &gateway.pool {
             c.name(&at("pool"), pool);
         }
-        let addresses = endpoints(c, gateway, &all, uplink);
+        let addresses = addresses(c, gateway, &all, uplink);
         let load = gateway.load.unwrap_or(0);
         let checked = u16::try_from(load).ok().filter(|load| *load <= 1000);
         if checked.is_none() {
@@ -77,25 +77,25 @@ pub(super) fn check(
 }
 
 /// The addresses and names of a gateway; `others` are those before it.
-fn endpoints(
+fn addresses(
     c: &mut Checker,
     gateway: &file::Gateway,
     others: &[Gateway],
     uplink: &Uplink,
 ) -> Vec<ServiceAddress> {
     let at = format!("gateway {:?}: addresses", gateway.name);
-    let mut endpoints: Vec<ServiceAddress> = Vec::new();
+    let mut addresses: Vec<ServiceAddress> = Vec::new();
     for text in &gateway.addresses {
-        let endpoint: ServiceAddress = match text.parse() {
-            Ok(endpoint) => endpoint,
+        let address: ServiceAddress = match text.parse() {
+            Ok(address) => address,
             Err(error) => {
                 let error: BadServiceAddress = error;
                 c.problem(&at, error.to_string());
                 continue;
             }
         };
-        if let ServiceAddress::Address(address) = &endpoint {
-            let ip = address.ip();
+        if let ServiceAddress::Address(socket) = &address {
+            let ip = socket.ip();
             if !is_host(ip) {
                 c.problem(&at, format!("{ip} cannot be the address of a gateway"));
             }
@@ -103,16 +103,13 @@ fn endpoints(
                 c.problem(&at, format!("{ip} is this appliance's own"));
             }
         }
-        if endpoints.contains(&endpoint) {
-            c.problem(&at, format!("{endpoint} is listed twice"));
+        if addresses.contains(&address) {
+            c.problem(&at, format!("{address} is listed twice"));
         }
-        if let Some(other) = others.iter().find(|g| g.addresses.contains(&endpoint)) {
-            c.problem(
-                &at,
-                format!("{endpoint} is also gateway {:?}'s", other.name),
-            );
+        if let Some(other) = others.iter().find(|g| g.addresses.contains(&address)) {
+            c.problem(&at, format!("{address} is also gateway {:?}'s", other.name));
         }
-        endpoints.push(endpoint);
+        addresses.push(address);
     }
     let count = gateway.addresses.len();
     if count == 0 {
@@ -128,17 +125,17 @@ fn endpoints(
         );
     }
     // The families of a name are known when it is looked up.
-    let reached = |endpoint: &ServiceAddress| match endpoint {
+    let reached = |address: &ServiceAddress| match address {
         ServiceAddress::Address(a) => uplink.local.iter().any(|l| l.is_ipv4() == a.is_ipv4()),
         ServiceAddress::Name(..) => true,
     };
-    if !uplink.local.is_empty() && !endpoints.is_empty() && !endpoints.iter().any(reached) {
+    if !uplink.local.is_empty() && !addresses.is_empty() && !addresses.iter().any(reached) {
         c.problem(
             &at,
             "uplink.local has no address of the same family as any of these",
         );
     }
-    endpoints
+    addresses
 }
 
 /// The circuit of a peer whose own addresses are `addresses`.

@@ -260,14 +260,14 @@ impl Names {
         self.names.get(name).map_or(0, |entry| entry.results)
     }
 
-    /// A service and its addresses, as far as they are known, in the order of the endpoints. The
-    /// addresses of each name take turns by family (RFC 8305).
+    /// A service and its addresses, as far as they are known, in the given order. The addresses of
+    /// each name take turns by family (RFC 8305).
     #[must_use]
-    pub fn target(&self, name: &str, endpoints: &[ServiceAddress]) -> Target {
+    pub fn target(&self, name: &str, service_addresses: &[ServiceAddress]) -> Target {
         let (mut addresses, mut former) = (Vec::new(), Vec::new());
-        for endpoint in endpoints {
-            let at = |ip: IpAddr| SocketAddr::new(ip, endpoint.port());
-            match endpoint {
+        for address in service_addresses {
+            let at = |ip: IpAddr| SocketAddr::new(ip, address.port());
+            match address {
                 ServiceAddress::Address(address) => addresses.push(*address),
                 ServiceAddress::Name(name, _) => {
                     let known = self.addresses(name).iter().copied().map(at);
@@ -541,14 +541,14 @@ mod tests {
         names.answered("gw1", Err("DNS is down".to_owned()), START);
         let known: Vec<_> = names.known().map(|(n, a)| (n.to_string(), a)).collect();
         assert_eq!(known, [("gw1".to_owned(), &[ip(1)][..])]);
-        let endpoints = ["gw1:7", "192.0.2.9:8"].map(|text| text.parse().expect("good"));
-        let target = names.target("a", &endpoints);
+        let addresses = ["gw1:7", "192.0.2.9:8"].map(|text| text.parse().expect("good"));
+        let target = names.target("a", &addresses);
         let found = [(ip(1), 7), (ip(9), 8)].map(SocketAddr::from);
         assert_eq!(target.addresses, found);
         let now = START + seconds(40);
         ask(&mut names, now);
         assert!(names.answered("gw1", Ok(vec![ip(2)]), now));
-        let target = names.target("a", &endpoints[..1]);
+        let target = names.target("a", &addresses[..1]);
         assert_eq!(target.former, [SocketAddr::from((ip(1), 7))]);
     }
 

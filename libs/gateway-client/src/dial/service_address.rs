@@ -62,13 +62,13 @@ impl FromStr for ServiceAddress {
             Some(Self::Name(dns_name(name.as_bytes())?.into(), port))
         };
         let address = text.parse().ok().map(Self::Address);
-        let endpoint = address
+        let address = address
             .or_else(named)
             .ok_or_else(|| BadServiceAddress::Malformed(text.to_owned()))?;
-        if endpoint.port() == 0 {
+        if address.port() == 0 {
             return Err(BadServiceAddress::Port(text.to_owned()));
         }
-        Ok(endpoint)
+        Ok(address)
     }
 }
 
@@ -120,12 +120,12 @@ mod tests {
     #[test]
     fn addresses_and_names_are_read() {
         for text in ["192.0.2.1:6180", "[2001:db8::1]:1", "gw1.example.net:6180"] {
-            let endpoint: ServiceAddress = text.parse().expect(text);
-            assert_eq!(endpoint.to_string(), text);
+            let address: ServiceAddress = text.parse().expect(text);
+            assert_eq!(address.to_string(), text);
         }
-        let endpoint: ServiceAddress = "GW1.Example.net:5".parse().expect("a name");
-        assert_eq!(endpoint, ServiceAddress::Name("gw1.example.net".into(), 5));
-        assert_eq!(endpoint.name().map(|name| &**name), Some("gw1.example.net"));
+        let address: ServiceAddress = "GW1.Example.net:5".parse().expect("a name");
+        assert_eq!(address, ServiceAddress::Name("gw1.example.net".into(), 5));
+        assert_eq!(address.name().map(|name| &**name), Some("gw1.example.net"));
     }
 
     #[test]
@@ -160,8 +160,8 @@ mod tests {
     proptest! {
         #[test]
         fn an_accepted_text_is_read_again_the_same(text in "[a-z0-9._:-]{0,30}") {
-            if let Ok(endpoint) = text.parse::<ServiceAddress>() {
-                prop_assert_eq!(endpoint.to_string().parse::<ServiceAddress>(), Ok(endpoint));
+            if let Ok(address) = text.parse::<ServiceAddress>() {
+                prop_assert_eq!(address.to_string().parse::<ServiceAddress>(), Ok(address));
             }
         }
     }
