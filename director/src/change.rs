@@ -60,7 +60,7 @@ pub struct Director {
     pub(crate) metrics: Metrics,
     /// Connected agents.
     pub(crate) presence: Presence,
-    /// The endpoint of agents, if there is one.
+    /// The listener of agents, if there is one.
     pub(crate) agents: OnceLock<Arc<Agents>>,
     /// Wrong passwords, and wrong codes of authenticators.
     pub(crate) attempts: Attempts,

@@ -52,7 +52,7 @@ pub struct Config {
     pub control_socket: PathBuf,
     /// Address of the metrics, a loopback address; `None`: no metrics.
     pub metrics: Option<SocketAddr>,
-    /// The endpoint of agents; without it, machines cannot enrol.
+    /// The listener of agents; without it, machines cannot enrol.
     pub agents: Option<agents::Settings>,
 }
 
@@ -155,7 +155,7 @@ impl Config {
     }
 }
 
-/// The endpoint of agents; `None` after a problem.
+/// The listener of agents; `None` after a problem.
 fn agents(checker: &mut Checker, keys: AgentKeys) -> Option<agents::Settings> {
     let listen = keys.listen.as_deref().unwrap_or(AGENTS);
     let listen = address(checker, "agents.listen", listen);

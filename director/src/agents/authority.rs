@@ -17,7 +17,7 @@ use rustls::{
 };
 
 use super::{
-    endpoint::Settings,
+    listener::Settings,
     records::{AUTHORITIES, StoredAuthority, authority_id},
 };
 use crate::{Director, Environment, key_file, live::Live};

@@ -7,7 +7,7 @@
 //! ```text
 //!   API: create a token ─▶ records: hash ─┐
 //!                                         ▼
-//!   endpoint: TLS ─▶ service (gRPC) ─▶ enrol: secret, request ─▶ identity record ─▶ certificate
+//!   listener: TLS ─▶ service (gRPC) ─▶ enrol: secret, request ─▶ identity record ─▶ certificate
 //!                        │                    │ audit                   │
 //!                        │                    └ renewal ◀───────────────┤ deleted: revoked
 //!                        ▼                                              ▼
@@ -15,18 +15,18 @@
 //! ```
 
 mod authority;
-mod endpoint;
 mod enrol;
+mod listener;
 mod presence;
 mod records;
 mod service;
 
 pub use authority::Error as AuthorityError;
-pub use endpoint::{Error, Settings, start};
+pub use listener::{Error, Settings, start};
 pub use records::{Enrolment, IssuedKey, MachineIdentity};
 
-pub(crate) use endpoint::Agents;
 pub(crate) use enrol::difference;
+pub(crate) use listener::Agents;
 pub(crate) use presence::Presence;
 pub(crate) use records::{
     AUTHORITIES, ENROLMENTS, IDENTITIES, StoredAuthority, conflict, forget_machine, must_be,

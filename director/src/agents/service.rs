@@ -62,7 +62,7 @@ impl Drop for Counted {
     }
 }
 
-/// Answers the calls of one endpoint.
+/// Answers the calls of one listener.
 pub(super) struct Service {
     pub director: Arc<Director>,
     pub agents: Arc<Agents>,

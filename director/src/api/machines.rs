@@ -175,7 +175,7 @@ async fn create<K: Served>(call: Call) -> Result<Answer, Problem> {
     let token = std::sync::Mutex::new(String::new());
     let applied = call.director.change(wanted, |live, origin| {
         let machine = key::<K>(&call, live)?;
-        let agents = call.director.agents.get().ok_or_else(no_endpoint)?;
+        let agents = call.director.agents.get().ok_or_else(no_listener)?;
         let text = written(agents, live, tenant, &machine, &secret)?;
         *token
             .lock()
@@ -275,7 +275,7 @@ fn written(
     token.encode().map_err(|error| Problem::internal(&error))
 }
 
-fn no_endpoint() -> Problem {
+fn no_listener() -> Problem {
     Problem::new(
         StatusCode::CONFLICT,
         "no-agents",

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 /// Host and address of the director, as the topology has them.
 const DIRECTOR: &str = "director";
 const ADDRESS: &str = "198.51.100.130";
-/// Server name of the agents' endpoint, for which gw1 has a route.
+/// Server name of the listener of agents, for which gw1 has a route.
 const SERVER_NAME: &str = "agents.example.net";
 const PORT: u16 = 6186;
 const API: u16 = 6185;

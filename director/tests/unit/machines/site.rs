@@ -1,4 +1,4 @@
-//! A director with its endpoint of agents, and machines that run an agent.
+//! A director with its listener of agents, and machines that run an agent.
 
 use std::{
     net::SocketAddr,
@@ -54,7 +54,7 @@ impl TimeProvider for Clock {
     }
 }
 
-/// A director with its API and its endpoint of agents, a gateway `gw1` and an appliance `h1` of
+/// A director with its API and its listener of agents, a gateway `gw1` and an appliance `h1` of
 /// each tenant.
 pub struct Site {
     pub server: Server,
@@ -158,7 +158,7 @@ impl Site {
         settings.service_addresses = own.collect();
         let (address, agents) = agents::start(&director, settings)
             .await
-            .expect("an endpoint");
+            .expect("a listener");
         assert_eq!(address, listen);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let of_api = listener.local_addr().expect("its address");

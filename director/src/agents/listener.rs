@@ -67,7 +67,7 @@ const LOG_PAUSE: Duration = Duration::from_secs(1);
 /// Time before connections are accepted again when the kernel refuses.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// Settings of the agents' endpoint.
+/// Settings of the listener of agents.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Address to listen on.
@@ -94,7 +94,7 @@ impl Settings {
     }
 }
 
-/// The endpoint cannot be used.
+/// The listener cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The authority cannot be used.
@@ -193,7 +193,7 @@ impl Agents {
     }
 }
 
-/// Opens the endpoint of a director, which has none yet: its address, and the task that serves it
+/// Opens the listener of a director, which has none yet: its address, and the task that serves it
 /// until it is aborted.
 ///
 /// # Errors
