@@ -4,12 +4,14 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{ErrorKind, Write as _},
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
-use service::replace::NewFile;
+use service::{
+    replace::NewFile,
+    secret_file::{self, Access},
+};
 
 use crate::failure::Failure;
 
@@ -51,12 +53,8 @@ impl Contexts {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Self::default()),
             Err(error) => return Err(Failure::local(format!("cannot read {shown}: {error}"))),
         };
-        let mode = fs::metadata(path).map_or(0, |data| data.permissions().mode());
-        if mode & 0o077 != 0 {
-            return Err(Failure::local(format!(
-                "{shown} has tokens, and others may read it: run `chmod 600 {shown}`"
-            )));
-        }
+        secret_file::check(path, Access::Owner)
+            .map_err(|exposed| Failure::local(exposed.to_string()))?;
         toml::from_str(&text).map_err(|error| {
             Failure::local(format!(
                 "{shown} cannot be read: {error}; correct or remove it"
@@ -111,6 +109,8 @@ pub fn default_path() -> Result<PathBuf, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]

@@ -3,12 +3,14 @@
 use std::{
     fs,
     io::{ErrorKind, Write as _},
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
 use control::audit::{hex, unhex};
-use service::replace::NewFile;
+use service::{
+    replace::NewFile,
+    secret_file::{self, Access, Exposed},
+};
 
 use crate::Environment;
 
@@ -40,16 +42,8 @@ pub enum Error {
         source: std::io::Error,
     },
     /// Others may read the key.
-    #[error(
-        "{} has the {key}, and every user may read it: run `chmod o-rwx {}`",
-        path.display(),
-        path.display()
-    )]
-    Open {
-        /// Name of the key for people.
-        key: &'static str,
-        path: PathBuf,
-    },
+    #[error(transparent)]
+    Exposed(#[from] Exposed),
     /// The file has no key.
     #[error(
         "{} has no key of {LEN} bytes in hexadecimal: put it back from where it was kept",
@@ -69,13 +63,7 @@ impl KeyFile<'_> {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(self.failed(error)),
         };
-        let data = fs::metadata(self.path).map_err(|error| self.failed(error))?;
-        if data.permissions().mode() & 0o007 != 0 {
-            return Err(Error::Open {
-                key: self.key,
-                path: self.path.to_owned(),
-            });
-        }
+        secret_file::check(self.path, Access::OwnerAndGroup)?;
         let bytes = unhex(text.trim()).and_then(|bytes| bytes.try_into().ok());
         bytes.map(Some).ok_or_else(|| self.malformed())
     }

@@ -2,9 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     net::{IpAddr, SocketAddr},
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
@@ -19,6 +17,7 @@ use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
+use service::secret_file::{self, Access, Exposed};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
@@ -58,12 +57,8 @@ pub enum Error {
     #[error("{} has no certificate in PEM format", path.display())]
     Empty { path: PathBuf },
     /// Others may read the key.
-    #[error(
-        "{} has a private key, and every user may read it: run `chmod o-rwx {}`",
-        path.display(),
-        path.display()
-    )]
-    Open { path: PathBuf },
+    #[error(transparent)]
+    Exposed(#[from] Exposed),
     /// Certificate and key do not fit, or one of them is of an unknown kind.
     #[error("certificate {} and its key cannot be used: {source}", path.display())]
     Unusable {
@@ -129,9 +124,7 @@ fn read(files: &Files) -> Result<ServerConfig, Error> {
         });
     }
     let private = PrivateKeyDer::from_pem_file(key).map_err(failed(key))?;
-    if fs::metadata(key).is_ok_and(|data| data.permissions().mode() & 0o007 != 0) {
-        return Err(Error::Open { path: key.clone() });
-    }
+    secret_file::check(key, Access::OwnerAndGroup)?;
     let unusable = |source| Error::Unusable {
         path: certificate.clone(),
         source,

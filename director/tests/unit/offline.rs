@@ -321,7 +321,7 @@ async fn the_last_administrator_with_access_cannot_be_removed() {
 fn a_key_that_cannot_be_used_is_found_before_a_store_is_made() {
     let site = Site::new();
     fs::write(site.path("key"), "00".repeat(32)).expect("a file");
-    site.fails("init", "every user may read it: run `chmod o-rwx ");
+    site.fails("init", "): run `chmod o= ");
     private(&site.path("key"), "no key");
     site.fails("init", "has no key of 32 bytes");
     assert!(!site.path("store").exists());
@@ -330,5 +330,5 @@ fn a_key_that_cannot_be_used_is_found_before_a_store_is_made() {
     assert!(site.path("key").exists());
     let open = fs::Permissions::from_mode(0o644);
     fs::set_permissions(site.path("key"), open).expect("its mode");
-    site.fails("serve", "every user may read it");
+    site.fails("serve", "other users can access it");
 }

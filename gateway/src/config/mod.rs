@@ -4,10 +4,13 @@
 mod check;
 mod file;
 
-use service::{config, xdp};
+use service::{
+    config,
+    secret_file::{self, Access},
+    xdp,
+};
 use std::{
     net::SocketAddr,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -102,17 +105,12 @@ impl Config {
         let text = config::read(path)?;
         let circuits = config::parse(&text, path, |file: file::File| Ok(file.circuit.len()));
         let has_keys = circuits.is_ok_and(|count| count > 0);
-        let is_open = std::fs::metadata(path).is_ok_and(|m| m.permissions().mode() & 0o007 != 0);
-        let mut problems = Vec::new();
-        if has_keys && is_open {
-            problems.push(Problem {
-                at: "circuit".to_owned(),
-                what: format!(
-                    "the file has keys and all users can read it: run `chmod o= {}`",
-                    path.display()
-                ),
-            });
-        }
+        let exposed = secret_file::check(path, Access::OwnerAndGroup).err();
+        let problems = exposed.filter(|_| has_keys).map(|exposed| Problem {
+            at: "circuit".to_owned(),
+            what: exposed.to_string(),
+        });
+        let problems = problems.into_iter().collect();
         config::add(Self::parse(&text, path), path, problems)
     }
 

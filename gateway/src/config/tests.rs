@@ -1,4 +1,4 @@
-use std::{path::Path, sync::Arc};
+use std::{os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
 
 use gateway_core::route::Table;
 use gateway_model::Model;
@@ -464,10 +464,7 @@ fn a_file_with_keys_must_not_be_readable_by_others() {
         Config::load(&path)
     };
     mode(0o640).expect("good");
-    let remedy = format!(
-        "circuit: the file has keys and all users can read it: run `chmod o= {}`",
-        path.display()
-    );
+    let remedy = format!("(mode 644): run `chmod o= {}`", path.display());
     let error = mode(0o644).expect_err("open").to_string();
     assert!(error.contains(&remedy), "{error}");
     // With the other problems.

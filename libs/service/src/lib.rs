@@ -2,9 +2,10 @@
 //! kernel.
 //!
 //! For: the runtime with its loop, signals and watchdog; the control socket; metrics and health
-//! over HTTP; log output; configuration files that are checked whole; revisions of desired states;
-//! addresses of DNS names and connections to them; output of commands; settings and errors of the
-//! kernel that XDP programs depend on. Never: the work of a daemon, or the meaning of its requests.
+//! over HTTP; log output; configuration files that are checked whole; permissions of files with
+//! secrets; revisions of desired states; addresses of DNS names and connections to them; output of
+//! commands; settings and errors of the kernel that XDP programs depend on. Never: the work of a
+//! daemon, or the meaning of its requests.
 //!
 //! ```text
 //!   systemd ◀── READY, RELOADING, WATCHDOG, STOPPING, STATUS ──┐
@@ -30,6 +31,7 @@ mod panic;
 pub mod render;
 pub mod replace;
 pub mod run;
+pub mod secret_file;
 pub mod socket;
 pub mod stdout;
 pub mod xdp;

@@ -40,7 +40,7 @@ pub enum Error {
     },
     /// Other users can read the file.
     #[error(
-        "{} can be read by others (mode {mode:03o}): `chmod 600 {}`",
+        "{} has secrets, and other users can access it (mode {mode:03o}): run `chmod 600 {}`",
         path.display(),
         path.display()
     )]
