@@ -2,13 +2,14 @@
 //! and backups.
 
 use std::{
-    ffi::OsString,
     fs::{self, File},
     io::{self, BufReader},
     path::{Path, PathBuf},
 };
 
-use store::{Backup, Export, FormatError, IMPORT, ImportError, Memory, Options, Sqlite, restore};
+use store::{
+    Backup, Export, FormatError, IMPORT, ImportError, Memory, Options, Sqlite, restore, with_suffix,
+};
 
 use crate::{
     audit::{self, Trust, VerifyError},
@@ -59,7 +60,7 @@ pub async fn import(text: &Path, path: &Path) -> Result<(usize, u64), Error> {
     let entries = check(&export).await?;
     // The store appears when it is whole; its revisions begin far behind those of the one before,
     // as after a restore.
-    let new = beside(path, ".import");
+    let new = with_suffix(path, ".import");
     remove(&new)?;
     let store = Sqlite::open(&new, Options::default())?;
     export.import(&store).await?;
@@ -118,16 +119,10 @@ fn failed(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> Error {
     }
 }
 
-fn beside(path: &Path, ending: &str) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(ending);
-    PathBuf::from(name)
-}
-
 /// Removes the store of an import, also one that was interrupted.
 fn remove(store: &Path) -> Result<(), Error> {
     for ending in ["", "-wal", "-shm", ".lock"] {
-        let file = beside(store, ending);
+        let file = with_suffix(store, ending);
         match fs::remove_file(&file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(failed("remove", &file)(error));

@@ -34,7 +34,7 @@ pub use control::{Precondition, Revision, Transaction};
 pub use error::{CommitError, Error, ReadError};
 pub use lease::{Campaign, Fence};
 pub use memory::Memory;
-pub use sqlite::{Backup, Options, Sqlite, give, restore};
+pub use sqlite::{Backup, Options, Sqlite, give, restore, with_suffix};
 pub use transfer::{Export, FormatError, IMPORT, ImportError, is_unfinished};
 pub use watch::Watch;
 

@@ -11,9 +11,9 @@ use std::{
 use rusqlite::{Connection, OpenFlags};
 
 use super::{
-    SIDE_FILE_SUFFIXES, beside, file_error, folder, give, lock,
+    SIDE_FILE_SUFFIXES, file_error, folder, give, lock,
     schema::{self, Empty},
-    sql_error,
+    sql_error, with_suffix,
     writer::{entries, number},
 };
 use crate::{Error, Revision, Snapshot};
@@ -112,9 +112,9 @@ fn refuse_existing(path: &Path) -> Result<(), Error> {
 /// Creates an empty file beside `to`, for its owner alone. It gets the name `to` when it is whole.
 pub(crate) fn new_file(to: &Path) -> Result<PathBuf, Error> {
     refuse_existing(to)?;
-    let part = beside(to, ".part");
+    let part = with_suffix(to, ".part");
     // Those of a process that was killed: SQLite would take them for the new file's.
-    let old = SIDE_FILE_SUFFIXES.map(|companion| beside(&part, companion));
+    let old = SIDE_FILE_SUFFIXES.map(|companion| with_suffix(&part, companion));
     for file in std::iter::once(&part).chain(&old) {
         match fs::remove_file(file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -137,7 +137,7 @@ pub(crate) fn new_file(to: &Path) -> Result<PathBuf, Error> {
 /// Removes a file that did not become whole, and what SQLite made beside it.
 fn remove(part: &Path) {
     for companion in SIDE_FILE_SUFFIXES {
-        let _ = fs::remove_file(beside(part, companion));
+        let _ = fs::remove_file(with_suffix(part, companion));
     }
     let _ = fs::remove_file(part);
 }
@@ -167,7 +167,7 @@ impl Backup {
     /// closed, and others.
     pub fn open(path: &Path) -> Result<Self, Error> {
         for companion in SIDE_FILE_SUFFIXES {
-            let file = beside(path, companion);
+            let file = with_suffix(path, companion);
             if file.exists() {
                 return Err(Error::NotClosed {
                     path: path.to_owned(),

@@ -139,7 +139,7 @@ impl Sqlite {
     /// # Errors
     /// Those of the kernel.
     pub fn has_room(&self) -> io::Result<()> {
-        let path = beside(&self.0.path, ".probe");
+        let path = with_suffix(&self.0.path, ".probe");
         let mut options = OpenOptions::new();
         let options = options.write(true).create(true).truncate(true).mode(0o600);
         let written = options.open(&path).and_then(|mut file| {
@@ -246,10 +246,12 @@ fn sql_error(operation: &'static str, path: &Path) -> impl Fn(rusqlite::Error) -
     }
 }
 
-/// The file of this name and ending.
-fn beside(path: &Path, ending: &str) -> PathBuf {
+/// The file in the same folder of which the name has this at its end: of `store` and `-wal`,
+/// `store-wal`.
+#[must_use]
+pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(ending);
+    name.push(suffix);
     PathBuf::from(name)
 }
 
@@ -276,7 +278,7 @@ pub fn give(file: &File, path: &Path) -> io::Result<()> {
 
 /// Takes the lock of a store: a file beside it, so that SQLite's own locks stay undisturbed.
 fn lock(path: &Path) -> Result<Lock, Error> {
-    let lock = beside(path, ".lock");
+    let lock = with_suffix(path, ".lock");
     let failed = |source| file_error("create", &lock, source);
     let file = OpenOptions::new()
         .write(true)

@@ -9,7 +9,7 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
-use super::{beside, file_error, give, sql_error};
+use super::{file_error, give, sql_error, with_suffix};
 use crate::Error;
 
 /// `application_id` of the file: "CWst".
@@ -97,7 +97,7 @@ pub(super) fn open(path: &Path) -> Result<Connection, Error> {
 
 /// Refuses a path that has another store's file beside it.
 pub(super) fn refuse_leftover(path: &Path, ending: &str) -> Result<(), Error> {
-    let file = beside(path, ending);
+    let file = with_suffix(path, ending);
     match file.symlink_metadata() {
         Ok(_) => Err(Error::Leftover {
             path: path.to_owned(),

@@ -3,10 +3,10 @@
 use std::{
     fs,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
-use store::{Backup, Error, Options, Sqlite, Store as _, restore};
+use store::{Backup, Error, Options, Sqlite, Store as _, restore, with_suffix};
 use test_support::skip;
 
 use super::{
@@ -17,10 +17,6 @@ use super::{
 
 fn open(path: &Path) -> Result<Sqlite, Error> {
     Sqlite::open(path, Options::default())
-}
-
-fn beside(path: &Path, ending: &str) -> PathBuf {
-    PathBuf::from(format!("{}{ending}", path.display()))
 }
 
 /// Names of a folder's files.
@@ -48,14 +44,18 @@ fn a_killed_store_does_not_reach_the_restored_one() {
     let saved = block_on(store.snapshot("pair/")).unwrap();
     drop(store);
     write_until_killed(&path, random_pause());
-    assert!(beside(&path, "-wal").exists(), "{:?}", files(folder.path()));
+    assert!(
+        with_suffix(&path, "-wal").exists(),
+        "{:?}",
+        files(folder.path())
+    );
 
     // "Move the store away", and no more.
     fs::rename(&path, folder.path().join("old")).unwrap();
     let expected = "store-wal belongs to another store, and SQLite would replay it into store: \
                     move it next to its own store; it has commits of that store";
     assert_eq!(text(restore(&backup, &path), folder.path()), expected);
-    assert!(!path.exists() && !beside(&path, ".part").exists());
+    assert!(!path.exists() && !with_suffix(&path, ".part").exists());
     // Nor does an empty store, or a copy of the backup, take them.
     assert_eq!(text(open(&path), folder.path()), expected);
     assert!(!path.exists());
@@ -64,8 +64,8 @@ fn a_killed_store_does_not_reach_the_restored_one() {
     fs::remove_file(&path).unwrap();
 
     for ending in ["-wal", "-shm"] {
-        let to = beside(&folder.path().join("old"), ending);
-        fs::rename(beside(&path, ending), to).unwrap();
+        let to = with_suffix(&folder.path().join("old"), ending);
+        fs::rename(with_suffix(&path, ending), to).unwrap();
     }
     let restored = restore(&backup, &path).unwrap();
     assert_eq!(restored, saved.revision + (1 << 32));
@@ -91,7 +91,7 @@ fn a_killed_restore_leaves_nothing_to_the_next() {
     // As a process leaves it that is killed between the copy and its new name.
     for ending in ["", "-wal"] {
         let to = folder.path().join(format!("new.part{ending}"));
-        fs::copy(beside(&path, ending), to).unwrap();
+        fs::copy(with_suffix(&path, ending), to).unwrap();
     }
     drop(store);
     let new = folder.path().join("new");
