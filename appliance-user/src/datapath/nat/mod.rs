@@ -13,9 +13,9 @@
 //! ```
 //!
 //! `pressure`, `sweep` and `list` decide, without a map or a clock. `batch` reads whole maps.
-//! `sweeper` is the thread that runs the passes, every 10 s and when the tables fill; `removals`
-//! counts what it removes, `passes` how long it takes. `query` answers an operator's request.
-//! `log` writes the NAT log.
+//! `sweeper` is the thread that runs the passes, every 10 s and when the tables fill;
+//! `removal_counters` counts the entries that it removes, `passes` how long it takes. `query`
+//! answers an operator's request. `log` writes the NAT log.
 
 mod batch;
 mod list;
@@ -23,7 +23,7 @@ pub mod log;
 mod passes;
 mod pressure;
 mod query;
-mod removals;
+mod removal_counters;
 mod sweep;
 mod sweeper;
 
@@ -32,6 +32,6 @@ pub use list::{ConnectionRow, Filter, SlotNames, TopConnections, render};
 pub use passes::Passes;
 pub use pressure::over_quota_limit;
 pub use query::{MAX_ROWS, list};
-pub use removals::Removals;
+pub use removal_counters::Removals;
 pub use sweep::Sweep;
 pub use sweeper::{ConnectionSweeper, ticks_now};

@@ -22,7 +22,7 @@ use super::{
     Passes, PinnedMap, Sweep,
     log::RemovedMappings,
     pressure::{Demand, Demands, Outcome, Pressure, Schedule, TenantLoad, demands, port_demands},
-    removals::{Reason, Removals},
+    removal_counters::{Reason, Removals},
     sweep::{Candidate, Epochs, Rank, Victims, other_half},
 };
 
