@@ -34,7 +34,7 @@ const READS: Duration = Duration::from_secs(3600);
 /// Operation of the entry that counts what has none of its own.
 const OTHERS: &str = "others";
 
-/// An access.
+/// An access that the audit records, although it changes nothing.
 #[derive(Clone, Debug)]
 pub(crate) struct Access {
     pub at: Timestamp,

@@ -11,7 +11,7 @@ use tunnel_worker::tls::Fingerprint;
 
 use super::{IpPrefix, KeySource};
 
-/// A gateway.
+/// A configured gateway: where it is reached, and how much it is preferred.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gateway {
     pub name: String,

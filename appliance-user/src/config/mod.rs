@@ -157,7 +157,7 @@ pub struct Peer {
     pub kind: PeerKind,
 }
 
-/// The kind of a peer.
+/// How packets reach a peer: plain, or encrypted, and with which keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerKind {
     /// A plain VXLAN end at this address.
@@ -251,7 +251,7 @@ impl Network {
     }
 }
 
-/// A tenant.
+/// A configured tenant: the public addresses that its rules and its translation may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tenant {
     pub name: String,
@@ -272,7 +272,6 @@ pub enum KeyFile {
 }
 
 impl KeyFile {
-    /// Its path.
     #[must_use]
     pub fn path(&self) -> &Path {
         let (Self::Private(path) | Self::Preshared(path)) = self;

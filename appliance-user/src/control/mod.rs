@@ -216,7 +216,7 @@ pub struct Status {
     pub user_counters: Vec<CounterStatus>,
 }
 
-/// An interface.
+/// An interface that the configuration names, and how the program is attached there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InterfaceStatus {
     pub name: String,
@@ -240,7 +240,7 @@ pub struct InterfaceStatus {
     pub problems: Vec<String>,
 }
 
-/// A tenant.
+/// A tenant in its mode.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TenantStatus {
     pub name: String,
@@ -255,7 +255,7 @@ pub struct TenantStatus {
     pub rules: usize,
 }
 
-/// A network.
+/// A network, where it is attached, and its tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkStatus {
     pub name: String,
@@ -280,7 +280,7 @@ pub struct NetworkStatus {
     pub rx_bytes: u64,
 }
 
-/// A peer.
+/// A peer, and whether packets can be sent to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerStatus {
     pub name: String,
@@ -455,7 +455,7 @@ pub struct ConflictStatus {
     pub defences: u64,
 }
 
-/// A counter.
+/// A counter of the programs or of the daemon, with its meaning.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CounterStatus {
     /// Its stable name.

@@ -10,7 +10,7 @@ use super::{
 /// Neighbours that are listed; the others are counted.
 const MAX_NEIGHBOURS: usize = 50;
 
-/// The status.
+/// The status as text for people, a subject a line.
 #[must_use]
 pub fn status(s: &Status) -> String {
     let mut out = String::new();

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 
 use crate::{audit::Outcome, people::User};
 
-/// An answer.
+/// An answer to a request of the API, before it becomes one of HTTP.
 #[derive(Debug)]
 pub struct Answer {
     status: StatusCode,

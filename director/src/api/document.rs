@@ -21,7 +21,7 @@ const HEADER_PATTERN: &str = "^[ -~]+$";
 const TEXT_PATTERN: &str = "^([ -~]{1,256}|[Uu][Tt][Ff]-8'[A-Za-z0-9-]*'[!-~]+)$";
 const TEXT_LEN: usize = 12 * MAX_HEADER_LEN + 64;
 
-/// The document.
+/// The OpenAPI document of all operations, with the schemas that they use.
 #[must_use]
 pub fn document() -> Value {
     let operations = operations();

@@ -25,7 +25,7 @@ pub struct TenantSpec {
     pub datagram_bytes: Option<i64>,
 }
 
-/// A backend.
+/// A backend, as a configuration file or an update has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackendSpec {
@@ -56,7 +56,7 @@ pub struct RouteSpec {
     pub backend: String,
 }
 
-/// A circuit.
+/// A circuit, as a configuration file or an update has it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CircuitSpec {

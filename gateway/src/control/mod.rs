@@ -69,7 +69,7 @@ pub struct UpdateReply {
     pub stored: bool,
 }
 
-/// Requests.
+/// Requests by the control socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {

@@ -165,7 +165,7 @@ struct Gateway {
     agent: Option<Handle>,
 }
 
-/// A drain.
+/// A drain that was asked for, before a stop or by the command `drain`.
 #[derive(Clone, Copy, Debug)]
 struct Drain {
     /// When the process stops, if connections are left by then; `None`: it runs until a stop is

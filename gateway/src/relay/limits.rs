@@ -28,7 +28,7 @@ const EVICTION_ALLOWANCE: usize = 64;
 /// The limit that is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Full {
-    /// Of the gateway.
+    /// `limits.connections`, of all tenants together.
     #[error("the gateway has reached limits.connections")]
     Gateway,
     /// Of one source.

@@ -31,7 +31,7 @@ pub(super) struct Threads {
     all: Vec<Thread>,
 }
 
-/// A thread.
+/// A thread with a runtime of its own, on which connections are relayed.
 #[derive(Debug)]
 struct Thread {
     runtime: runtime::Handle,

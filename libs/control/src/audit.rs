@@ -23,7 +23,7 @@ use crate::{Difference, Role};
 /// Hash of the entry before the first.
 const START: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
-/// An entry.
+/// An entry of the audit, whose hash continues the chain.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {

@@ -93,7 +93,7 @@ pub struct Agent {
     pub connection: Option<AgentConnection>,
 }
 
-/// The connection of an agent.
+/// The open connection of an agent, with its last report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentConnection {
     /// Begin of the connection.

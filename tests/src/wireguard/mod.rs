@@ -687,7 +687,7 @@ impl Theirs {
         }
     }
 
-    /// Its log.
+    /// The text of its log file so far; empty if there is none.
     #[must_use]
     pub fn log(&self) -> String {
         let bytes = std::fs::read(self.log_path()).unwrap_or_default();

@@ -80,7 +80,6 @@ impl<'a> Handle<'a> {
         }
     }
 
-    /// Its host.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.appliance.host
@@ -104,7 +103,7 @@ impl<'a> Handle<'a> {
         self.lab.run_dir().join("state").join(self.host())
     }
 
-    /// Its log.
+    /// The file that its output is written to.
     #[must_use]
     pub fn log_path(&self) -> PathBuf {
         self.daemon().log_path()

@@ -267,7 +267,7 @@ impl<'a> GatewayHandle<'a> {
         self.daemon().socket_path()
     }
 
-    /// Its log.
+    /// The file that its output is written to.
     #[must_use]
     pub fn log_path(&self) -> PathBuf {
         self.daemon().log_path()

@@ -58,7 +58,6 @@ pub struct Gap {
 }
 
 impl Gap {
-    /// Its length.
     #[must_use]
     pub fn length(&self) -> Duration {
         self.to - self.from

@@ -354,6 +354,20 @@ fn repeats_name(doc: &str, item: &str) -> bool {
         && doc.all(|word| name.iter().any(|part| singular(part) == singular(&word)))
 }
 
+/// The first line after a docstring that is not of an attribute: the item's. Attributes may have
+/// several lines.
+fn item_below<'a>(lines: &[&'a str]) -> Option<&'a str> {
+    let mut open = 0;
+    lines.iter().copied().find(|line| {
+        let is_attribute = open > 0 || line.trim_start().starts_with("#[");
+        if is_attribute {
+            open += line.matches('[').count();
+            open = open.saturating_sub(line.matches(']').count());
+        }
+        !is_attribute
+    })
+}
+
 #[test]
 fn docstrings_say_more_than_the_name() {
     // Help texts of options are docstrings, and `missing_docs` asks for some in these crates.
@@ -375,7 +389,7 @@ fn docstrings_say_more_than_the_name() {
         for (at, line) in lines.iter().enumerate() {
             let is_single = !is_doc(at + 1) && (at == 0 || !is_doc(at - 1));
             let doc = line.trim().strip_prefix("/// ").filter(|_| is_single);
-            let Some((doc, item)) = doc.zip(lines.get(at + 1)) else {
+            let Some((doc, item)) = doc.zip(item_below(&lines[at + 1..])) else {
                 continue;
             };
             if repeats_name(doc, item) {
@@ -399,6 +413,15 @@ fn names_are_split_into_words() {
     ] {
         assert_eq!(repeats_name(doc, item), repeats, "{doc}");
     }
+    let attributes = [
+        "#[derive(Debug)]",
+        "#[error(",
+        "    \"{0:?}\"",
+        ")]",
+        "pub a: u8,",
+    ];
+    assert_eq!(item_below(&attributes), Some("pub a: u8,"));
+    assert_eq!(item_below(&attributes[..4]), None);
 }
 
 #[test]

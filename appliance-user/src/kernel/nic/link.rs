@@ -20,7 +20,7 @@ const IFLA_XDP_HW_PROG_ID: u16 = 7;
 const IFLA_VLAN_ID: u16 = 1;
 const IFLA_VLAN_PROTOCOL: u16 = 5;
 
-/// Facts of a link.
+/// Facts of a link that decide whether XDP can be used there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LinkFacts {
     /// Kind of a virtual link, such as `bond`; empty for a NIC.

@@ -174,7 +174,7 @@ impl std::ops::AddAssign<&Self> for TenantCounts {
     }
 }
 
-/// The state of a circuit.
+/// A circuit as `status` reports it: its bound ends, and its datagrams.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CircuitState {
     pub id: CircuitId,

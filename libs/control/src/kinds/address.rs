@@ -32,7 +32,7 @@ pub struct Address {
     pub address: Option<IpAddr>,
 }
 
-/// The address.
+/// The address that was given out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AddressStatus {

@@ -57,7 +57,7 @@ pub struct Plan {
     pub description: String,
 }
 
-/// A network of a plan.
+/// A network that a plan fails over, with its settings in full failover.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PlanNetwork {

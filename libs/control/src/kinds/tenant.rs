@@ -31,7 +31,7 @@ pub struct Tenant {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub lease_ends: Option<Timestamp>,
-    /// Limits.
+    /// Limits of bandwidth and of the numbers of objects.
     #[serde(default)]
     pub limits: Limits,
     /// Gateway pools, in the order of preference. Without any, the tenant uses the gateways that

@@ -32,7 +32,6 @@ pub enum BadServiceAddress {
 }
 
 impl ServiceAddress {
-    /// The port.
     #[must_use]
     pub const fn port(&self) -> u16 {
         match self {

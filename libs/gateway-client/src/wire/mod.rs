@@ -251,7 +251,7 @@ impl Kind {
     }
 }
 
-/// A message.
+/// A message between an end and a gateway, without its authentication tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Message {
     pub kind: Kind,

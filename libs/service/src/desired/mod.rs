@@ -91,7 +91,7 @@ pub struct Delta<O, I> {
     pub remove: I,
 }
 
-/// An update.
+/// A change of the desired state: the state as a whole, or a difference.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[serde(bound(deserialize = "O: Default + Deserialize<'de>, I: Default + Deserialize<'de>"))]

@@ -245,7 +245,7 @@ impl Signals {
     }
 }
 
-/// The request of a signal.
+/// A request that the service manager makes by a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SignalRequest {
     Reload,

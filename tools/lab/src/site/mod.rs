@@ -166,13 +166,11 @@ impl Lab {
         Ok(labs)
     }
 
-    /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its topology.
     #[must_use]
     pub fn topology(&self) -> &Topology {
         &self.topology

@@ -105,7 +105,6 @@ impl Kind {
 pub struct Host {
     /// `[a-z0-9-]`, unique.
     pub name: String,
-    /// Its kind.
     #[serde(default)]
     pub kind: Kind,
     /// Its NICs.
@@ -127,7 +126,6 @@ pub struct Link {
     pub name: String,
     /// The other end of its cable.
     pub to: Attach,
-    /// Its addresses.
     #[serde(default)]
     pub addresses: Vec<Cidr>,
 }

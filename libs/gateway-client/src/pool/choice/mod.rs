@@ -112,7 +112,7 @@ pub enum Report {
     Failed(Failure),
 }
 
-/// The choice.
+/// The gateway that an end binds at, or why there is none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Choice {
     /// Use this gateway.
