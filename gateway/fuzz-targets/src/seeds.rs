@@ -347,6 +347,20 @@ fn circuits() -> Vec<Seed> {
             "more-than-its-share",
             then(&[tunnel, 0, 0, 4, 0, 7, tunnel, 0, 1, 4, 0, 7]).repeat(6),
         ),
+        (
+            // The clock of end 0 goes forward; it binds; its unbind is captured; its clock goes
+            // back and it starts again.
+            "circuit",
+            "a-replayed-unbind",
+            [
+                &[clock, 255, 255, 0][..],
+                &joined[..],
+                &[unbind, 0, 1, clock, 0xea, 0x60, 1],
+                &[bind, 0, 0, replay, 6, 0, bind, 0, 0, replay, 6, 0],
+                &[tunnel, 0, 1, 0, 9, 0],
+            ]
+            .concat(),
+        ),
         ("circuit", "flood-of-binds", [bind, 0, 0].repeat(40)),
     ]
 }

@@ -26,6 +26,9 @@ pub struct End {
     /// Whether the last bind was challenged: one challenge for each bind prevents endless
     /// exchanges.
     challenged: bool,
+    /// Timestamp of the last unbind, which one challenge may answer; `None` after that, or after a
+    /// later bind.
+    leaving: Option<u64>,
     /// Load of the gateway, by its last answer that told it.
     load: Option<u16>,
 }
@@ -54,6 +57,7 @@ impl End {
             answered: 0,
             outstanding: VecDeque::new(),
             challenged: false,
+            leaving: None,
             load: None,
         }
     }
@@ -62,12 +66,19 @@ impl End {
     /// steps back.
     pub fn bind(&mut self, clock: u64) -> [u8; MESSAGE_BYTES] {
         self.challenged = false;
+        self.leaving = None;
         self.message(Kind::Bind, clock)
     }
 
-    /// An unbind to send. It has no answer.
+    /// An unbind to send. Answers to earlier binds do not count from now on: a late challenge must
+    /// not bind the end again. A gateway that accepts the unbind does not answer. One that does not
+    /// accept its cookie sends a challenge, for which [`End::receive`] returns another unbind; if
+    /// that is lost, the end is unbound after the lifetime.
     pub fn unbind(&mut self, clock: u64) -> [u8; MESSAGE_BYTES] {
-        self.message(Kind::Unbind, clock)
+        self.outstanding.clear();
+        let message = self.message(Kind::Unbind, clock);
+        self.leaving = Some(self.newest);
+        message
     }
 
     /// Handles a datagram of the gateway; `None`: it is no valid, new message for this end.
@@ -82,6 +93,11 @@ impl End {
         // A reflected message of an end is no answer; the true answer must still count.
         if matches!(message.kind, Kind::Bind | Kind::Unbind) {
             return None;
+        }
+        if message.kind == Kind::Challenge && self.leaving == Some(message.timestamp) {
+            self.leaving = None;
+            self.cookie = message.cookie;
+            return Some(EndEvent::Send(self.message(Kind::Unbind, clock)));
         }
         // An answer counts once, and only for a bind of this instance. Only `Move` may come without
         // a new request.
@@ -104,7 +120,14 @@ impl End {
                 self.cookie = message.cookie;
                 Some(EndEvent::Bound(message.lifetime))
             }
-            Kind::Move => Some(EndEvent::Move),
+            Kind::Move => {
+                // The answer to a bind has one, for the unbind that follows; an order without a
+                // bind has none.
+                if message.cookie != Tag::NONE {
+                    self.cookie = message.cookie;
+                }
+                Some(EndEvent::Move)
+            }
             Kind::Bind | Kind::Unbind => None,
         }
     }
@@ -232,6 +255,47 @@ mod tests {
         assert_eq!(said, 1);
         assert_eq!(message[28..44], [Kind::Challenge as u8; 16]);
         end.bind(12);
+    }
+
+    #[test]
+    fn an_unbind_answers_one_challenge_and_no_late_one_of_a_bind() {
+        let mut end = end();
+        let bind = end.bind(10);
+        let unbind = end.unbind(20);
+        for late in [Kind::Challenge, Kind::Bound, Kind::Move] {
+            assert_eq!(end.receive(&answer(&bind, late), 21), None, "{late:?}");
+        }
+        let challenge = answer(&unbind, Kind::Challenge);
+        let Some(EndEvent::Send(again)) = end.receive(&challenge, 21) else {
+            panic!("no second unbind");
+        };
+        assert_eq!(again[9], Kind::Unbind as u8);
+        assert_eq!(again[28..44], [Kind::Challenge as u8; 16], "its cookie");
+        assert!(again[20..28] > unbind[20..28], "a later timestamp");
+        assert_eq!(end.receive(&challenge, 22), None, "answered");
+        let second = answer(&again, Kind::Challenge);
+        assert_eq!(end.receive(&second, 22), None, "one challenge an unbind");
+    }
+
+    #[test]
+    fn an_end_that_binds_again_does_not_unbind_because_of_an_old_challenge() {
+        let mut end = end();
+        end.bind(10);
+        let unbind = end.unbind(20);
+        let bind = end.bind(30);
+        assert_eq!(end.receive(&answer(&unbind, Kind::Challenge), 31), None);
+        let bound = answer(&bind, Kind::Bound);
+        assert_eq!(end.receive(&bound, 31), Some(EndEvent::Bound(500)));
+    }
+
+    #[test]
+    fn an_unbind_has_the_cookie_of_the_last_answer() {
+        let mut end = end();
+        for kind in [Kind::Bound, Kind::Move] {
+            let bind = end.bind(10);
+            assert!(end.receive(&answer(&bind, kind), 11).is_some());
+            assert_eq!(end.unbind(12)[28..44], [kind as u8; 16], "{kind:?}");
+        }
     }
 
     #[test]

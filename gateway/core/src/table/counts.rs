@@ -17,11 +17,12 @@ pub enum Reason {
     Replayed,
     /// Only gateways send messages of this kind.
     NotForUs,
-    /// A side sends too many messages.
+    /// A side sends too many messages from proven addresses, or too many without a valid cookie
+    /// come from sources of one slot.
     BindRate,
     /// The other side of the circuit is bound to the same address.
     SameAddress,
-    /// No side is bound to the source of a tunnel datagram.
+    /// No side is bound to the source of a tunnel datagram, or that of an unbind is not.
     NotBound,
     /// The other side of the circuit is not bound.
     NoPeer,

@@ -6,16 +6,18 @@
 //!   unbound ───────────────────────────▶ (challenged) ──────────────────────────────────────▶ bound
 //!      ▲        from any source            no state:                                          │ ▲ │
 //!      │                                   a cookie is a hash                    again, from  │ │ │ tunnel datagrams
-//!      └──────────────────────────────────── unbind, or the lifetime without a bind ──────────┘ └─┘ from here, to the
+//!      └──────────────────── unbind with the cookie, or the lifetime without a bind ──────────┘ └─┘ from here, to the
 //!                                                                                   anywhere      other side
 //! ```
 //!
 //! - A message without a valid tag changes nothing and has no answer.
-//! - Only a bind that repeats a cookie moves the watermark of timestamps that binds are compared
-//!   with. A bind without a cookie is challenged whatever its timestamp, within a budget of its
-//!   source. If it is older than the watermark, its cookie is good for one bind with any timestamp.
-//!   So neither a clock that was wrong once nor a copy that comes first locks an end out, and a
-//!   repeated capture binds nothing.
+//! - Only a message that repeats a cookie moves the watermark of timestamps that messages are
+//!   compared with. A bind without a cookie is challenged whatever its timestamp, within a budget of
+//!   its source. If it is older than the watermark, its cookie is good for one bind with any
+//!   timestamp. So neither a clock that was wrong once nor a copy that comes first locks an end out,
+//!   and a repeated capture binds and unbinds nothing: no cookie from before is valid once the
+//!   watermark was set back.
+//! - An unbind without a cookie is challenged if it is new and comes from where the side is bound.
 //! - A message with a valid tag has at most one answer, of the same length, to its source.
 //! - The table forwards tunnel datagrams only between bound addresses: those that repeated a cookie
 //!   within the lifetime, and so receive what is sent to them.
@@ -164,7 +166,7 @@ impl End {
         }
     }
 
-    /// Accepts a message from a proven address, or an unbind.
+    /// Accepts a message from a proven address.
     fn accept(&self, now: Duration, timestamp: u64, proof: Proof) -> Result<(), Reason> {
         if proof == Proof::Newer && timestamp <= self.proven {
             return Err(Reason::Replayed);
@@ -175,7 +177,7 @@ impl End {
         Ok(())
     }
 
-    /// Which kind of cookie challenges a bind from a source of this slot, or why none does.
+    /// Which kind of cookie challenges a message from a source of this slot, or why none does.
     fn challenge(&mut self, now: Duration, timestamp: u64, slot: usize) -> Result<Proof, Reason> {
         let (proof, full) = if timestamp > self.proven {
             (Proof::Newer, Reason::BindRate)
@@ -406,63 +408,43 @@ impl Table {
     }
 
     fn bind(&mut self, now: Duration, position: usize, bind: &Message, from: &Path) -> Action {
-        let proof = self.proof(now, position, bind, from);
-        let slot = match proof {
-            None => self.slot(from),
-            Some(_) => 0,
+        let Some(proof) = self.proof(now, position, bind, from) else {
+            return self.challenge(now, position, bind, from);
         };
         let circuit = &mut self.circuits[position];
         let end = &mut circuit.ends[bind.side.index()];
-        let given = match proof {
-            None => end.challenge(now, bind.timestamp, slot),
-            Some(proof) => end
-                .accept(now, bind.timestamp, proof)
-                .map(|()| Proof::Newer),
-        };
-        let given = match given {
-            Ok(given) => given,
-            Err(reason) => return circuit.counted(Action::Drop(reason)),
-        };
+        if let Err(reason) = end.accept(now, bind.timestamp, proof) {
+            return circuit.counted(Action::Drop(reason));
+        }
         let other = circuit.ends[bind.side.other().index()].live(now);
         let is_same = other.is_some_and(|path| path.remote == from.remote);
         let end = &mut circuit.ends[bind.side.index()];
-        match proof {
-            None => {}
+        end.proven = bind.timestamp;
+        if proof == Proof::AnyTime {
             // It answers a challenge of this address that was not used before.
-            Some(Proof::AnyTime) => {
-                self.epoch += 1;
-                end.epoch = self.epoch;
-                end.proven = bind.timestamp;
-            }
-            Some(Proof::Newer) => end.proven = bind.timestamp,
+            self.epoch += 1;
+            end.epoch = self.epoch;
         }
         let (lifetime, draining, load) = (self.lifetime, self.draining, self.load);
-        let cookie = self.cookie((window(now), given), position, bind, from);
+        let cookie = self.cookie((window(now), Proof::Newer), position, bind, from);
         let circuit = &mut self.circuits[position];
-        let answer = |kind, cookie, lifetime| Message {
+        let answer = |kind, lifetime| Message {
             kind,
             cookie,
             lifetime,
-            load: match kind {
-                Kind::Challenge => Load::UNKNOWN,
-                _ => load,
-            },
+            load,
             ..*bind
         };
         let end = &mut circuit.ends[bind.side.index()];
         let live = end.live(now).map(|path| path.remote);
         let events = &mut circuit.counts.events;
-        if proof.is_none() {
-            events.challenged += 1;
-            return Action::Answer(answer(Kind::Challenge, cookie, 0).seal(&end.key));
-        }
         if is_same {
             return circuit.counted(Action::Drop(Reason::SameAddress));
         }
         if draining {
             events.sent_away += 1;
         }
-        let away = answer(Kind::Move, cookie, 0).seal(&end.key);
+        let away = answer(Kind::Move, 0).seal(&end.key);
         if draining && live.is_none() {
             return Action::Answer(away);
         }
@@ -484,17 +466,26 @@ impl Table {
             return Action::Answer(away);
         }
         let lifetime = u32::try_from(lifetime.as_millis()).unwrap_or(u32::MAX);
-        Action::Answer(answer(Kind::Bound, cookie, lifetime).seal(&end.key))
+        Action::Answer(answer(Kind::Bound, lifetime).seal(&end.key))
     }
 
     fn unbind(&mut self, now: Duration, position: usize, unbind: &Message, from: &Path) -> Action {
         let circuit = &mut self.circuits[position];
-        let end = &mut circuit.ends[unbind.side.index()];
-        if let Err(reason) = end.accept(now, unbind.timestamp, Proof::Newer) {
-            return circuit.counted(Action::Drop(reason));
+        let end = &circuit.ends[unbind.side.index()];
+        if unbind.timestamp <= end.proven {
+            return circuit.counted(Action::Drop(Reason::Replayed));
         }
         if end.live(now).map(|path| path.remote) != Some(from.remote) {
             return circuit.counted(Action::Drop(Reason::NotBound));
+        }
+        // A timestamp alone proves nothing: the clock of the end may have been set back since.
+        if self.proof(now, position, unbind, from) != Some(Proof::Newer) {
+            return self.challenge(now, position, unbind, from);
+        }
+        let circuit = &mut self.circuits[position];
+        let end = &mut circuit.ends[unbind.side.index()];
+        if let Err(reason) = end.accept(now, unbind.timestamp, Proof::Newer) {
+            return circuit.counted(Action::Drop(reason));
         }
         end.proven = unbind.timestamp;
         end.binding = None;
@@ -503,9 +494,42 @@ impl Table {
         Action::Done
     }
 
-    /// The rights that the cookie of the bind gives, if the table sent it to this source.
-    fn proof(&self, now: Duration, position: usize, bind: &Message, from: &Path) -> Option<Proof> {
-        if bind.cookie == Tag::NONE {
+    /// Answers a message without a valid cookie with a cookie for its source, within the budget of
+    /// the slot of that source.
+    fn challenge(
+        &mut self,
+        now: Duration,
+        position: usize,
+        message: &Message,
+        from: &Path,
+    ) -> Action {
+        let slot = self.slot(from);
+        let circuit = &mut self.circuits[position];
+        let end = &mut circuit.ends[message.side.index()];
+        let given = match end.challenge(now, message.timestamp, slot) {
+            Ok(given) => given,
+            Err(reason) => return circuit.counted(Action::Drop(reason)),
+        };
+        let challenge = Message {
+            kind: Kind::Challenge,
+            cookie: self.cookie((window(now), given), position, message, from),
+            ..*message
+        };
+        let circuit = &mut self.circuits[position];
+        circuit.counts.events.challenged += 1;
+        let key = &circuit.ends[message.side.index()].key;
+        Action::Answer(challenge.seal(key))
+    }
+
+    /// The rights that the cookie of a message gives, if the table sent it to this source.
+    fn proof(
+        &self,
+        now: Duration,
+        position: usize,
+        message: &Message,
+        from: &Path,
+    ) -> Option<Proof> {
+        if message.cookie == Tag::NONE {
             return None;
         }
         let window = window(now);
@@ -513,7 +537,9 @@ impl Table {
         let proofs = [Proof::Newer, Proof::AnyTime];
         proofs.into_iter().find(|proof| {
             let mut windows = windows.into_iter().flatten();
-            windows.any(|window| self.cookie((window, *proof), position, bind, from) == bind.cookie)
+            windows.any(|window| {
+                self.cookie((window, *proof), position, message, from) == message.cookie
+            })
         })
     }
 
@@ -531,10 +557,10 @@ impl Table {
         &self,
         (window, proof): (u64, Proof),
         position: usize,
-        bind: &Message,
+        message: &Message,
         from: &Path,
     ) -> Tag {
-        let epoch = self.circuits[position].ends[bind.side.index()].epoch;
+        let epoch = self.circuits[position].ends[message.side.index()].epoch;
         let (ip, scope) = match from.remote {
             SocketAddr::V4(v4) => (v4.ip().to_ipv6_mapped(), 0),
             SocketAddr::V6(v6) => (*v6.ip(), v6.scope_id()),
@@ -543,8 +569,8 @@ impl Table {
             &window.to_be_bytes(),
             &epoch.to_be_bytes(),
             &[proof as u8],
-            &bind.circuit.to_bytes(),
-            &[bind.side as u8],
+            &message.circuit.to_bytes(),
+            &[message.side as u8],
             &ip.octets(),
             &from.remote.port().to_be_bytes(),
             &scope.to_be_bytes(),

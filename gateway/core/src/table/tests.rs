@@ -5,6 +5,8 @@ use proptest::{collection::vec, prelude::*};
 use super::*;
 use gateway_client::end::{End as Client, EndEvent};
 
+mod unbinds;
+
 const LIFETIME: Duration = Duration::from_secs(10);
 
 fn seconds(n: u64) -> Duration {

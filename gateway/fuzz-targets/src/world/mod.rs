@@ -5,10 +5,10 @@
 
 mod model;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use gateway_client::{
-    end::{End, EndEvent},
+    end::EndEvent,
     wire::{Datagram, Kind, Load, MESSAGE_BYTES, Message, Side, Tag, parse},
 };
 use gateway_core::{
@@ -45,6 +45,8 @@ pub(crate) struct World {
     kept: Vec<Vec<u8>>,
     /// Messages that ends made.
     sent: Vec<Vec<u8>>,
+    /// Messages that have bound or unbound an end, or moved its watermark.
+    accepted: HashSet<Vec<u8>>,
     /// Whether the attacker has the keys.
     is_keyed: bool,
     /// The last used epoch of a side.
@@ -76,16 +78,7 @@ impl World {
         let keys = Keys::of(data);
         let ends = (0..2 * CIRCUITS).map(|n| {
             let (circuit, side) = (n / 2, Side::BOTH[n % 2]);
-            KnownEnd {
-                end: End::new(id(circuit), side, keys.key(circuit, side, 0)),
-                circuit,
-                side,
-                place: n,
-                newest: 0,
-                received: 0,
-                outstanding: Vec::new(),
-                challenged: false,
-            }
+            KnownEnd::new(keys, circuit, side, n)
         });
         let mut table = Table::new(keys.secret());
         table.set_lifetime(LIFETIME);
@@ -111,6 +104,7 @@ impl World {
             clock: 1_700_000_000 * SECOND,
             kept: Vec::new(),
             sent: Vec::new(),
+            accepted: HashSet::new(),
             is_keyed,
             epoch: 0,
         };
@@ -200,12 +194,18 @@ impl World {
             }
             Act::Admin => self.admin(input.u8()),
             Act::Clock => {
-                let by = u64::from(input.u16()) * 1_000_000;
-                self.clock = if input.flag() {
-                    self.clock.saturating_sub(by)
+                let millis = input.u16();
+                let by = u64::from(millis) * 1_000_000;
+                if input.flag() {
+                    self.clock = self.clock.saturating_sub(by);
+                    // A long step is that of a machine that is set back to a snapshot: one end
+                    // forgets what it has sent.
+                    if millis >= 1 << 15 {
+                        self.restart(usize::from(millis) % self.ends.len());
+                    }
                 } else {
-                    (self.clock + by).min(MAX_TIME)
-                };
+                    self.clock = (self.clock + by).min(MAX_TIME);
+                }
             }
             Act::Forge => {
                 let bytes = self.forged(input);
@@ -267,6 +267,12 @@ impl World {
         message.seal(&sealing).to_vec()
     }
 
+    /// An end starts again.
+    fn restart(&mut self, n: usize) {
+        let end = &self.ends[n];
+        self.ends[n] = KnownEnd::new(self.keys, end.circuit, end.side, end.place);
+    }
+
     fn keep(&mut self, bytes: &[u8]) {
         if self.kept.len() < MAX_RECORDED {
             self.kept.push(bytes.to_vec());
@@ -277,12 +283,18 @@ impl World {
     fn make_message(&mut self, n: usize, leaves: bool) -> Vec<u8> {
         let (clock, end) = (self.clock, &mut self.ends[n]);
         let message = if leaves {
+            // Answers to binds from before do not count.
+            end.outstanding.clear();
             end.end.unbind(clock)
         } else {
             end.challenged = false;
+            end.leaving = None;
             end.end.bind(clock)
         };
         self.record(n, &message);
+        if leaves {
+            self.ends[n].leaving = Some(self.ends[n].newest);
+        }
         message.to_vec()
     }
 
@@ -332,6 +344,16 @@ impl World {
                 self.sent.iter().any(|message| message == bytes),
                 "an answer to a message that no end made: {bytes:02x?}"
             );
+        }
+        let accepts = match &action {
+            Action::Answer(answer) => answer[9] != Kind::Challenge as u8,
+            Action::Done => true,
+            Action::Forward(_) | Action::Drop(_) => false,
+        };
+        // Whatever the rules: nothing that was captured has an effect again.
+        if !self.is_keyed && accepts {
+            let is_first = self.accepted.insert(bytes.to_vec());
+            assert!(is_first, "accepted twice: {bytes:02x?}: {self:#?}");
         }
         match (&action, &wanted) {
             (Action::Forward(to), Wanted::Forward(path)) if to == path => None,
@@ -487,6 +509,7 @@ impl World {
         let message = message.filter(|message| {
             let is_news = known.outstanding.contains(&message.timestamp)
                 || message.kind == Kind::Move && message.timestamp == known.received;
+            let is_news = is_news || is_asked_again(known, message);
             // Reflected messages of ends are ignored, and do not block the answer.
             let is_gateways = !matches!(message.kind, Kind::Bind | Kind::Unbind);
             is_tagged(bytes, &own) && is_gateways && is_news
@@ -495,12 +518,27 @@ impl World {
             assert_eq!(event, None, "{bytes:02x?}: {self:#?}");
             return None;
         };
+        if is_asked_again(known, &message) {
+            known.leaving = None;
+            let Some(EndEvent::Send(next)) = event else {
+                panic!("{event:?} of {message:?}: {self:#?}");
+            };
+            assert_eq!(
+                (next[9], &next[28..44]),
+                (Kind::Unbind as u8, &message.cookie.0[..])
+            );
+            self.record(n, &next);
+            return Some(next.to_vec());
+        }
         known.received = message.timestamp;
         known.outstanding.retain(|sent| *sent > message.timestamp);
         match (message.kind, event) {
             (Kind::Challenge, Some(EndEvent::Send(next))) if !known.challenged => {
                 known.challenged = true;
-                assert_eq!(next[28..44], message.cookie.0);
+                assert_eq!(
+                    (next[9], &next[28..44]),
+                    (Kind::Bind as u8, &message.cookie.0[..])
+                );
                 self.record(n, &next);
                 return Some(next.to_vec());
             }
@@ -713,4 +751,9 @@ impl World {
         }
         self.check_state();
     }
+}
+
+/// Whether a message is the challenge of the end's last unbind.
+fn is_asked_again(end: &KnownEnd, message: &Message) -> bool {
+    message.kind == Kind::Challenge && end.leaving == Some(message.timestamp)
 }

@@ -197,6 +197,25 @@ pub(super) struct KnownEnd {
     /// Timestamps of binds that no answer has come to yet, nor to a later one.
     pub(super) outstanding: Vec<u64>,
     pub(super) challenged: bool,
+    /// Timestamp of the unbind that a challenge may answer.
+    pub(super) leaving: Option<u64>,
+}
+
+impl KnownEnd {
+    /// An end that has sent nothing.
+    pub(super) fn new(keys: Keys, circuit: usize, side: Side, place: usize) -> Self {
+        Self {
+            end: End::new(id(circuit), side, keys.key(circuit, side, 0)),
+            circuit,
+            side,
+            place,
+            newest: 0,
+            received: 0,
+            outstanding: Vec::new(),
+            challenged: false,
+            leaving: None,
+        }
+    }
 }
 
 impl Known {
@@ -219,8 +238,16 @@ impl Known {
             return Wanted::Drop(Reason::NotForUs);
         }
         let depth = Duration::from_secs(1);
+        let live = side.live(now);
         let unbinds = message.kind == Kind::Unbind;
-        if proof.is_none() && !unbinds {
+        if unbinds && message.timestamp <= side.proven {
+            return Wanted::Drop(Reason::Replayed);
+        }
+        if unbinds && live.is_none_or(|path| path.remote != from.remote) {
+            return Wanted::Drop(Reason::NotBound);
+        }
+        // A cookie for any timestamp is for a bind only.
+        if proof.is_none() || (unbinds && proof == Some(true)) {
             let is_old = message.timestamp <= side.proven;
             let challenges = &mut side.challenges[slot];
             return if message.timestamp != side.proven
@@ -233,28 +260,19 @@ impl Known {
                 Wanted::Drop(Reason::BindRate)
             };
         }
-        if (proof != Some(true) || unbinds) && message.timestamp <= side.proven {
+        if proof != Some(true) && message.timestamp <= side.proven {
             return Wanted::Drop(Reason::Replayed);
         }
         if !side.messages.pour(now, SECOND / BINDS, depth) {
             return Wanted::Drop(Reason::BindRate);
         }
-        let live = side.live(now);
-        if message.kind == Kind::Unbind {
-            return if live.is_some_and(|path| path.remote == from.remote) {
-                side.proven = message.timestamp;
-                side.bound = None;
-                Wanted::Done
-            } else {
-                Wanted::Drop(Reason::NotBound)
-            };
+        side.proven = message.timestamp;
+        if unbinds {
+            side.bound = None;
+            return Wanted::Done;
         }
-        match proof {
-            Some(true) => {
-                side.proven = message.timestamp;
-                side.epoch = epoch;
-            }
-            Some(false) | None => side.proven = message.timestamp,
+        if proof == Some(true) {
+            side.epoch = epoch;
         }
         if other.is_some_and(|path| path.remote == from.remote) {
             return Wanted::Drop(Reason::SameAddress);

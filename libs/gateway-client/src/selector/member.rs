@@ -34,6 +34,9 @@ pub(super) struct Member {
     pub draining: bool,
     /// Time of the unbind at a gateway that this end leaves.
     pub unbind_at: Option<Duration>,
+    /// End of the time in which a challenge of the unbind counts at a removed gateway; `None`
+    /// before the unbind.
+    pub left_until: Option<Duration>,
 }
 
 impl Member {
@@ -60,6 +63,7 @@ impl Member {
             lifetime: Duration::ZERO,
             draining: false,
             unbind_at: None,
+            left_until: None,
         })
     }
 

@@ -110,6 +110,10 @@ pub struct GatewayState {
 /// were on their way until the other end had followed.
 const OLD_GATEWAY_GRACE: Duration = Duration::from_millis(500);
 
+/// Time after the unbind at a removed gateway in which a challenge of it is answered, with another
+/// unbind: the longest round trip that is measured.
+const UNBIND_ANSWER_TIME: Duration = Duration::from_secs(2);
+
 /// One side of a circuit, at all its gateways.
 #[derive(Debug)]
 pub struct GatewaySelector {
@@ -129,7 +133,7 @@ pub struct GatewaySelector {
     next_silence_report: Duration,
     silence_pause: Duration,
     actions: VecDeque<Action>,
-    /// Removed gateways that still need an unbind.
+    /// Removed gateways that still need an unbind, or may challenge it.
     replaced: Vec<Member>,
 }
 
@@ -249,7 +253,7 @@ impl GatewaySelector {
             .filter(|member| member.has(from))
             .find_map(|member| Some((member.end.receive(message, clock)?, member)));
         let Some((event, member)) = received else {
-            return false;
+            return self.receive_from_removed(from, message, (now, clock));
         };
         match event {
             EndEvent::Send(message) => {
@@ -282,6 +286,28 @@ impl GatewaySelector {
         }
         self.choose(now);
         true
+    }
+
+    /// Handles a challenge of an unbind at a removed gateway. The end stays if the gateway has been
+    /// added again: that binding is the new one's.
+    fn receive_from_removed(
+        &mut self,
+        from: SocketAddr,
+        message: &[u8],
+        (now, clock): (Duration, u64),
+    ) -> bool {
+        if self.at(from).is_some() {
+            return false;
+        }
+        let is_awaited =
+            |member: &&mut Member| member.left_until.is_some_and(|at| now < at) && member.has(from);
+        let mut left = self.replaced.iter_mut().filter(is_awaited);
+        let event = left.find_map(|member| member.end.receive(message, clock));
+        if let Some(EndEvent::Send(message)) = event {
+            let action = Action::Send { to: from, message };
+            self.actions.push_back(action);
+        }
+        event.is_some()
     }
 
     /// The other end has not answered for too long. If another gateway works, the one in use counts
@@ -433,8 +459,11 @@ impl GatewaySelector {
     /// [`OLD_GATEWAY_GRACE`] has passed.
     fn unbind_unused(&mut self, now: Duration, clock: u64) {
         let is_over = |member: &Member| member.unbind_at.is_some_and(|at| at <= now);
-        for mut member in self.replaced.extract_if(.., |member| is_over(member)) {
+        self.replaced
+            .retain(|member| member.left_until.is_none_or(|at| now < at));
+        for member in self.replaced.iter_mut().filter(|member| is_over(member)) {
             self.actions.push_back(member.unbind(clock));
+            member.left_until = Some(now + UNBIND_ANSWER_TIME);
         }
         for member in &mut self.members {
             let used = self.used.as_ref();

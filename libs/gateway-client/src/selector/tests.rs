@@ -94,13 +94,12 @@ impl Gateway {
         assert!(message.timestamp > self.newest, "timestamps grow");
         self.newest = message.timestamp;
         self.asked += 1;
-        if message.kind == Kind::Unbind {
-            self.bound = false;
-            return None;
-        }
         let cookie = Tag([self.life + 1; 16]);
         let kind = if message.cookie != cookie {
             Kind::Challenge
+        } else if message.kind == Kind::Unbind {
+            self.bound = false;
+            return None;
         } else if self.draining {
             Kind::Move
         } else {
@@ -482,6 +481,30 @@ fn a_removed_gateway_is_left() {
     assert_eq!(world.selector.states(world.now).len(), 2);
     world.run(1000 * MS);
     assert!(!world.gateways[old].bound, "it was told");
+}
+
+/// A gateway that does not accept the cookie of the unbind, and removed from the configuration.
+#[test]
+fn a_removed_gateway_that_challenges_the_unbind_gets_another_one() {
+    for back in [false, true] {
+        let mut world = World::new(3, true, 4);
+        world.run(2000 * MS);
+        let old = world.used();
+        let all: Vec<_> = (1..=3).map(single).collect();
+        let mut left = all.clone();
+        left.remove(old);
+        world.selector.update(Some(&list(&left)), &left, world.now);
+        world.gateways[old].life += 1;
+        world.run(OLD_GATEWAY_GRACE + 2 * MS);
+        assert!(world.gateways[old].bound, "the unbind is on its way");
+        if back {
+            world.selector.update(Some(&list(&all)), &all, world.now);
+        }
+        world.run(1500 * MS);
+        assert_eq!(world.gateways[old].bound, back);
+        world.run(3000 * MS);
+        assert!(world.selector.replaced.is_empty(), "forgotten");
+    }
 }
 
 #[test]

@@ -228,13 +228,13 @@ fn same(a: &[u8], b: &[u8]) -> bool {
 pub enum Kind {
     /// End to gateway: bind the side to the source of the message.
     Bind = 1,
-    /// Gateway to end: bind again with this cookie, as a proof of the address.
+    /// Gateway to end: bind, or unbind, again with this cookie, as a proof of the address.
     Challenge = 2,
     /// Gateway to end: the side is bound for the lifetime.
     Bound = 3,
     /// Gateway to end: the gateway stops soon; use another one. The binding stays for now.
     Move = 4,
-    /// End to gateway: unbind the side.
+    /// End to gateway: unbind the side, if the cookie is valid for the source of the message.
     Unbind = 5,
 }
 
