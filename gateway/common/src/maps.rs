@@ -95,7 +95,7 @@ pub struct Remote {
 
 /// Value of the hash `KNOWN`, by circuit ID as on the wire: a configured circuit. Its token buckets
 /// are times when they are full again, as in [`Bucket`]. The program changes them by compare and
-/// exchange; user space stores zeros when a side moves, so they are full then.
+/// exchange; user space keeps them when a side moves ([`Known::with_remotes`]).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Known {
@@ -106,6 +106,15 @@ pub struct Known {
     pub messages: u64,
     /// Tunnel datagrams of sources that are not bound.
     pub datagrams: u64,
+}
+
+impl Known {
+    /// The entry with other addresses. Its buckets stay as full as they are: an end that moves
+    /// often gets no more messages to user space than one that stays.
+    #[must_use]
+    pub const fn with_remotes(self, remotes: [Remote; 2]) -> Self {
+        Self { remotes, ..self }
+    }
 }
 
 /// An address of `gateway.listen`.
@@ -353,6 +362,26 @@ mod tests {
             }
             assert_eq!(outcome.name(), name);
         }
+    }
+
+    #[test]
+    fn an_entry_with_other_addresses_keeps_the_fill_of_its_buckets() {
+        let before = Known {
+            bound: [1, 2],
+            messages: 3,
+            datagrams: 4,
+            ..Known::default()
+        };
+        let remote = Remote {
+            port: 5,
+            ..Remote::default()
+        };
+        let after = before.with_remotes([remote; 2]);
+        assert_eq!(after.remotes, [remote; 2]);
+        assert_eq!(
+            (after.bound, after.messages, after.datagrams),
+            ([1, 2], 3, 4)
+        );
     }
 
     #[test]

@@ -34,7 +34,7 @@ use aya::{
 };
 use gateway_common::maps::{
     Admission, Bucket, Circuit, Known, Listen, MAX_LISTEN, MIN_BUCKETS, MIN_CIRCUITS, Outcome,
-    Port, SLOT_REUSE_DELAY, SLOTS_PER_CIRCUIT, Stats, source_rate, unbound_rate,
+    Port, Remote, SLOT_REUSE_DELAY, SLOTS_PER_CIRCUIT, Stats, source_rate, unbound_rate,
 };
 
 pub use links::{Interface, wanted};
@@ -387,9 +387,16 @@ impl Fast {
             .map_err(map_error("write", "ADMISSION"))
     }
 
-    /// Makes a configured circuit known to the program, with the addresses of its bound sides.
-    fn insert_known(&self, id: u64, known: &Known) {
-        if let Err(error) = lock(&self.known).insert(id, *known, 0) {
+    /// Makes a configured circuit known to the program, with the addresses of its bound sides. Its
+    /// buckets stay as full as they are, but for what the program takes between the two system
+    /// calls.
+    fn insert_known(&self, id: u64, remotes: [Remote; 2]) {
+        let inserted = {
+            let mut known = lock(&self.known);
+            let present = known.get(&id, 0).unwrap_or_default();
+            known.insert(id, present.with_remotes(remotes), 0)
+        };
+        if let Err(error) = inserted {
             let mut admission = lock(&self.admission);
             let (map, value) = &mut *admission;
             if value.complete == 0 {

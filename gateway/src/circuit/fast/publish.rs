@@ -8,7 +8,7 @@ use std::{
 
 use ahash::RandomState;
 use gateway_client::wire::CircuitId;
-use gateway_common::maps::{Address, Circuit, End, Known, Remote};
+use gateway_common::maps::{Address, Circuit, End, Remote};
 
 use super::Fast;
 use crate::circuit::table::{Bound, Path};
@@ -28,8 +28,8 @@ struct Published {
 pub struct Publisher {
     fast: Arc<Fast>,
     published: HashMap<CircuitId, Published, RandomState>,
-    /// The entries of configured circuits that the program has.
-    known: HashMap<CircuitId, Known, RandomState>,
+    /// The addresses of bound sides that the program has, for each configured circuit.
+    known: HashMap<CircuitId, [Remote; 2], RandomState>,
 }
 
 impl Publisher {
@@ -46,18 +46,15 @@ impl Publisher {
     /// Publishes the bindings of a circuit. `local` gives the gateway's address of a path. A
     /// renewed binding costs two stores; other changes cost system calls.
     pub fn publish(&mut self, bound: &Bound<'_>, local: impl Fn(&Path) -> SocketAddr) {
-        let known = Known {
-            remotes: bound.ends.map(|end| {
-                end.map_or_else(Remote::default, |(path, _)| Remote {
-                    address: address(path.remote.ip()),
-                    port: path.remote.port().to_be(),
-                    zero: 0,
-                })
-            }),
-            ..Known::default()
-        };
-        if self.known.insert(bound.id, known) != Some(known) {
-            self.fast.insert_known(key(bound.id), &known);
+        let remotes = bound.ends.map(|end| {
+            end.map_or_else(Remote::default, |(path, _)| Remote {
+                address: address(path.remote.ip()),
+                port: path.remote.port().to_be(),
+                zero: 0,
+            })
+        });
+        if self.known.insert(bound.id, remotes) != Some(remotes) {
+            self.fast.insert_known(key(bound.id), remotes);
         }
         let wanted = circuit(bound, local);
         if wanted.is_none() && !self.published.contains_key(&bound.id) {
