@@ -13,7 +13,9 @@ use causeway_tests::{
     packet::{V4, frame, udp_segment, v6},
 };
 use gateway_client::wire::Side;
-use gateway_common::maps::{BOUND_RATE, CIRCUIT_RATE, Outcome, source_rate, unbound_rate};
+use gateway_common::maps::{
+    BOUND_RATE, CIRCUIT_RATE, Outcome, PAIR_RATE, source_rate, unbound_rate,
+};
 
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -250,6 +252,32 @@ fn a_flood_of_one_circuit_costs_no_other_circuit_a_message() {
             assert!(passes(&mut runner, &sent), "circuit {n}, side {side}");
         }
     }
+}
+
+/// A flood of messages of one circuit from one source, whatever its ports, leaves the ends of the
+/// circuit room to bind from new addresses.
+#[test]
+fn a_flood_of_one_source_leaves_its_circuit_room_for_an_end() {
+    let Some(harness) = GatewayHarness::new(1, LONG, None, None) else {
+        return;
+    };
+    listen(&harness);
+    let mut runner = harness.runner();
+    let begun = Instant::now();
+    let mut flood = 0u64;
+    for n in 0..20_000u16 {
+        let source = SocketAddr::from(([11, 0, 0, 1], 1024 + n));
+        flood += u64::from(passes(&mut runner, &from(source, &message(1))));
+    }
+    for side in v4() {
+        for n in 0..8 {
+            let sent = side.frame(&message(1));
+            assert!(passes(&mut runner, &sent), "{:?}: {n}", side.remote);
+        }
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    println!("{flood} of 20 000 passed in {seconds:.2} s");
+    assert!(flood as f64 <= PAIR_RATE as f64 * (1.0 + seconds) + 2.0);
 }
 
 /// An end that moves without pause gets no more to user space than one that stays: neither its own

@@ -1,19 +1,20 @@
 //! Limits the datagrams that reach user space instead of being forwarded: none of unknown circuits,
-//! and of sources that are not bound a share for each circuit, one for each source, and one for
-//! all.
+//! and of sources that are not bound a share for each source at a circuit, one for each circuit, one
+//! for each source, and one for all.
 //!
 //! The kernel gives a datagram to the thread of its circuit. So without a bound, a sender that
-//! knows one ID could keep that thread from serving the binds of others. The circuit pays first: a
-//! sender uses up the budgets of others only with as many IDs as these have room for.
+//! knows one ID could keep that thread from serving the binds of others. The source at the circuit
+//! pays first: one source leaves the circuit room for its ends. Then the circuit pays: a sender uses
+//! up the budgets of others only with as many IDs as these have room for.
 
 use gateway_common::maps::{
-    Address, Admission, BOUND_RATE, Bucket, CIRCUIT_DATAGRAM_RATE, CIRCUIT_RATE, Known, Remote,
-    SOURCE_BUCKETS,
+    Address, Admission, BOUND_RATE, Bucket, CIRCUIT_DATAGRAM_RATE, CIRCUIT_RATE, Known, PAIR_RATE,
+    Remote, SOURCE_BUCKETS,
 };
 
 use crate::{
     helper::{datagram::Datagram, rate::compare_exchange},
-    maps::SOURCES,
+    maps::{PAIRS, SOURCES},
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -53,12 +54,12 @@ fn is_at(remote: &Remote, d: &Datagram) -> bool {
     differs == 0
 }
 
-/// Whether user space gets a datagram of a circuit that is not forwarded: a message, or a tunnel
-/// datagram.
+/// Whether user space gets a datagram of the circuit `id` that is not forwarded: a message, or a
+/// tunnel datagram.
 #[inline(always)]
 pub fn admit(
     admission: &Admission,
-    known: *mut Known,
+    (id, known): (u64, *mut Known),
     d: &Datagram,
     is_message: bool,
     now: u64,
@@ -79,7 +80,15 @@ pub fn admit(
                 (&raw mut (*known).datagrams, CIRCUIT_DATAGRAM_RATE)
             }
         };
-        let source = bucket(admission.secret, d.family, &d.source);
+        let secret = admission.secret;
+        if is_message {
+            let pair = Admission::bucket(secret, d.family, &d.source, id, admission.pair_mask);
+            let full_at = PAIRS.get_ptr_mut(pair);
+            if !full_at.is_some_and(|full_at| take(full_at, now, PAIR_RATE)) {
+                return false;
+            }
+        }
+        let source = Admission::bucket(secret, d.family, &d.source, 0, SOURCE_BUCKETS - 1);
         return take(circuit, now, rate)
             && take_at(source, now, admission.source_rate)
             && take_at(SOURCE_BUCKETS, now, admission.unbound_rate);
@@ -96,22 +105,6 @@ pub fn admit(
         }
     };
     take(bound, now, BOUND_RATE)
-}
-
-/// The bucket of a source.
-#[inline(always)]
-fn bucket(secret: [u64; 2], family: u32, source: &Address) -> u32 {
-    let address = if family == 4 {
-        u64::from(source[3])
-    } else {
-        // A /64 belongs to one site.
-        u64::from(source[0]) << 32 | u64::from(source[1])
-    };
-    let mut hash = address ^ secret[0];
-    for add in [0, secret[1]] {
-        hash = (hash ^ hash >> 32 ^ add).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-    (hash >> 40) as u32 & (SOURCE_BUCKETS - 1)
 }
 
 /// Takes a datagram from a bucket of `SOURCES`.

@@ -158,7 +158,7 @@ pub fn admit(ctx: &XdpContext, d: &Datagram, why: Outcome) -> Outcome {
     };
     // SAFETY: the helper takes nothing.
     let now = unsafe { bpf_ktime_get_ns() };
-    if admission::admit(admission, known, d, is_message, now) {
+    if admission::admit(admission, (id, known), d, is_message, now) {
         why
     } else {
         Outcome::UnboundRate
