@@ -3,7 +3,10 @@
 //!
 //! The flood is a million packets; ten million with `CAUSEWAY_LONG=1`; or `CAUSEWAY_FLOOD`.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::{Duration, Instant},
+};
 
 use appliance_common::{
     counters::Counter,
@@ -19,6 +22,7 @@ use causeway_tests::{
 
 const A: &str = "10.1.0.10";
 const PA: HostPort = HostPort::trunk(101, A_MAC);
+const PG: HostPort = HostPort::trunk(201, G_MAC);
 const SYN: Message = Message::Tcp(0x02);
 const SYN_ACK: Message = Message::Tcp(0x12);
 const ACK: Message = Message::Tcp(0x10);
@@ -135,7 +139,6 @@ fn a_flood_of_syns_leaves_established_connections_alone() {
 #[test]
 fn a_flood_to_one_tenant_leaves_the_opening_connections_of_another() {
     const SYNS: u32 = 200_000;
-    const PG: HostPort = HostPort::trunk(201, G_MAC);
     let Some(mut h) = Harness::new(World::nat()) else {
         return;
     };
@@ -171,6 +174,87 @@ fn a_flood_to_one_tenant_leaves_the_opening_connections_of_another() {
     let excess = h.counters()[&(Counter::OpeningExcess as u32)];
     assert!(excess > u64::from(SYNS) * 3 / 4, "{excess}");
     open(&mut h, 60_000);
+}
+
+/// An address of many, beyond those of the world.
+fn stranger(n: u32) -> IpAddr {
+    Ipv4Addr::from_bits(0x1000_0000 + n).into()
+}
+
+/// A handshake of the other tenant, whose machine answers only after `attack`.
+fn another_handshake_outlasts(h: &mut Harness, attack: impl FnOnce(&mut Harness)) {
+    let (client, outer, inner) = (end(REMOTE, 50_000), end(PUBLIC2, 443), end(A, 443));
+    let fate = outside(h, &packet(SYN, client, outer));
+    assert!(matches!(fate, Verdict::Host(_)), "{fate:?}");
+    attack(h);
+    assert_eq!(
+        inside(h, PG, &packet(SYN_ACK, inner, client)),
+        Verdict::Outside(hop(&packet(SYN_ACK, outer, client)))
+    );
+    let fate = outside(h, &packet(ACK, client, outer));
+    assert!(matches!(fate, Verdict::Host(_)), "{fate:?}");
+}
+
+/// Runs a frame of an attack, which the programs send on.
+fn sent_on(h: &mut Harness, program: Program, ifindex: u32, frame: &[u8]) {
+    let (action, _) = h.run(program, ifindex, frame).expect("it runs");
+    assert!(action.sends(), "{action:?}");
+}
+
+/// Answered connections of an attack, and as many unanswered ones: more than the 32 768 that
+/// `OPENING` has room for.
+const ROUNDS: u32 = 40_000;
+
+#[test]
+fn answered_excess_from_inside_takes_no_place_of_another_tenant() {
+    let Some(mut h) = Harness::new(World::nat()) else {
+        return;
+    };
+    let host = end(A, 20_000);
+    another_handshake_outlasts(&mut h, |h| {
+        let asks = |h: &mut Harness, far| {
+            let l3 = packet(Message::Udp, host, far);
+            sent_on(h, Program::Access, TRUNK, &PA.sends(&l3));
+        };
+        for n in 0..4096 {
+            asks(h, (stranger(n), 5353));
+        }
+        for n in 0..ROUNDS {
+            let server = (stranger(n), 53);
+            asks(h, server);
+            let answer = packet(Message::Udp, server, end(NAT4, 20_000));
+            let answer = frame(UPLINK_MAC, NEXT_HOP_MAC, &[], &answer);
+            sent_on(h, Program::Uplink, UPLINK, &answer);
+            asks(h, (stranger(n), 54));
+        }
+    });
+    assert!(h.counters()[&(Counter::FlowEstablished as u32)] > u64::from(ROUNDS));
+}
+
+#[test]
+fn answered_excess_from_outside_takes_no_place_of_another_tenant() {
+    let Some(mut h) = Harness::new(World::nat()) else {
+        return;
+    };
+    another_handshake_outlasts(&mut h, |h| {
+        // By the rule for UDP to ports from 5000 on, which lead to 6000 on.
+        let asks = |h: &mut Harness, client| {
+            let l3 = packet(Message::Udp, client, end(PUBLIC4, 5000));
+            let sent = frame(UPLINK_MAC, NEXT_HOP_MAC, &[], &l3);
+            sent_on(h, Program::Uplink, UPLINK, &sent);
+        };
+        for n in 0..4096 {
+            asks(h, (stranger(n), 5353));
+        }
+        for n in 0..ROUNDS {
+            let client = (stranger(n), 1024);
+            asks(h, client);
+            let answer = packet(Message::Udp, end(A, 6000), client);
+            sent_on(h, Program::Access, TRUNK, &PA.sends(&answer));
+            asks(h, (stranger(n), 1025));
+        }
+    });
+    assert!(h.counters()[&(Counter::FlowEstablished as u32)] > u64::from(ROUNDS));
 }
 
 #[test]
@@ -305,14 +389,10 @@ fn each_tenant_has_its_own_share_of_connections() {
         "it has it already"
     );
     // The other tenant has a separate quota.
-    let globex = HostPort::trunk(201, G_MAC);
-    assert!(matches!(
-        leaves(&mut h, globex, 12_000),
-        Verdict::Outside(_)
-    ));
+    assert!(matches!(leaves(&mut h, PG, 12_000), Verdict::Outside(_)));
     let (client, outer, inner) = (end(REMOTE, 5), end(PUBLIC2, 443), end(A, 443));
     outside(&mut h, &packet(SYN, client, outer));
-    inside(&mut h, globex, &packet(SYN_ACK, inner, client));
+    inside(&mut h, PG, &packet(SYN_ACK, inner, client));
     let fate = outside(&mut h, &packet(ACK, client, outer));
     assert!(matches!(fate, Verdict::Host(_)), "{fate:?}");
 }
@@ -334,7 +414,6 @@ fn a_tenant_may_exceed_its_quota_while_others_use_less() {
     let Some(mut h) = Harness::new(world) else {
         return;
     };
-    let globex = HostPort::trunk(201, G_MAC);
     // A connection by the rule of each tenant for port 443.
     let open = |h: &mut Harness, place, public, machine, port| {
         let (client, outer, inner) = (end(REMOTE, port), end(public, 443), end(A, machine));
@@ -355,7 +434,7 @@ fn a_tenant_may_exceed_its_quota_while_others_use_less() {
     assert_eq!(count(&first), LIMIT, "its own, and those over quota");
     // The other tenant gets its own in any case, and nothing beyond them.
     let second: Vec<_> = (20_000..20_020)
-        .map(|port| open(&mut h, globex, PUBLIC2, 443, port))
+        .map(|port| open(&mut h, PG, PUBLIC2, 443, port))
         .collect();
     assert_eq!(count(&second), OWN);
     // Endpoints have a limit of their own.
@@ -372,7 +451,7 @@ fn a_tenant_may_exceed_its_quota_while_others_use_less() {
         .collect();
     assert_eq!(count(&first), LIMIT);
     let second: Vec<_> = (11_000..11_020)
-        .map(|port| is_mapped(&mut h, globex, port))
+        .map(|port| is_mapped(&mut h, PG, port))
         .collect();
     assert_eq!(count(&second), OWN);
 }

@@ -31,12 +31,15 @@ fn opening(key: &FlowKey) -> Option<*mut Flow> {
     }
 }
 
-/// Removes the entry of a connection that is being opened, from the table that has it.
+/// Removes the entry of a connection that is being opened, from the table that has it. Returns
+/// whether that is `OPENING`, for which a token was taken.
 #[inline(never)]
-fn remove_opening(key: &FlowKey) {
-    if OPENING.remove(key).is_err() {
+fn remove_opening(key: &FlowKey) -> bool {
+    let is_within_budget = OPENING.remove(key).is_ok();
+    if !is_within_budget {
         let _ = OPENING_EXCESS.remove(key);
     }
+    is_within_budget
 }
 
 /// Whether the conditions under which a connection was opened still hold: the failovers of its
@@ -305,9 +308,12 @@ fn establish(nat: &Nat, s: &mut Scratch) -> Result<(), Counter> {
         let _ = FLOWS.remove(&s.back_key);
         return Err(insert_failure(error));
     }
-    remove_opening(&s.key);
-    remove_opening(&s.back_key);
-    quota::give_opening(owner, is_from_outside(s));
+    // Of a connection within the budget, one entry may have been evicted.
+    let had_key = remove_opening(&s.key);
+    let had_back_key = remove_opening(&s.back_key);
+    if had_key || had_back_key {
+        quota::give_opening(owner, is_from_outside(s));
+    }
     quota::add_connection(owner);
     count(Counter::FlowEstablished);
     Ok(())

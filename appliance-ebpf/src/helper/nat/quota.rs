@@ -75,7 +75,9 @@ pub fn take_opening(zone: u32, from_outside: bool) -> bool {
     }
 }
 
-/// Gives the token of a connection back that both ends agreed to: it is in `OPENING` no longer.
+/// Gives the token of a connection back that both ends agreed to, and that was in `OPENING`. For
+/// one beyond the budget none was taken: given back as well, a tenant whose connections are
+/// answered would fill `OPENING`.
 #[inline(never)]
 pub fn give_opening(zone: u32, from_outside: bool) {
     if from_outside {
