@@ -10,8 +10,10 @@ use std::{
 
 use appliance_common::{
     counters::Counter,
+    maps::{Bucket, Budget},
     nat::{Flow, FlowKey, TenantQuota},
 };
+use aya::maps::Array;
 use causeway_tests::{
     harness::{Harness, Program},
     nat::{HostPort, Message, Verdict, end, ends, hop, inside, outside, packet},
@@ -255,6 +257,76 @@ fn answered_excess_from_outside_takes_no_place_of_another_tenant() {
         }
     });
     assert!(h.counters()[&(Counter::FlowEstablished as u32)] > u64::from(ROUNDS));
+}
+
+/// Takes all tokens for openings of the first tenant, from both sides.
+fn exhaust_budget(h: &mut Harness) {
+    let mut budgets: Array<_, Bucket> = h.open_map("BUDGETS").expect("a map");
+    for budget in [Budget::Opening, Budget::OutsideOpening] {
+        let empty = Bucket {
+            full_at: u64::MAX / 2,
+        };
+        budgets.set(budget.index(1), empty, 0).expect("written");
+    }
+}
+
+/// Begins the next failover of the first tenant: its connections are of an earlier one.
+fn fail_over_again(h: &mut Harness) {
+    let mut world = h.world.clone();
+    world.tenants[0].epoch += 1;
+    h.refill_rules(&world).expect("refilled");
+}
+
+#[test]
+fn a_stale_opening_does_not_hide_the_same_connection_beyond_the_budget() {
+    let Some(mut h) = Harness::new(World::nat()) else {
+        return;
+    };
+    let (client, outer, inner) = (end(REMOTE, 50_000), end(PUBLIC4, 443), end(A, 8443));
+    let (host, far) = (end(A, 20_000), end(REMOTE, 5353));
+    let begin = |h: &mut Harness| {
+        let fate = outside(h, &packet(SYN, client, outer));
+        assert!(matches!(fate, Verdict::Host(_)), "{fate:?}");
+        match inside(h, PA, &packet(Message::Udp, host, far)) {
+            Verdict::Outside(query) => ends(&query).0,
+            fate => panic!("{fate:?}"),
+        }
+    };
+    begin(&mut h);
+    fail_over_again(&mut h);
+    exhaust_budget(&mut h);
+    let mapped = begin(&mut h);
+    assert_eq!(h.counters()[&(Counter::OpeningExcess as u32)], 2);
+    assert_eq!(
+        inside(&mut h, PA, &packet(SYN_ACK, inner, client)),
+        Verdict::Outside(hop(&packet(SYN_ACK, outer, client)))
+    );
+    let fate = outside(&mut h, &packet(ACK, client, outer));
+    assert!(matches!(fate, Verdict::Host(_)), "{fate:?}");
+    assert_eq!(
+        outside(&mut h, &packet(Message::Udp, far, mapped)),
+        Verdict::Host(PA.receives(&hop(&packet(Message::Udp, far, host))))
+    );
+}
+
+#[test]
+fn a_connection_within_the_budget_replaces_its_stale_opening_beyond_it() {
+    let Some(mut h) = Harness::new(World::nat()) else {
+        return;
+    };
+    let entries = |h: &mut Harness| {
+        let fate = outside(h, &packet(SYN, end(REMOTE, 50_000), end(PUBLIC4, 443)));
+        assert!(matches!(fate, Verdict::Host(_)), "{fate:?}");
+        ["OPENING", "OPENING_EXCESS"].map(|map| {
+            let entries = h.entries::<FlowKey, Flow>(map);
+            entries.expect("a table").len()
+        })
+    };
+    exhaust_budget(&mut h);
+    assert_eq!(entries(&mut h), [0, 2]);
+    fail_over_again(&mut h);
+    h.clear_budgets().expect("refilled");
+    assert_eq!(entries(&mut h), [2, 0]);
 }
 
 #[test]

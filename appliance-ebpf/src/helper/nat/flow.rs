@@ -391,10 +391,10 @@ pub fn insert_opening(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
         }
     }
     let is_inserted = if quota::take_opening(owner(s), is_from_outside(s)) {
-        insert_both(&OPENING, s)
+        insert_both(&OPENING, &OPENING_EXCESS, s)
     } else {
         count(Counter::OpeningExcess);
-        insert_both(&OPENING_EXCESS, s)
+        insert_both(&OPENING_EXCESS, &OPENING, s)
     };
     if !is_inserted {
         return Some(Counter::DropFlowsFull);
@@ -403,9 +403,16 @@ pub fn insert_opening(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
     None
 }
 
-/// Inserts both directions of a connection, or none. Returns whether both are there.
+/// Inserts both directions of a connection into a table, or none. Returns whether both are there.
+/// The other table keeps nothing of either: a stale entry there would hide this one.
 #[inline(always)]
-fn insert_both(table: &LruHashMap<FlowKey, Flow>, s: &Scratch) -> bool {
+fn insert_both(
+    table: &LruHashMap<FlowKey, Flow>,
+    other: &LruHashMap<FlowKey, Flow>,
+    s: &Scratch,
+) -> bool {
+    let _ = other.remove(&s.back_key);
+    let _ = other.remove(&s.key);
     if table.insert(&s.back_key, &s.back, 0).is_err() {
         return false;
     }
