@@ -51,9 +51,9 @@ pub fn process(ctx: &XdpContext, program: Port) -> Outcome {
     };
     if frame.full() && is_routed(ctx, &frame) {
         match frame.l2.tags {
-            0 => inspect::<14>(ctx, frame.l2.ethertype),
-            1 => inspect::<18>(ctx, frame.l2.ethertype),
-            _ => inspect::<22>(ctx, frame.l2.ethertype),
+            0 => inspect::<14, false>(ctx, frame.l2.ethertype),
+            1 => inspect::<18, false>(ctx, frame.l2.ethertype),
+            _ => inspect::<22, false>(ctx, frame.l2.ethertype),
         }
         frame.save();
         return Outcome::TailCall(Jump::Full);
@@ -180,7 +180,7 @@ fn ipv4<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
         {
             hash ^= w.get::<u32, 0>();
             let addresses = u64::from(source_word) + u64::from(destination_word);
-            count_partial(ctx, protocol, addresses, L3 + IPV4_LEN, total - IPV4_LEN);
+            count_partial::<false>(ctx, protocol, addresses, L3 + IPV4_LEN, total - IPV4_LEN);
         }
         if protocol == IPPROTO_TCP {
             mss::clamp_v4::<L3>(ctx, header, total, network.mtu);
@@ -265,7 +265,7 @@ fn ipv6<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
         if let Some(w) = Window::<8>::at(ctx, L3 + IPV6_LEN) {
             hash ^= w.get::<u32, 0>();
             let addresses = sum_of(&source, &destination);
-            count_partial(ctx, next, addresses, L3 + IPV6_LEN, total - IPV6_LEN);
+            count_partial::<false>(ctx, next, addresses, L3 + IPV6_LEN, total - IPV6_LEN);
         }
         if next == IPPROTO_TCP && mss::is_syn(ctx, L3 + IPV6_LEN) {
             tcp = L3 + IPV6_LEN;

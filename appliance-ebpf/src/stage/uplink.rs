@@ -47,7 +47,7 @@ use crate::{
         mss,
         nat::{self, proxy},
         nd,
-        packet::{Outcome, Window, frame_len, trim},
+        packet::{Mac, Outcome, Window, frame_len, trim},
         partial, slow_path, worker,
     },
     maps::TUNNELS,
@@ -95,7 +95,9 @@ fn public(ctx: &XdpContext) -> Outcome {
     };
     match nat::public(&destination) {
         Some(_) => {
-            partial::inspect::<ETH_LEN>(ctx, u16::from_be(eth.get::<u16, 12>()));
+            if Mac(eth.get::<u32, 0>(), eth.get::<u16, 4>()) == Mac::new(nat.mac) {
+                partial::inspect::<ETH_LEN, true>(ctx, u16::from_be(eth.get::<u16, 12>()));
+            }
             Outcome::TailCall(Jump::NatIn)
         }
         None => PASS,

@@ -87,8 +87,8 @@ fn status_of(controller: &Controller, conflict: &AddressConflict, now: Instant) 
     }
 }
 
-/// Warnings to the operator that do not make the daemon unready: all of the configuration is in
-/// force.
+/// Warnings about such machines, about networks whose replicas are not asked for, and about missing
+/// counters of the kernel's drops.
 pub(super) fn warnings(
     controller: &Controller,
     engines: &Engines,

@@ -1,10 +1,12 @@
 //! Counters that must not rise: each that does names a cause outside of the appliance.
 //!
-//! For: the problems that status shows while such a counter rises. Never: reading the counters.
+//! For: the problems and warnings that status shows while such a counter rises. A problem makes the
+//! appliance unready for all tenants; what one tenant's host or a stranger can cause is therefore a
+//! warning. Never: reading the counters.
 
 use std::time::{Duration, Instant};
 
-/// A counter is a problem after it rose within this many seconds in a row.
+/// A counter is a problem, or a warning, after it rose within this many seconds in a row.
 const RISING_SECONDS: u32 = 3;
 /// A problem is over when its counter did not rise for this long.
 const CLEAR_DELAY: Duration = Duration::from_secs(30);
@@ -14,10 +16,12 @@ const CLEAR_DELAY: Duration = Duration::from_secs(30);
 pub(super) struct Sample {
     /// `drop_adjust`: the kernel could not move a packet's head or tail.
     pub adjust: u64,
-    /// `checksum_partial`: SYNs whose checksum the sender left to its NIC.
+    /// `checksum_partial`: SYNs of hosts inside whose checksum the sender left to its NIC.
     pub partial: u64,
     /// `checksum_partial_udp`: UDP datagrams of this kind.
     pub partial_udp: u64,
+    /// `checksum_partial_outside`: both kinds from outside.
+    pub partial_outside: u64,
     /// `xdp_redirect_failed`: the kernel refused a redirect.
     pub redirects: u64,
     /// `xdp_exception`: the driver could not send what a program answered with.
@@ -30,6 +34,7 @@ pub(super) struct PacketHealth {
     adjust: Watched,
     partial: Watched,
     partial_udp: Watched,
+    partial_outside: Watched,
     redirects: Watched,
     exceptions: Watched,
 }
@@ -40,11 +45,12 @@ impl PacketHealth {
         self.adjust.sample(now, sample.adjust);
         self.partial.sample(now, sample.partial);
         self.partial_udp.sample(now, sample.partial_udp);
+        self.partial_outside.sample(now, sample.partial_outside);
         self.redirects.sample(now, sample.redirects);
         self.exceptions.sample(now, sample.exceptions);
     }
 
-    /// The problems; `ports` are interfaces with driver and XDP mode, as text.
+    /// The problems of the appliance; `ports` are interfaces with driver and XDP mode, as text.
     pub fn problems(&self, ports: &str) -> Vec<String> {
         let mut problems = Vec::new();
         if self.adjust.is_problem {
@@ -53,18 +59,6 @@ impl PacketHealth {
                  driver gives its packets no headroom; set xdp = \"generic\" on it, or use another \
                  NIC type ({ports})"
             ));
-        }
-        for (watched, protocol, counter) in [
-            (&self.partial, "TCP", "checksum_partial"),
-            (&self.partial_udp, "UDP", "checksum_partial_udp"),
-        ] {
-            if watched.is_problem {
-                problems.push(format!(
-                    "hosts send {protocol} whose checksum only their NIC would complete ({counter} \
-                     rises), and the receivers drop it: run `ethtool -K IFACE tx off` on these \
-                     hosts ({ports})"
-                ));
-            }
         }
         if self.redirects.is_problem {
             problems.push(format!(
@@ -81,6 +75,33 @@ impl PacketHealth {
             ));
         }
         problems
+    }
+
+    /// What hosts inside or strangers cause, and what only they suffer from; `ports` as for
+    /// [`problems`](Self::problems).
+    pub fn warnings(&self, ports: &str) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for (watched, protocol, counter) in [
+            (&self.partial, "TCP", "checksum_partial"),
+            (&self.partial_udp, "UDP", "checksum_partial_udp"),
+        ] {
+            if watched.is_problem {
+                warnings.push(format!(
+                    "hosts send {protocol} whose checksum only their NIC would complete ({counter} \
+                     rises), and the receivers drop it: run `ethtool -K IFACE tx off` on these \
+                     hosts ({ports})"
+                ));
+            }
+        }
+        if self.partial_outside.is_problem {
+            warnings.push(format!(
+                "packets from the uplink to public addresses have a checksum that only their \
+                 sender's NIC would complete (checksum_partial_outside rises), and the receivers \
+                 drop them: run `ethtool -K IFACE tx off` on senders behind the uplink's switch; \
+                 strangers can send such packets too, without effect ({ports})"
+            ));
+        }
+        warnings
     }
 }
 
@@ -138,35 +159,60 @@ mod tests {
         assert!(!stopped[33]);
     }
 
+    /// The problems and the warnings while one field of [`Sample`] rises, by its place.
+    fn while_rising(field: usize) -> [Vec<String>; 2] {
+        let start = Instant::now();
+        let mut health = PacketHealth::default();
+        for second in 0..4 {
+            let value = |at| if at == field { second } else { 7 };
+            let sample = Sample {
+                adjust: value(0),
+                redirects: value(1),
+                exceptions: value(2),
+                partial: value(3),
+                partial_udp: value(4),
+                partial_outside: value(5),
+            };
+            health.sample(start + Duration::from_secs(second), sample);
+        }
+        let ports = "eth1: gve, native";
+        [health.problems(ports), health.warnings(ports)]
+    }
+
     #[test]
     fn each_counter_has_a_problem_with_its_remedy() {
-        for (field, text) in [
-            (0, "drop_adjust"),
-            (1, "checksum_partial"),
-            (2, "xdp_redirect_failed"),
-            (3, "xdp_exception"),
-            (
-                4,
-                "UDP whose checksum only their NIC would complete (checksum_partial_udp",
-            ),
-        ] {
-            let start = Instant::now();
-            let mut health = PacketHealth::default();
-            for second in 0..4 {
-                let value = |at| if at == field { second } else { 7 };
-                let sample = Sample {
-                    adjust: value(0),
-                    partial: value(1),
-                    redirects: value(2),
-                    exceptions: value(3),
-                    partial_udp: value(4),
-                };
-                health.sample(start + Duration::from_secs(second), sample);
-            }
-            let problems = health.problems("eth1: gve, native");
-            assert_eq!(problems.len(), 1);
+        for (field, text) in ["drop_adjust", "xdp_redirect_failed", "xdp_exception"]
+            .into_iter()
+            .enumerate()
+        {
+            let [problems, warnings] = while_rising(field);
+            assert_eq!((problems.len(), warnings.len()), (1, 0), "{text}");
             assert!(problems[0].contains(text), "{problems:?}");
             assert!(problems[0].contains("eth1: gve, native"), "{problems:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_tenant_or_a_stranger_sends_is_a_warning_and_no_problem() {
+        for (field, text) in [
+            (
+                3,
+                "TCP whose checksum only their NIC would complete (checksum_partial rises",
+            ),
+            (
+                4,
+                "UDP whose checksum only their NIC would complete (checksum_partial_udp rises",
+            ),
+            (5, "(checksum_partial_outside rises"),
+        ] {
+            let [problems, warnings] = while_rising(field);
+            assert_eq!((problems.len(), warnings.len()), (0, 1), "{text}");
+            assert!(warnings[0].contains(text), "{warnings:?}");
+            assert!(
+                warnings[0].contains("ethtool -K IFACE tx off"),
+                "{warnings:?}"
+            );
+            assert!(warnings[0].contains("eth1: gve, native"), "{warnings:?}");
         }
     }
 }

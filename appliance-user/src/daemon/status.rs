@@ -114,7 +114,7 @@ impl Daemon {
             workers: tunnels.workers(),
             neighbours: Vec::new(),
             conflicts: conflicts::status(controller, &self.engines),
-            warnings: conflicts::warnings(controller, &self.engines, &self.reports.kernel_drops),
+            warnings: self.warnings(),
             user_counters: self.user_counters(),
         })
     }
@@ -145,6 +145,16 @@ impl Daemon {
         let ports = controller.interfaces().summary(controller.datapath());
         reasons.extend(self.reports.packet_health.problems(&ports));
         reasons
+    }
+
+    /// Warnings to the operator that do not make the daemon unready: all of the configuration is in
+    /// force.
+    fn warnings(&self) -> Vec<String> {
+        let (controller, reports) = (&self.controller, &self.reports);
+        let ports = controller.interfaces().summary(controller.datapath());
+        let mut warnings = conflicts::warnings(controller, &self.engines, &reports.kernel_drops);
+        warnings.extend(reports.packet_health.warnings(&ports));
+        warnings
     }
 
     /// The neighbours after `after`, which is a `next` of the page before.
@@ -214,18 +224,26 @@ impl Daemon {
             let of_programs = datapath.counter(counter).ok()?;
             Some(of_programs + tunnels.counter(counter))
         };
-        let [Some(adjust), Some(partial), Some(partial_udp)] = [
+        let [
+            Some(adjust),
+            Some(partial),
+            Some(partial_udp),
+            Some(partial_outside),
+        ] = [
             Counter::DropAdjust,
             Counter::ChecksumPartial,
             Counter::ChecksumPartialUdp,
+            Counter::ChecksumPartialOutside,
         ]
-        .map(value) else {
+        .map(value)
+        else {
             return;
         };
         let sample = Sample {
             adjust,
             partial,
             partial_udp,
+            partial_outside,
             redirects: dropped.map_or(0, |dropped| dropped.redirects),
             exceptions: dropped.map_or(0, |dropped| dropped.exceptions),
         };

@@ -229,8 +229,8 @@ counters! {
     SlowSolicited = 100, "slow_solicited";
     /// Fragments that arrived before their first one, given to the slow path to wait for it.
     SlowFragment = 101, "slow_fragment";
-    /// TCP SYNs whose checksum their sender left to its NIC. Nothing on the way completes it, so
-    /// the receiver drops them, and the segments that follow.
+    /// TCP SYNs of hosts inside whose checksum their sender left to its NIC. Nothing on the way
+    /// completes it, so the receiver drops them, and the segments that follow.
     ChecksumPartial = 102, "checksum_partial";
     /// Full failover: TCP resets sent to hosts, for a port of the gateway or a lost connection.
     ResetSent = 103, "reset_sent";
@@ -240,10 +240,14 @@ counters! {
     /// Connections opened beyond their tenant's budget: while a flood lasts, newer ones of this
     /// kind replace them.
     OpeningExcess = 105, "opening_excess";
-    /// UDP datagrams of at most 512 bytes whose checksum their sender left to its NIC.
+    /// UDP datagrams of hosts inside, of at most 512 bytes, whose checksum their sender left to its
+    /// NIC.
     ChecksumPartialUdp = 106, "checksum_partial_udp";
     /// Mappings that are missing from the NAT log, because the log could not keep up.
     NatLogLost = 110, "nat_log_lost";
+    /// SYNs, and UDP datagrams of at most 512 bytes, from the uplink to public addresses, whose
+    /// checksum their sender left to its NIC. Anyone outside can send such packets.
+    ChecksumPartialOutside = 111, "checksum_partial_outside";
 }
 
 impl Counter {

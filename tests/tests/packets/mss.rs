@@ -297,15 +297,19 @@ fn packets_whose_checksum_the_sender_left_to_its_nic_are_counted() {
 }
 
 #[test]
-fn partial_checksums_are_counted_in_full_failover_from_inside_and_outside() {
+fn partial_checksums_are_counted_in_full_failover_apart_from_inside_and_outside() {
     let Some(mut h) = Harness::new(World::nat()) else {
         return;
     };
     let inside_place = HostPort::trunk(101, A_MAC);
     let counted = |h: &mut Harness| {
         let all = h.counters();
-        [Counter::ChecksumPartial, Counter::ChecksumPartialUdp]
-            .map(|counter| all.get(&(counter as u32)).copied().unwrap_or(0))
+        [
+            Counter::ChecksumPartial,
+            Counter::ChecksumPartialUdp,
+            Counter::ChecksumPartialOutside,
+        ]
+        .map(|counter| all.get(&(counter as u32)).copied().unwrap_or(0))
     };
     for (a, b, remote, public) in [
         ("10.1.0.10", "10.1.0.11", REMOTE, PUBLIC4),
@@ -315,36 +319,55 @@ fn partial_checksums_are_counted_in_full_failover_from_inside_and_outside() {
         let routed = |message, port| packet(message, end(a, 40_000), end(b, port));
         let into = |message, port| packet(message, end(remote, 50_000), end(public, port));
         let syn = Message::Tcp(SYN);
-        for (what, tcp, udp, from_outside) in [
+        // Risen by the partial SYN and the partial datagram.
+        let (by_hosts, by_strangers) = ([1, 1, 0], [0, 0, 2]);
+        for (what, tcp, udp, risen) in [
             (
                 "to the internet",
                 out(syn, 80),
                 out(Message::Udp, 53),
-                false,
+                by_hosts,
             ),
             (
                 "in the network",
                 routed(syn, 80),
                 routed(Message::Udp, 53),
-                false,
+                by_hosts,
             ),
-            ("by a rule", into(syn, 443), into(Message::Udp, 5000), true),
+            (
+                "by a rule",
+                into(syn, 443),
+                into(Message::Udp, 5000),
+                by_strangers,
+            ),
         ] {
             let before = counted(&mut h);
             for l3 in [&tcp, &udp] {
                 for l3 in [l3.clone(), partial(l3)] {
-                    if from_outside {
+                    if risen == by_strangers {
                         outside(&mut h, &l3);
                     } else {
                         inside(&mut h, inside_place, &l3);
                     }
                 }
             }
-            assert_eq!(
-                counted(&mut h),
-                before.map(|count| count + 1),
-                "{a}, {what}: TCP and UDP, the partial one of each"
-            );
+            let after = counted(&mut h);
+            let rise = [0, 1, 2].map(|at| after[at] - before[at]);
+            assert_eq!(rise, risen, "{a}, {what}: TCP, UDP and outside");
         }
+    }
+}
+
+#[test]
+fn partial_checksums_on_the_uplink_in_frames_for_other_machines_are_not_counted() {
+    let Some(mut h) = Harness::new(World::nat()) else {
+        return;
+    };
+    let l3 = packet(Message::Tcp(SYN), end(REMOTE, 50_000), end(PUBLIC4, 443));
+    let sent = frame(B_MAC, NEXT_HOP_MAC, &[], &partial(&l3));
+    h.run(Program::Uplink, UPLINK, &sent).expect("it runs");
+    let counters = h.counters();
+    for counter in [Counter::ChecksumPartial, Counter::ChecksumPartialOutside] {
+        assert_eq!(counters.get(&(counter as u32)), None, "{counter:?}");
     }
 }
