@@ -3,8 +3,9 @@
 //!
 //! For: the runtime with its loop, signals and watchdog; the control socket; metrics and health
 //! over HTTP; log output; configuration files that are checked whole; permissions of files with
-//! secrets; revisions of desired states; addresses of DNS names and connections to them; output of
-//! commands; settings and errors of the kernel that XDP programs depend on. Never: the work of a
+//! secrets; revisions of desired states; addresses of DNS names and connections to them; restores
+//! of the machine from a snapshot; output of commands; settings and errors of the kernel that XDP
+//! programs depend on. Never: the work of a
 //! daemon, or the meaning of its requests.
 //!
 //! ```text
@@ -12,6 +13,7 @@
 //!   signals ──▶ run::serve: one loop ──▶ Daemon::{step, handle, reload, stop}
 //!   operator ─▶ socket::ask ─ a line of JSON each way ─▶ socket::serve ─▶ the same loop
 //!   Prometheus, load balancer ─▶ http::Server: /metrics, /health
+//!   kernel, clocks ─▶ restore::Restores: a machine that was restored repeats no nonce
 //!   file ─────▶ config::parse ─ Checker ─▶ configuration, or every problem of the file
 //! ```
 
@@ -30,6 +32,7 @@ mod notify;
 mod panic;
 pub mod render;
 pub mod replace;
+pub mod restore;
 pub mod run;
 pub mod secret_file;
 pub mod socket;

@@ -10,31 +10,10 @@ use std::{
 
 use tunnel::{Instant, Now};
 
-use crate::restore::ClockSample;
-
 /// `CLOCK_BOOTTIME`, nanoseconds.
 #[must_use]
 pub fn nanos() -> u64 {
     read(libc::CLOCK_BOOTTIME)
-}
-
-/// All clocks.
-pub(crate) fn sample() -> ClockSample {
-    let time = |clock| Duration::from_nanos(read(clock));
-    let read = || ClockSample {
-        monotonic: time(libc::CLOCK_MONOTONIC),
-        boot: time(libc::CLOCK_BOOTTIME),
-        real: time(libc::CLOCK_REALTIME),
-    };
-    let mut sample = read();
-    // A thread that was held up between two clocks looks like a jump: read again.
-    for _ in 0..3 {
-        if time(libc::CLOCK_BOOTTIME) - sample.boot < Duration::from_millis(100) {
-            break;
-        }
-        sample = read();
-    }
-    sample
 }
 
 /// `CLOCK_THREAD_CPUTIME_ID`: CPU time of this thread, nanoseconds.

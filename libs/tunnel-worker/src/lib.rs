@@ -23,7 +23,7 @@
 //! - [`tls`]: the tunnel's datagrams in a TLS connection.
 //! - [`host`]: interface to the owner: map writes, tables, next hops.
 //! - [`keys`], [`clock`]: key files and clocks.
-//! - [`restore`]: a machine that was restored from a snapshot repeats no nonce.
+//! - [`service::restore`]: a machine that was restored from a snapshot repeats no nonce.
 //! - `testing` (feature): two pipelines joined in memory.
 
 pub mod clock;
@@ -31,7 +31,6 @@ pub mod host;
 pub mod keys;
 mod manager;
 pub mod pipeline;
-pub mod restore;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod tls;

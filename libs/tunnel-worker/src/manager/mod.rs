@@ -47,6 +47,7 @@ use std::{
 use appliance_common::{
     addr::Address, counters::Counter, limits::MAX_QUEUES, maps::NetworkStats, wire::CIRCUIT_ID_LEN,
 };
+use service::restore::Restores;
 use tunnel::{
     Cipher, CipherChoice, Instant, LoadLimits, PeerConfig, PeerPath, PmtuConfig, PublicKey,
     SecretKey, Tai64n, TimerConfig, TunnelControl, control::ControlStats,
@@ -65,7 +66,6 @@ use crate::{
     host::{MapWrite, NextHops, ProgramMaps, TableWrite},
     keys::OsRandom,
     pipeline::{Command, LANES, PeerLanes},
-    restore::Restores,
     tls::{Fingerprint, ListenerStats},
     worker::{Request, WaitMode},
 };

@@ -9,6 +9,7 @@ use std::{
 
 use appliance_common::{counters::Counter, maps::NetworkStats};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use service::restore::Restores;
 use tokio::io::unix::AsyncFd;
 
 use super::{Error, status::WorkerStatus};
@@ -16,7 +17,6 @@ use crate::{
     clock,
     keys::OsRandom,
     pipeline::{Command, Event, LANES, LaneAssignment},
-    restore::Restores,
     tls::ThreadWaker,
     worker::{Request, UnresolvedPacket, WaitMode, WorkerHandle, WorkerSettings, duplicate},
 };

@@ -21,12 +21,12 @@ use nix::{
     poll::PollFlags,
     sys::socket::{setsockopt, sockopt},
 };
+use service::restore::Restores;
 
 use super::{
     close_reason::CloseReason,
     thread_control::{StopReason, ThreadControl},
 };
-use crate::restore::Restores;
 
 /// Bytes read from the socket at a time, at most.
 const READ: usize = 64 << 10;

@@ -31,10 +31,10 @@ use std::{
 
 use appliance_common::{events::SlowHeader, limits::SLOW_PACKET_BYTES};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use service::restore::Restores;
 
 use crate::{
     pipeline::{Command, Event, LaneAssignment, Pipeline, WorkerCounters},
-    restore::Restores,
     tls::{RingPair, ThreadWaker},
 };
 use handover::HandoverRings;

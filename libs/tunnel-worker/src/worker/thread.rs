@@ -6,6 +6,9 @@
 //!      └── wait, if there was nothing ◀── report ◀── flush what is to be sent ◀─┘
 //! ```
 //!
+//! The machine may be restored from a snapshot at any moment: before each request and each batch,
+//! the worker looks whether it was, and then wipes its sessions.
+//!
 //! Nothing here allocates once the sockets are open.
 
 use std::{
@@ -27,13 +30,13 @@ use nix::{
     },
     unistd::Pid,
 };
+use service::restore::Restores;
 use tunnel::Instant;
 
 use super::{Request, WaitMode, WorkerSettings, handover::HandoverFrame, outputs::Outputs};
 use crate::{
     clock,
     pipeline::{Pipeline, WorkerCounters},
-    restore::Restores,
     tls::RingReceiver,
 };
 
@@ -51,6 +54,49 @@ const FLUSH_INTERVAL: Duration = Duration::from_millis(1);
 const READY: usize = 32;
 /// The wake-up in the epoll set; any other number is a socket.
 const WAKE_TOKEN: u64 = u64::MAX;
+
+/// Wipes the sessions of a pipeline at each restore of the machine.
+struct RestoreFollower {
+    restores: Restores,
+    /// Restores that the pipeline has followed.
+    followed: u64,
+}
+
+impl RestoreFollower {
+    fn new(restores: Restores) -> Self {
+        Self {
+            followed: restores.count(),
+            restores,
+        }
+    }
+
+    /// Wipes all sessions if the machine was restored from a snapshot. Otherwise it is one atomic
+    /// load.
+    #[inline]
+    fn follow(&mut self, pipeline: &mut Pipeline) {
+        let restores = self.restores.count();
+        if restores != self.followed {
+            self.followed = restores;
+            pipeline.suspend_sessions(restores);
+        }
+    }
+
+    /// Takes a batch of each source, and follows restores before each; returns the sum.
+    #[inline]
+    fn batches<S>(
+        &mut self,
+        pipeline: &mut Pipeline,
+        sources: &mut [S],
+        mut take: impl FnMut(&mut Pipeline, &mut S) -> usize,
+    ) -> usize {
+        let mut frames = 0;
+        for source in sources {
+            self.follow(pipeline);
+            frames += take(pipeline, source);
+        }
+        frames
+    }
+}
 
 /// State of the thread.
 pub(super) struct WorkerThread {
@@ -70,9 +116,7 @@ pub(super) struct WorkerThread {
     is_sleeping: Arc<AtomicBool>,
     /// The wake-up and every socket. A socket leaves it when it is closed.
     epoll: Epoll,
-    restores: Restores,
-    /// Restores that the pipeline has followed.
-    restored: u64,
+    restores: RestoreFollower,
     reported: Instant,
     beat: Instant,
 }
@@ -104,8 +148,7 @@ impl WorkerThread {
             outputs,
             is_sleeping,
             epoll,
-            restored: restores.count(),
-            restores,
+            restores: RestoreFollower::new(restores),
             reported: Instant::ORIGIN,
             beat: Instant::ORIGIN,
         })
@@ -116,22 +159,10 @@ impl WorkerThread {
         self.pin();
         loop {
             let now = clock::mono();
-            self.follow_restores();
             let Some(was_asked) = self.serve_requests(now) else {
                 return;
             };
-            let mut frames = 0;
-            for rx in &mut self.sockets {
-                let (pipeline, outputs) = (&mut self.pipeline, &mut self.outputs);
-                frames += rx.receive(BATCH, |frame| pipeline.frame(now, frame, outputs));
-            }
-            frames += self.take_handed_over(now);
-            for (circuit, ring) in &mut self.rings {
-                let (pipeline, outputs) = (&mut self.pipeline, &mut self.outputs);
-                frames += ring.take(BATCH, |datagram| {
-                    pipeline.tls_datagram(now, *circuit, datagram, outputs);
-                });
-            }
+            let frames = self.take_batches(now);
             for (_, ring) in &mut self.outputs.rings {
                 ring.wake();
             }
@@ -160,31 +191,32 @@ impl WorkerThread {
         }
     }
 
-    /// Wipes all sessions if the machine was restored from a snapshot.
-    fn follow_restores(&mut self) {
-        let restores = self.restores.count();
-        if restores != self.restored {
-            self.restored = restores;
-            self.pipeline.suspend_sessions(restores);
-        }
-    }
-
-    /// Takes the frames that other workers handed over; returns their number.
-    fn take_handed_over(&mut self, now: Instant) -> usize {
-        let mut frames = 0;
-        for from in &mut self.handed_over {
+    /// Takes a batch of every socket, of every worker that hands frames over, and of every TLS
+    /// connection; returns the number of frames.
+    fn take_batches(&mut self, now: Instant) -> usize {
+        let (restores, outputs) = (&mut self.restores, &mut self.outputs);
+        let pipeline = &mut self.pipeline;
+        let received = restores.batches(pipeline, &mut self.sockets, |pipeline, rx| {
+            rx.receive(BATCH, |frame| pipeline.frame(now, frame, outputs))
+        });
+        let handed_over = restores.batches(pipeline, &mut self.handed_over, |pipeline, from| {
             let batch = from.slots().min(BATCH);
             let Ok(mut chunk) = from.read_chunk(batch) else {
-                continue;
+                return 0;
             };
             let (first, second) = chunk.as_mut_slices();
             for frame in first.iter_mut().chain(second) {
-                self.pipeline.frame(now, frame.frame(), &mut self.outputs);
+                pipeline.frame(now, frame.frame(), outputs);
             }
             chunk.commit_all();
-            frames += batch;
-        }
-        frames
+            batch
+        });
+        let from_tls = restores.batches(pipeline, &mut self.rings, |pipeline, (circuit, ring)| {
+            ring.take(BATCH, |datagram| {
+                pipeline.tls_datagram(now, *circuit, datagram, outputs);
+            })
+        });
+        received + handed_over + from_tls
     }
 
     fn pin(&self) {
@@ -211,6 +243,8 @@ impl WorkerThread {
                 Err(mpsc::TryRecvError::Empty) => break,
                 Err(mpsc::TryRecvError::Disconnected) | Ok(Request::Stop) => return None,
                 Ok(Request::Command(command)) => {
+                    // A new session sends what its outage buffer holds.
+                    self.restores.follow(&mut self.pipeline);
                     self.pipeline.command(now, command, &mut self.outputs);
                 }
                 Ok(Request::OpenPort(halves)) => {
@@ -301,5 +335,31 @@ impl WorkerThread {
         {
             let _ = self.wake.read();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{VNI, at, packet, pair, to_seal};
+
+    #[test]
+    fn a_restore_between_two_batches_of_a_turn_wipes_the_sessions() {
+        let (mut side, _) = pair();
+        side.take();
+        let restores = Restores::default();
+        let mut follower = RestoreFollower::new(restores.clone());
+        let (pipeline, wire) = (&mut side.pipeline, &mut side.wire);
+        let mut sent = Vec::new();
+        let frames = follower.batches(pipeline, &mut [1, 2, 3], |pipeline, source| {
+            let mut frame = to_seal(4, VNI, &packet("10.1.0.11", "10.1.0.10", b"x"));
+            pipeline.frame(at(10).mono, &mut frame, wire);
+            sent.push(wire.frames.len());
+            if *source == 2 {
+                restores.note();
+            }
+            1
+        });
+        assert_eq!((frames, sent), (3, vec![1, 2, 2]));
     }
 }

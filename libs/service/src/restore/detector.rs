@@ -1,45 +1,10 @@
-//! Detects that the machine was restored from a snapshot of its memory.
-//!
-//! After a restore every counter in memory is an old one, and a session would use nonces a second
-//! time. So every holder of keys compares [`Restores::count`] with the number that it last saw, and
-//! wipes its keys when the number differs: workers before each batch of frames, TLS connections
-//! before each record, the manager before all other work.
-//!
-//! ```text
-//!   kernel: NEW_VMGENID=1 (uevent) ─┐
-//!                                   ├─▶ RestoreDetector ─▶ Restores ─▶ workers, TLS, manager
-//!   clocks, every 250 ms ───────────┘
-//! ```
-//!
-//! The uevent is sent when the hypervisor changes the VM generation ID (drivers/virt/vmgenid.c,
-//! Linux 6.12). Without such a device, a correction of the wall clock reveals the missing time.
+//! Distinguishes restores from ordinary time.
 
-use std::{
-    io,
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU64, Ordering::SeqCst},
-    },
-    time::Duration,
-};
+use std::{fmt, time::Duration};
 
-use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{
-        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
-    },
-};
-
-use crate::clock;
-
-/// Interval at which the clocks are read.
-const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
 /// A difference between two clocks that changes by more than this has jumped. Corrections of a
 /// clock that goes wrong are far slower: at most 0.5 ms a second (adjtimex(2)).
 const CLOCK_JUMP: Duration = Duration::from_secs(1);
-/// Multicast group of the kernel's uevents.
-const KERNEL_GROUP: u32 = 1;
 
 /// The three clocks at the same moment, since their origins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +26,23 @@ pub enum RestoreSign {
     Suspended(Duration),
     /// The wall clock was set by this much, forward or back.
     ClockSet(Duration),
+    /// The kernel has dropped uevents, or they could not be received: one of them may have been of
+    /// another generation ID.
+    UeventsLost,
+}
+
+impl fmt::Display for RestoreSign {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::GenerationId => f.write_str("the VM generation ID has changed"),
+            Self::Suspended(time) => write!(f, "the machine was suspended for {time:.1?}"),
+            Self::ClockSet(time) => write!(f, "the wall clock was set by {time:.1?}"),
+            Self::UeventsLost => f.write_str(
+                "uevents of the kernel were lost, of which one may have been of another VM \
+                 generation ID",
+            ),
+        }
+    }
 }
 
 /// Distinguishes restores from ordinary time. Pure.
@@ -95,91 +77,6 @@ impl RestoreDetector {
         let set = Duration::from_nanos(u64::try_from(set).unwrap_or(u64::MAX));
         (set > CLOCK_JUMP).then_some(RestoreSign::ClockSet(set))
     }
-}
-
-/// How often the machine was restored while the process ran.
-#[derive(Clone, Debug, Default)]
-pub struct Restores(Arc<AtomicU64>);
-
-impl Restores {
-    /// The number of restores.
-    #[must_use]
-    pub fn count(&self) -> u64 {
-        self.0.load(SeqCst)
-    }
-
-    /// Notes a restore. Everything that holds keys wipes them.
-    pub fn note(&self) {
-        self.0.fetch_add(1, SeqCst);
-    }
-
-    /// The restores of this process. The first call starts a thread that watches for them.
-    #[must_use]
-    pub fn watched() -> Self {
-        static RESTORES: OnceLock<Restores> = OnceLock::new();
-        RESTORES
-            .get_or_init(|| {
-                let restores = Self::default();
-                let noted = restores.clone();
-                let started = std::thread::Builder::new()
-                    .name("restore-watch".to_owned())
-                    .spawn(move || watch(&noted));
-                if let Err(error) = started {
-                    tracing::error!(%error, "cannot watch for restored snapshots: do not restore \
-                        this machine from a snapshot of its memory");
-                }
-                restores
-            })
-            .clone()
-    }
-}
-
-/// Reads uevents and clocks for ever.
-fn watch(restores: &Restores) {
-    let mut detector = RestoreDetector::default();
-    let events = uevents()
-        .inspect_err(|error| {
-            tracing::warn!(
-                %error,
-                "the kernel sends no uevents; only jumps of clocks detect a restored snapshot"
-            );
-        })
-        .ok();
-    let mut buffer = [0; 4096];
-    loop {
-        let timeout = PollTimeout::from(SAMPLE_INTERVAL.as_millis() as u16);
-        let mut fds = events
-            .iter()
-            .map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN));
-        let mut fds: Vec<_> = fds.by_ref().collect();
-        let _ = poll(&mut fds, timeout);
-        let mut sign = None;
-        if let Some(events) = &events {
-            while let Ok(bytes) = recv(events.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-                sign = sign.or(detector.uevent(&buffer[..bytes]));
-            }
-        }
-        let clocks = detector.sample(clock::sample());
-        if let Some(sign) = sign.or(clocks) {
-            restores.note();
-            tracing::warn!(
-                ?sign,
-                "this machine may have been restored from a snapshot: all sessions were retired"
-            );
-        }
-    }
-}
-
-/// A socket that receives the kernel's uevents.
-fn uevents() -> io::Result<OwnedFd> {
-    let fd = socket(
-        AddressFamily::Netlink,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        SockProtocol::NetlinkKObjectUEvent,
-    )?;
-    bind(fd.as_raw_fd(), &NetlinkAddr::new(0, KERNEL_GROUP))?;
-    Ok(fd)
 }
 
 #[cfg(test)]
@@ -247,12 +144,5 @@ mod tests {
             detector.sample(sample(210_750, 5000, -2_399_900)),
             Some(RestoreSign::ClockSet(secs(6000)))
         );
-    }
-
-    #[test]
-    fn the_kernels_uevents_can_be_received() {
-        if let Err(error) = uevents() {
-            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
-        }
     }
 }
