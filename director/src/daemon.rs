@@ -217,6 +217,7 @@ impl Daemon {
             router(Arc::clone(&director)),
             Arc::clone(&own),
             tls::Limits::default(),
+            director.environment.restores(),
         ));
         let mut self_test = SelfTest::default();
         let of_store = Arc::clone(&director);

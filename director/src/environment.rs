@@ -1,4 +1,4 @@
-//! Clock and random source, passed as parameters.
+//! Clock, random source and restores of the machine, passed as parameters.
 
 use std::{
     fmt,
@@ -7,6 +7,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use service::restore::Restores;
 use uuid::Uuid;
 
 /// Source of time and of random bytes.
@@ -25,6 +26,11 @@ pub trait Environment: fmt::Debug + Send + Sync {
     /// # Errors
     /// When the kernel has none.
     fn fill(&self, bytes: &mut [u8]) -> std::io::Result<()>;
+
+    /// Restores of the machine from a snapshot of its memory.
+    fn restores(&self) -> Restores {
+        Restores::watched()
+    }
 }
 
 /// The kernel's clock and random bytes.

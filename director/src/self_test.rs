@@ -336,6 +336,7 @@ impl ServerCertVerifier for OwnCertificate {
 mod tests {
     use std::{convert::Infallible, fs};
 
+    use service::restore::Restores;
     use store::Options;
     use tokio::net::TcpListener;
 
@@ -454,7 +455,10 @@ mod tests {
             let own = Arc::new(OwnSources::default());
             let limits = tls::Limits::new(64, 8);
             let of_test = Arc::clone(&own);
-            let api = tokio::spawn(tls::serve_within(listener, tls, router, of_test, limits));
+            let restores = Restores::default();
+            let of_api = restores.clone();
+            let served = tls::serve_within(listener, tls, router, of_test, limits, of_api);
+            let api = tokio::spawn(served);
             // Clients have all connections that their address may have.
             let mut open = Vec::new();
             for _ in 0..8 {
@@ -466,7 +470,16 @@ mod tests {
             let strangers = OwnSources::default();
             assert!(api_answers(address, has_tls, &strangers).await.is_err());
             api_answers(address, has_tls, &own).await.unwrap();
+            // Silent connections end at a restore only where nonces could be used again.
+            restores.note();
+            let wait = Duration::from_millis(if has_tls { 5000 } else { 200 });
+            let ended = timeout(wait, open[0].read(&mut [0])).await;
+            match has_tls {
+                true => assert!(matches!(ended, Ok(Ok(0) | Err(_))), "{ended:?}"),
+                false => assert!(ended.is_err(), "{ended:?}"),
+            }
             drop(open);
+            api_answers(address, has_tls, &own).await.unwrap();
             api.abort();
             let _ = api.await;
             assert!(api_answers(address, has_tls, &own).await.is_err());

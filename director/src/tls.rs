@@ -17,7 +17,10 @@ use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
-use service::secret_file::{self, Access, Exposed};
+use service::{
+    restore::{Restores, UntilRestore},
+    secret_file::{self, Access, Exposed},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
@@ -146,16 +149,27 @@ fn read(files: &Files) -> Result<ServerConfig, Error> {
 /// waiting. Connections are limited in number, and an idle one has a limited time, so that clients
 /// without a token do not use up the sockets.
 pub async fn serve(listener: TcpListener, tls: Option<Arc<Tls>>, router: Router) {
-    serve_within(listener, tls, router, Arc::default(), Limits::default()).await;
+    let restores = Restores::watched();
+    serve_within(
+        listener,
+        tls,
+        router,
+        Arc::default(),
+        Limits::default(),
+        restores,
+    )
+    .await;
 }
 
 /// The same, with limits, and with connections from `own` sources, which are always admitted.
+/// Connections with TLS end when the machine was restored from a snapshot.
 pub(crate) async fn serve_within(
     listener: TcpListener,
     tls: Option<Arc<Tls>>,
     router: Router,
     own: Arc<OwnSources>,
     limits: Limits,
+    restores: Restores,
 ) {
     let limits = Arc::new(limits);
     loop {
@@ -172,12 +186,14 @@ pub(crate) async fn serve_within(
             tracing::debug!(%from, "too many connections of the API; closing this one");
             continue;
         }
-        let (tls, router) = (tls.clone(), router.clone());
+        let (tls, router, restores) = (tls.clone(), router.clone(), restores.clone());
         tokio::spawn(async move {
             let _admitted = admitted;
             let Some(tls) = tls else {
                 return connection(stream, from, router).await;
             };
+            // Before TLS makes its keys.
+            let stream = UntilRestore::new(stream, &restores);
             let acceptor = TlsAcceptor::from(tls.config());
             match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => connection(stream, from, router).await,

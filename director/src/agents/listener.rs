@@ -18,6 +18,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use service::restore::UntilRestore;
 use tokio::{
     net::{TcpListener, TcpStream},
     task::{JoinHandle, JoinSet},
@@ -217,6 +218,7 @@ pub async fn start(
 /// Serves agents on a listener. Ends only when it is aborted.
 async fn serve(listener: TcpListener, director: Arc<Director>, agents: Arc<Agents>) {
     let limits = Arc::new(Limits::new(MAX_CONNECTIONS, MAX_CONNECTIONS));
+    let restores = director.environment.restores();
     let service = AgentsServer::new(Service {
         director,
         agents: Arc::clone(&agents),
@@ -245,6 +247,9 @@ async fn serve(listener: TcpListener, director: Arc<Director>, agents: Arc<Agent
             continue;
         };
         let (router, agents) = (router.clone(), Arc::clone(&agents));
+        // A stream carries small messages that are to arrive at once.
+        let _ = stream.set_nodelay(true);
+        let stream = UntilRestore::new(stream, &restores);
         connections.spawn(async move {
             let _admitted = admitted;
             connection(stream, from, router, &agents).await;
@@ -252,7 +257,12 @@ async fn serve(listener: TcpListener, director: Arc<Director>, agents: Arc<Agent
     }
 }
 
-async fn connection(stream: TcpStream, from: SocketAddr, router: Router, agents: &Agents) {
+async fn connection(
+    stream: UntilRestore<TcpStream>,
+    from: SocketAddr,
+    router: Router,
+    agents: &Agents,
+) {
     let config = match agents.trusted.config() {
         Ok(config) => config,
         Err(error) => {
@@ -260,8 +270,6 @@ async fn connection(stream: TcpStream, from: SocketAddr, router: Router, agents:
             return;
         }
     };
-    // A stream carries small messages that are to arrive at once.
-    let _ = stream.set_nodelay(true);
     let source = network(from.ip());
     let Some(handshake) = Admitted::new(&agents.handshakes, source) else {
         let text = "there are too many handshakes";

@@ -13,8 +13,11 @@ use gateway_client::{
 };
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
-use service::names::Resolver;
-use tokio::time::timeout;
+use service::{
+    names::Resolver,
+    restore::{Restores, UntilRestore},
+};
+use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
@@ -60,17 +63,18 @@ pub(crate) struct Connector {
     dialler: Mutex<Dialler>,
     begun: Instant,
     addresses: Vec<ServiceAddress>,
+    restores: Restores,
 }
 
 /// Name of the director for the resolver.
 const DIRECTOR: &str = "director";
 
 impl Connector {
-    /// Without addresses yet.
+    /// Without addresses yet. Connections end at the next of these restores.
     ///
     /// # Errors
     /// When the resolver's thread cannot be started.
-    pub fn start(seed: u64) -> io::Result<Self> {
+    pub fn start(seed: u64, restores: Restores) -> io::Result<Self> {
         let settings = NameSettings {
             loopback: true,
             ..NameSettings::default()
@@ -81,6 +85,7 @@ impl Connector {
             dialler: Mutex::new(dialler),
             begun: Instant::now(),
             addresses: Vec::new(),
+            restores,
         })
     }
 
@@ -116,6 +121,8 @@ impl Connector {
         let report = |address, report| self.report(address, report);
         let dialled = service::dial::dial(race, &mut Vec::new(), &report).await;
         let (stream, address) = dialled.map_err(Error::Dial)?;
+        // Before TLS makes its keys.
+        let stream = UntilRestore::new(stream, &self.restores);
         let connector = TlsConnector::from(Arc::new(config));
         let stream = timeout(HANDSHAKE_TIMEOUT, connector.connect(name, stream)).await;
         let stream = stream.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
@@ -147,7 +154,7 @@ impl Connector {
 
 /// HTTP/2 over one TLS stream. Once it has ended, calls of the channel fail.
 async fn http(
-    stream: TlsStream<tokio::net::TcpStream>,
+    stream: TlsStream<UntilRestore<TcpStream>>,
 ) -> Result<Channel, tonic::transport::Error> {
     let stream = Arc::new(Mutex::new(Some(stream)));
     let take = service_fn(move |_| {

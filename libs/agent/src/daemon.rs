@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use rustls::time_provider::DefaultTimeProvider;
 use serde::{Deserialize, Serialize};
-use service::config::Checker;
+use service::{config::Checker, restore::Restores};
 use tokio::{sync::watch, task::JoinHandle};
 
 use crate::run::{Phase, Report, Settings, State, run};
@@ -107,6 +107,7 @@ impl Handle {
             version: version.to_owned(),
             clock: Arc::new(DefaultTimeProvider),
             seed,
+            restores: Restores::watched(),
         };
         let (reports, reported) = watch::channel(None);
         let (told, state) = watch::channel(State::default());

@@ -10,6 +10,7 @@
 //!                               ▼                     │
 //!   service addresses ─▶ Connector: TCP, TLS, HTTP/2 ─┴▶ stream: hello, reports ─▶ director
 //!                               ▲──── backoff ◀────────── ended
+//!                               ▲──── at once ◀────────── the machine was restored from a snapshot
 //! ```
 
 #![warn(missing_docs)]

@@ -14,6 +14,7 @@ use agent_protocol::{
 use identity::{BadToken, Certificate, EnrolmentToken, MachineKey, tls};
 use jiff::Timestamp;
 use rustls::{pki_types::CertificateDer, time_provider::TimeProvider};
+use service::restore::Restores;
 use tokio::{
     sync::{mpsc, watch},
     time::{interval, sleep, timeout},
@@ -55,6 +56,9 @@ pub struct Settings {
     pub clock: Arc<dyn TimeProvider>,
     /// Seed of pauses; machines have different ones.
     pub seed: u64,
+    /// Restores of the machine from a snapshot: at each, its connection ends without another byte,
+    /// and it connects again at once.
+    pub restores: Restores,
 }
 
 /// How the machine is.
@@ -137,6 +141,9 @@ pub enum Error {
     /// The connection or the director fails.
     #[error("the connection to the director fails: {}", .0.message())]
     Failed(Status),
+    /// The machine was restored from a snapshot: TLS must not use its nonces a second time.
+    #[error("this machine may have been restored from a snapshot: earlier keys are no longer used")]
+    Restored,
     /// The certificate has expired, and was not renewed.
     #[error(
         "the certificate has expired at {at}, and the director does not renew it: {source}; write \
@@ -211,7 +218,8 @@ pub async fn run(
 ) -> Result<(), Error> {
     let mut agent = Agent {
         folder: Folder::new(settings.folder.clone()),
-        connector: Connector::start(settings.seed).map_err(Error::Start)?,
+        connector: Connector::start(settings.seed, settings.restores.clone())
+            .map_err(Error::Start)?,
         backoff: Backoff::new(settings.seed),
         kept: None,
         is_loaded: false,
@@ -226,6 +234,7 @@ pub async fn run(
     let mut refused = REFUSED_PAUSE;
     loop {
         let begun = Instant::now();
+        let restored = agent.settings.restores.count();
         let result = agent.once().await;
         agent.backoff.was_open(begun.elapsed());
         let pause = match result {
@@ -234,6 +243,11 @@ pub async fn run(
                 TOKEN_PAUSE
             }
             Ok(Next::Again) => agent.backoff.pause(Duration::ZERO),
+            // Whatever the error is, its connection ended by that.
+            Err(_) if agent.settings.restores.count() != restored => {
+                agent.tell_error(&Error::Restored);
+                Duration::ZERO
+            }
             Err(error) => {
                 let least = match error.is_refusal() {
                     true => refused,

@@ -1,5 +1,6 @@
 //! Machines that enrol and connect, through real sockets and TLS.
 
+mod restored;
 mod site;
 
 use std::{path::Path, sync::Arc, time::Duration};

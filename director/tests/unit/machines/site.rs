@@ -19,6 +19,7 @@ use director::{
 use jiff::{SignedDuration, Timestamp};
 use rustls::{pki_types::UnixTime, time_provider::TimeProvider};
 use serde_json::{Value, json};
+use service::restore::Restores;
 use store::{Options, Sqlite};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 
@@ -27,23 +28,31 @@ use super::super::Server;
 /// Longest wait for what is to happen.
 pub const LONG: Duration = Duration::from_secs(20);
 
-/// The kernel's clock, some seconds ahead: that of the director and of all machines.
+/// The kernel's clock, some seconds ahead: that of the director and of all machines. And restores
+/// of the director's machine, which a test notes.
 #[derive(Clone, Debug, Default)]
-pub struct Clock(Arc<AtomicI64>);
+pub struct Clock {
+    ahead: Arc<AtomicI64>,
+    pub restores: Restores,
+}
 
 impl Clock {
     pub fn set_ahead(&self, hours: i64) {
-        self.0.store(hours * 3600, Ordering::SeqCst);
+        self.ahead.store(hours * 3600, Ordering::SeqCst);
     }
 }
 
 impl Environment for Clock {
     fn now(&self) -> Timestamp {
-        Kernel.now() + SignedDuration::from_secs(self.0.load(Ordering::SeqCst))
+        Kernel.now() + SignedDuration::from_secs(self.ahead.load(Ordering::SeqCst))
     }
 
     fn fill(&self, bytes: &mut [u8]) -> std::io::Result<()> {
         Kernel.fill(bytes)
+    }
+
+    fn restores(&self) -> Restores {
+        self.restores.clone()
     }
 }
 
@@ -71,6 +80,7 @@ pub struct Machine {
     pub token: PathBuf,
     pub state: watch::Receiver<State>,
     pub report: watch::Sender<Option<Report>>,
+    pub restores: Restores,
     pub task: JoinHandle<()>,
 }
 
@@ -224,12 +234,14 @@ impl Site {
     /// The machine of a folder that may have an identity.
     pub fn machine_in(&self, folder: PathBuf) -> Machine {
         let token = folder.join("token");
+        let restores = Restores::default();
         let settings = agent::Settings {
             folder: folder.join("agent"),
             token: token.clone(),
             version: "7.8.9".to_owned(),
             clock: Arc::new(self.clock.clone()),
             seed: 1,
+            restores: restores.clone(),
         };
         let (report, reports) = watch::channel(Some(Report {
             ready: true,
@@ -246,6 +258,7 @@ impl Site {
             token,
             state,
             report,
+            restores,
             task,
         }
     }

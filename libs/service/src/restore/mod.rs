@@ -2,8 +2,9 @@
 //!
 //! After a restore every counter in memory is an old one, and a session would use nonces a second
 //! time. So every holder of keys compares [`Restores::count`] with the number that it last saw, and
-//! wipes its keys when the number differs: workers before each batch of frames, TLS connections
-//! before each record, the manager before all other work.
+//! wipes its keys when the number differs: workers before each batch of frames, TLS connections of
+//! tunnels before each record, the manager before all other work. Connections of tokio have their
+//! TLS around an [`UntilRestore`], which ends at once.
 //!
 //! ```text
 //!   kernel: NEW_VMGENID=1 (uevent) ─┐
@@ -15,6 +16,7 @@
 //! Linux 6.12). Without such a device, a correction of the wall clock reveals the missing time.
 
 mod detector;
+mod stream;
 mod watch;
 
 use std::sync::{
@@ -25,12 +27,16 @@ use std::sync::{
     },
 };
 
+use tokio::sync::{Notify, futures::OwnedNotified};
+
 pub use detector::{ClockSample, RestoreDetector, RestoreSign};
+pub use stream::UntilRestore;
 
 /// How often the machine was restored while the process ran.
 #[derive(Clone, Debug, Default)]
 pub struct Restores {
     count: Arc<AtomicU64>,
+    noted: Arc<Notify>,
 }
 
 impl Restores {
@@ -44,6 +50,12 @@ impl Restores {
     /// Notes a restore. Everything that holds keys wipes them.
     pub fn note(&self) {
         self.count.fetch_add(1, AcqRel);
+        self.noted.notify_waiters();
+    }
+
+    /// Is ready after the next [`Self::note`], also one before the first poll.
+    fn next(&self) -> OwnedNotified {
+        Arc::clone(&self.noted).notified_owned()
     }
 
     /// The restores of this process. The first call starts a thread that watches for them.
