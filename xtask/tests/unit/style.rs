@@ -186,7 +186,7 @@ fn prose_is_at_most_100_columns_wide() {
 
 /// Tables of tests that are longer.
 const LONG_TABLES: [&str; 6] = [
-    "gateway/core/src/table/tests.rs",
+    "gateway/core/src/table/tests/mod.rs",
     "libs/control/tests/unit/refusals.rs",
     "tests/tests/packets/gateway_xdp.rs",
     "tests/tests/packets/nat.rs",
