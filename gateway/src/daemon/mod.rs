@@ -28,7 +28,7 @@ use gateway_model::{Source, Update, UpdateRefusal};
 use service::{
     Context,
     cli::RunArgs,
-    config::Problem,
+    config::{Problem, list},
     socket::{self, Control, RequestRefusal, Responder},
 };
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
@@ -72,7 +72,7 @@ pub enum Error {
     #[error(transparent)]
     Store(#[from] store::Error),
     /// The desired state does not fit this machine.
-    #[error("{}", list(.0))]
+    #[error("the desired state does not fit the configuration file: {}", list(.0))]
     Desired(Vec<Problem>),
     /// The update is refused.
     #[error(transparent)]
@@ -98,11 +98,6 @@ pub enum Error {
 
 fn stopping() -> RequestRefusal {
     RequestRefusal::new("conflict", Error::Stopping.to_string())
-}
-
-fn list(problems: &[Problem]) -> String {
-    let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-    lines.join("\n")
 }
 
 /// Opens the store in the folder of the state.
@@ -314,7 +309,11 @@ impl Gateway {
                     Error::Update(_) => "conflict",
                     _ => "internal",
                 };
-                tracing::warn!(%error, "update refused; keeping the state in force");
+                let reason = match &error {
+                    Error::Update(refusal) => refusal.line(),
+                    error => error.to_string(),
+                };
+                tracing::warn!(error = reason, "update refused; keeping the state in force");
                 return responder.send(Err(RequestRefusal::new(code, error.to_string())));
             }
         };

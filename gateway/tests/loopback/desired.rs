@@ -182,6 +182,38 @@ fn a_state_is_applied_without_a_file_and_outlives_the_process() {
 }
 
 #[test]
+fn a_refused_update_is_short_however_many_problems_it_has() {
+    let gateway = Gateway::start_local();
+    gateway.apply(&snapshot(1, echo())).expect("applied");
+    let before = gateway.log().len();
+    let keys = Side::BOTH.map(|side| key_text(1, side));
+    let circuits: Vec<String> = (1..=20_000_u64)
+        .map(|n| {
+            let id = (n + 4) << 32;
+            format!("\"{id:016x}\":{{\"tenant\":\"umbrella\",\"keys\":{keys:?}}}")
+        })
+        .collect();
+    let put = format!("\"put\":{{\"circuits\":{{{}}}}}", circuits.join(","));
+    let error = gateway.apply(&delta(1, &put)).expect_err("no such tenant");
+    assert!(
+        error.contains(" problems:\n  - circuits.capacity: "),
+        "{error}"
+    );
+    assert!(error.trim_end().ends_with(" more"), "{error}");
+    assert!(error.len() < 20_000, "{} bytes", error.len());
+    until("the log", || {
+        let log = gateway.log();
+        log.contains("update refused; keeping the state in force")
+    });
+    let log = gateway.log();
+    assert!(
+        log[before..].contains(" problems, first: circuits.capacity: "),
+        "{log}"
+    );
+    assert!(log.len() - before < 2000, "{log}");
+}
+
+#[test]
 fn a_file_with_a_desired_state_decides_until_it_has_none() {
     let mut gateway = Gateway::start_local();
     let dir = gateway.dir.path().to_owned();

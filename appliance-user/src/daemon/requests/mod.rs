@@ -66,7 +66,7 @@ impl Daemon {
         if let Err(refusal) = &answer {
             tracing::info!(
                 code = refusal.code,
-                reason = refusal.message,
+                reason = refusal.line(),
                 "request refused"
             );
         }

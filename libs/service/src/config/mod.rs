@@ -49,14 +49,9 @@ pub enum Error {
         path: PathBuf,
         source: Box<toml::de::Error>,
     },
-    /// The values of the file are wrong; every problem is listed.
-    #[error(
-        "{}: {} problem{}:\n{}",
-        path.display(),
-        problems.len(),
-        if problems.len() == 1 { "" } else { "s" },
-        list(problems)
-    )]
+    /// The values of the file are wrong; every problem is kept, and the message has the first
+    /// ones.
+    #[error("{}: {}", path.display(), list(problems))]
     Invalid {
         /// The file.
         path: PathBuf,
@@ -64,9 +59,46 @@ pub enum Error {
     },
 }
 
-fn list(problems: &[Problem]) -> String {
-    let lines: Vec<String> = problems.iter().map(|p| format!("  - {p}")).collect();
+/// Problems in a message, at most.
+pub const MAX_LISTED: usize = 50;
+/// Bytes of one problem in a message, at most: a value that it quotes may be long.
+const MAX_PROBLEM: usize = 1000;
+
+/// The number of problems, and a line for each of the first 50: 52 KB at most, so that a message
+/// fits into a log and a reply.
+#[must_use]
+pub fn list(problems: &[Problem]) -> String {
+    let mut lines = vec![format!("{}:", number(problems))];
+    let listed = problems.iter().take(MAX_LISTED);
+    lines.extend(listed.map(|problem| format!("  - {}", shown(problem))));
+    if problems.len() > MAX_LISTED {
+        lines.push(format!("  and {} more", problems.len() - MAX_LISTED));
+    }
     lines.join("\n")
+}
+
+/// The number of problems, and the first one: a line for the log.
+#[must_use]
+pub fn first(problems: &[Problem]) -> String {
+    match problems {
+        [] => number(problems),
+        [only] => format!("1 problem: {}", shown(only)),
+        [first, ..] => format!("{}, first: {}", number(problems), shown(first)),
+    }
+}
+
+fn number(problems: &[Problem]) -> String {
+    let s = if problems.len() == 1 { "" } else { "s" };
+    format!("{} problem{s}", problems.len())
+}
+
+fn shown(problem: &Problem) -> String {
+    let mut text = problem.to_string();
+    if text.len() > MAX_PROBLEM {
+        text.truncate(text.floor_char_boundary(MAX_PROBLEM));
+        text.push('…');
+    }
+    text
 }
 
 /// Reads a file.
@@ -209,6 +241,34 @@ mod tests {
                 .to_string();
             assert!(error_text.starts_with(error), "{text}: {error_text}");
         }
+    }
+
+    #[test]
+    fn a_message_has_the_first_problems_and_the_number_of_all() {
+        let problems = |count: usize| -> Vec<Problem> {
+            let problem = |n| Problem {
+                at: format!("key {n}"),
+                what: "is wrong".to_owned(),
+            };
+            (1..=count).map(problem).collect()
+        };
+        assert_eq!(list(&problems(1)), "1 problem:\n  - key 1: is wrong");
+        assert_eq!(first(&problems(1)), "1 problem: key 1: is wrong");
+        let fifty = list(&problems(50));
+        assert!(fifty.ends_with("\n  - key 50: is wrong"), "{fifty}");
+        let many = list(&problems(100_000));
+        assert!(many.starts_with("100000 problems:\n  - key 1: is wrong\n"));
+        let end = "\n  - key 50: is wrong\n  and 99950 more";
+        assert!(many.ends_with(end), "{many}");
+        let line = first(&problems(100_000));
+        assert_eq!(line, "100000 problems, first: key 1: is wrong");
+        // A value that a problem quotes may be long.
+        let long = Problem {
+            at: "key".to_owned(),
+            what: "ä".repeat(1 << 20),
+        };
+        let text = list(&vec![long; 100]);
+        assert!(text.len() < 52_000, "{} bytes", text.len());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use crate::config::Problem;
+use crate::config::{self, Problem};
 
 /// States with fewer objects of a kind may lose most of them without `withdrawal`.
 const SMALL: usize = 10;
@@ -142,15 +142,21 @@ pub enum UpdateRefusal {
         removed: usize,
         present: usize,
     },
-    /// The objects are wrong; every problem is listed.
-    #[error("{}", list(.0))]
+    /// The objects are wrong; every problem is kept, and the message has the first ones.
+    #[error("{}", config::list(.0))]
     Invalid(Vec<Problem>),
 }
 
-fn list(problems: &[Problem]) -> String {
-    let lines: Vec<String> = problems.iter().map(|p| format!("  - {p}")).collect();
-    let s = if problems.len() == 1 { "" } else { "s" };
-    format!("{} problem{s}:\n{}", problems.len(), lines.join("\n"))
+impl UpdateRefusal {
+    /// The refusal as a line of the log: of many problems the number and the first one, as the
+    /// reply has more of them.
+    #[must_use]
+    pub fn line(&self) -> String {
+        match self {
+            Self::Invalid(problems) => config::first(problems),
+            other => other.to_string(),
+        }
+    }
 }
 
 /// Source and revision of the state in force.
@@ -336,6 +342,28 @@ mod tests {
         assert_eq!(check(FIFTH, Withdrawal::Unintended, 5, 10), Ok(()));
         assert_eq!(check(FIFTH, Withdrawal::Unintended, 9, 9), Ok(()));
         assert_eq!(check(FILE, Withdrawal::Unintended, 11, 11), Ok(()));
+    }
+
+    #[test]
+    fn a_refusal_of_many_problems_is_short_in_the_reply_and_a_line_in_the_log() {
+        let problem = |n| Problem {
+            at: format!("circuit \"{n:016x}\": tenant"),
+            what: "there is no tenant \"acme\"".to_owned(),
+        };
+        let refusal = UpdateRefusal::Invalid((0..100_000).map(problem).collect());
+        let reply = refusal.to_string();
+        assert!(reply.starts_with("100000 problems:\n  - circuit \"0000"));
+        assert!(reply.ends_with("\n  and 99950 more"), "{reply}");
+        assert!(reply.len() < 10_000, "{} bytes", reply.len());
+        assert_eq!(
+            refusal.line(),
+            "100000 problems, first: circuit \"0000000000000000\": tenant: there is no tenant \
+             \"acme\""
+        );
+        assert_eq!(
+            UpdateRefusal::NoBase.line(),
+            UpdateRefusal::NoBase.to_string()
+        );
     }
 
     #[test]

@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 
 /// Longest reply, bytes.
 pub const MAX_LINE: u64 = 16 << 20;
+/// Longest message of a refusal, bytes: a request that it quotes may be long.
+const MAX_MESSAGE: usize = 64 << 10;
 
 /// The control socket of one kind of daemon: names for its messages, and its settings.
 #[derive(Debug)]
@@ -63,12 +65,33 @@ pub struct RequestRefusal {
 }
 
 impl RequestRefusal {
-    /// With a stable `code` for programs and a `message` for people.
+    /// With a stable `code` for programs and a `message` for people, which is cut off after 64 KiB.
     #[must_use]
     pub fn new(code: &str, message: impl Into<String>) -> Self {
+        let mut message = message.into();
+        if message.len() > MAX_MESSAGE {
+            message.truncate(message.floor_char_boundary(MAX_MESSAGE));
+            message.push('…');
+        }
         Self {
             code: code.to_owned(),
-            message: message.into(),
+            message,
+        }
+    }
+
+    /// The message as a line of the log: of several lines the first two, which are the number of
+    /// problems and the first one. The client has them all.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let mut lines = self.message.lines();
+        let first = lines.next().unwrap_or_default();
+        let Some(second) = lines.next() else {
+            return first.to_owned();
+        };
+        let second = second.trim_start().trim_start_matches("- ");
+        match lines.count() {
+            0 => format!("{first} {second}"),
+            more => format!("{first} {second} (and {more} lines)"),
         }
     }
 }

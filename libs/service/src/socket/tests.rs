@@ -84,6 +84,33 @@ async fn requests_are_answered_or_refused() {
 }
 
 #[tokio::test]
+async fn a_refusal_is_short_however_long_the_request_is() {
+    static LARGE: Socket = Socket {
+        max_request: 64 << 20,
+        ..LAMP
+    };
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("lamp.sock");
+    let listener = bind(&LARGE, &path).expect("the path is free");
+    let (calls, _requests) = mpsc::channel::<Call<Request, Value>>(1);
+    tokio::spawn(serve(&LARGE, listener, calls, mpsc::channel(1).0));
+    let long = json!({ "request": "light", ("x".repeat(MAX_LINE as usize + 1)): 1 });
+    let error = asked(&path, long).await.expect_err("an unknown field");
+    let begin = "cannot parse the request: unknown field `xxx";
+    assert!(error.starts_with(begin) && error.ends_with("x…"));
+    assert!(error.len() < MAX_MESSAGE + 10, "{} bytes", error.len());
+}
+
+#[test]
+fn a_refusal_is_a_line_in_the_log() {
+    let line = |message: &str| RequestRefusal::new("invalid", message).line();
+    assert_eq!(line("it is day"), "it is day");
+    assert_eq!(line("1 problem:\n  - watts: 0"), "1 problem: watts: 0");
+    let many = "3 problems:\n  - watts: 0\n  - volts: 0\n  - lamp: none";
+    assert_eq!(line(many), "3 problems: watts: 0 (and 2 lines)");
+}
+
+#[tokio::test]
 async fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("lamp.sock");
