@@ -22,7 +22,7 @@ use service::restore::UntilRestore;
 use tokio::{
     net::{TcpListener, TcpStream},
     task::{JoinHandle, JoinSet},
-    time::{sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -38,10 +38,10 @@ use crate::{
     tls::{Admitted, Limits},
 };
 
-/// Time for a handshake, and for the preface of HTTP/2 behind it.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest connection of a machine without a certificate: it enrols, and connects again.
-const FIRST_CONTACT: Duration = Duration::from_secs(10);
+/// Longest connection of a machine without a certificate, from the accept on: the handshake, and
+/// the enrolment, after which it connects again. Connections come through gateways, too, where they
+/// count for the tenant after `relay.trial_time` (docs/gateway.md): this is less.
+const STRANGER_TIME: Duration = Duration::from_secs(8);
 /// Connections of machines without a certificate at once, and those of one address.
 const MAX_FIRST_CONTACTS: usize = 256;
 const MAX_FIRST_CONTACTS_OF_ADDRESS: usize = 32;
@@ -247,13 +247,35 @@ async fn serve(listener: TcpListener, director: Arc<Director>, agents: Arc<Agent
             continue;
         };
         let (router, agents) = (router.clone(), Arc::clone(&agents));
+        let deadline = StrangerDeadline::from_now();
         // A stream carries small messages that are to arrive at once.
         let _ = stream.set_nodelay(true);
         let stream = UntilRestore::new(stream, &restores);
         connections.spawn(async move {
             let _admitted = admitted;
-            connection(stream, from, router, &agents).await;
+            connection(stream, from, router, (&agents, deadline)).await;
         });
+    }
+}
+
+/// When a connection ends whose machine has shown no certificate.
+#[derive(Clone, Copy, Debug)]
+struct StrangerDeadline(Instant);
+
+impl StrangerDeadline {
+    /// Of a connection that was accepted now.
+    fn from_now() -> Self {
+        Self(Instant::now() + STRANGER_TIME)
+    }
+
+    /// The result of a handshake, or `None` at the deadline.
+    async fn handshake<T>(self, handshake: impl Future<Output = T>) -> Option<T> {
+        timeout_at(self.0, handshake).await.ok()
+    }
+
+    /// Waits for the deadline.
+    async fn passed(self) {
+        sleep_until(self.0).await;
     }
 }
 
@@ -261,7 +283,7 @@ async fn connection(
     stream: UntilRestore<TcpStream>,
     from: SocketAddr,
     router: Router,
-    agents: &Agents,
+    (agents, deadline): (&Agents, StrangerDeadline),
 ) {
     let config = match agents.trusted.config() {
         Ok(config) => config,
@@ -276,14 +298,15 @@ async fn connection(
         agents.strangers.warn(from.ip(), text);
         return;
     };
-    let stream = match timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
+    let handshaken = deadline.handshake(TlsAcceptor::from(config).accept(stream));
+    let stream = match handshaken.await {
+        Some(Ok(stream)) => stream,
+        Some(Err(error)) => {
             let text = format!("the TLS handshake fails: {error}");
             agents.strangers.warn(from.ip(), &text);
             return;
         }
-        Err(_) => {
+        None => {
             tracing::debug!(%from, "handshake took too long");
             return;
         }
@@ -330,7 +353,7 @@ async fn connection(
     let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let ended = async {
         match &first {
-            Some(_) => sleep(FIRST_CONTACT).await,
+            Some(_) => deadline.passed().await,
             None => without_stream(&streams).await,
         }
     };
@@ -396,6 +419,35 @@ impl Drop for OfMachine<'_> {
 mod tests {
     use super::*;
     use crate::tls;
+
+    #[tokio::test(start_paused = true)]
+    async fn one_deadline_covers_the_handshake_and_the_connection_of_a_stranger() {
+        let accepted = Instant::now();
+        let deadline = StrangerDeadline::from_now();
+        let slow = deadline.handshake(sleep(STRANGER_TIME - Duration::from_millis(1)));
+        assert_eq!(slow.await, Some(()));
+        deadline.passed().await;
+        assert_eq!(accepted.elapsed(), STRANGER_TIME);
+
+        let accepted = Instant::now();
+        let silent = StrangerDeadline::from_now().handshake(std::future::pending::<()>());
+        assert_eq!(silent.await, None);
+        assert_eq!(accepted.elapsed(), STRANGER_TIME);
+    }
+
+    #[test]
+    fn strangers_are_gone_before_a_gateway_counts_them_for_the_tenant() {
+        let page = include_str!("../../../docs/gateway.md");
+        let mut lines = page.lines();
+        let trial = lines.find_map(|line| line.strip_prefix("trial_time = "));
+        let trial = trial.and_then(|rest| rest.split_whitespace().next());
+        let trial: u64 = trial.expect("the default").parse().expect("seconds");
+        let trial = Duration::from_secs(trial);
+        assert!(
+            STRANGER_TIME + Duration::from_secs(1) < trial,
+            "{STRANGER_TIME:?} of {trial:?}"
+        );
+    }
 
     #[test]
     fn the_unit_allows_as_many_files_as_there_may_be_connections() {
