@@ -271,6 +271,7 @@ impl Desired {
     /// # Errors
     /// The refusal.
     pub fn prepare(&self, update: &Update) -> Result<Self, UpdateRefusal> {
+        update.check_revision()?;
         let position = Position {
             source: self.source,
             revision: self.revision,
@@ -491,9 +492,12 @@ prefixes = ["10.1.0.0/24"]
             UpdateRefusal::Differs { revision: 7 }
         );
         let error = old.prepare(&empty(6)).expect_err("older").to_string();
+        let begin = "revision 6 is older than revision 7, which is in force: use a higher";
+        assert!(error.starts_with(begin), "{error}");
+        let revision = u64::MAX;
         assert_eq!(
-            error,
-            "revision 6 is older than revision 7, which is in force"
+            old.prepare(&empty(revision)).expect_err("too high"),
+            UpdateRefusal::High { revision }
         );
         let none = old.prepare(&empty(8)).expect("few objects");
         assert_eq!(none.objects, Objects::default());

@@ -242,6 +242,7 @@ impl Controller {
         if self.from_file {
             return Err(Error::FromFile);
         }
+        update.check_revision()?;
         let prepared = self.model.prepare(update, &self.config.bounds())?;
         let had_circuits = self.model.counts().circuits > 0;
         let has_circuits = prepared.counts().circuits > 0;

@@ -135,6 +135,10 @@ fn a_state_is_applied_without_a_file_and_outlives_the_process() {
         ),
         (snapshot(3, echo()), "revision 3 is older than revision 4"),
         (
+            snapshot(u64::MAX, echo()),
+            "revision 18446744073709551615 is too high: use 1 to 9007199254740992",
+        ),
+        (
             delta(
                 4,
                 "\"remove\":{\"tenants\":[\"acme\"],\"backends\":[\"b\"]}",

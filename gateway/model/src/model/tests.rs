@@ -125,11 +125,11 @@ fn an_update_is_idempotent_and_older_ones_are_refused() {
             assert_eq!(applied.put, Counts::default());
         }
     }
+    let older = "revision 5 is older than revision 6, which is in force: use a higher revision; or \
+        begin anew: write the state into the configuration file, `reload`, remove it from the \
+        file, `reload`, and `apply` a snapshot of any revision";
     for (update, wanted) in [
-        (
-            snapshot(5, objects()),
-            "revision 5 is older than revision 6, which is in force",
-        ),
+        (snapshot(5, objects()), older),
         (
             snapshot(6, objects()),
             "revision 6 is in force with other contents: use a higher revision",
@@ -151,10 +151,7 @@ fn an_update_is_idempotent_and_older_ones_are_refused() {
             }),
             "revision 8: write a number above 8",
         ),
-        (
-            delta(4, Objects::default(), Ids::default()),
-            "revision 5 is older than revision 6, which is in force",
-        ),
+        (delta(4, Objects::default(), Ids::default()), older),
     ] {
         assert_eq!(refusal(&model, &update), wanted);
     }

@@ -16,6 +16,8 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::config::{self, Problem};
 
+/// Highest revision: a JSON number that every reader has exactly, and beyond any count of updates.
+pub const MAX_REVISION: u64 = 1 << 53;
 /// States with fewer objects of a kind may lose most of them without `withdrawal`.
 const SMALL: usize = 10;
 
@@ -65,7 +67,8 @@ impl Source {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Snapshot<O> {
-    /// Number of the state, from 1; 0 in a stored state: from the configuration file.
+    /// Number of the state, from 1 to [`MAX_REVISION`]; 0 in a stored state: from the configuration
+    /// file.
     pub revision: u64,
     #[serde(default, skip_serializing_if = "Withdrawal::is_default")]
     pub withdrawal: Withdrawal,
@@ -109,14 +112,34 @@ impl<O, I> Update<O, I> {
             Self::Delta(delta) => delta.revision,
         }
     }
+
+    /// Refuses a revision after which there would be no room for others. Not for stored states: one
+    /// that is in force stays.
+    ///
+    /// # Errors
+    /// [`UpdateRefusal::High`].
+    pub const fn check_revision(&self) -> Result<(), UpdateRefusal> {
+        let revision = self.revision();
+        if revision > MAX_REVISION {
+            return Err(UpdateRefusal::High { revision });
+        }
+        Ok(())
+    }
 }
 
 /// Why an update is refused. The state is as it was.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UpdateRefusal {
     /// A newer state is in force.
-    #[error("revision {revision} is older than revision {applied}, which is in force")]
+    #[error(
+        "revision {revision} is older than revision {applied}, which is in force: use a higher \
+         revision; or begin anew: write the state into the configuration file, `reload`, remove it \
+         from the file, `reload`, and `apply` a snapshot of any revision"
+    )]
     Older { revision: u64, applied: u64 },
+    /// No update could follow.
+    #[error("revision {revision} is too high: use 1 to {MAX_REVISION}")]
+    High { revision: u64 },
     /// The delta is of another state.
     #[error(
         "the delta changes revision {base}, and revision {applied} is in force: send a delta of \
@@ -309,6 +332,36 @@ mod tests {
             above: 0,
         };
         assert_eq!(NONE.check_snapshot(0), Err(zero));
+    }
+
+    #[test]
+    fn a_revision_after_which_none_could_follow_is_refused() {
+        type Any = Update<BTreeMap<String, u8>, Vec<String>>;
+        let snapshot = |revision| {
+            Any::Snapshot(Snapshot {
+                revision,
+                ..Snapshot::default()
+            })
+        };
+        let delta = |revision| {
+            Any::Delta(Delta {
+                base: 5,
+                revision,
+                ..Delta::default()
+            })
+        };
+        for update in [snapshot(MAX_REVISION), delta(MAX_REVISION)] {
+            assert_eq!(update.check_revision(), Ok(()));
+        }
+        for revision in [MAX_REVISION + 1, u64::MAX] {
+            for update in [snapshot(revision), delta(revision)] {
+                let high = UpdateRefusal::High { revision };
+                assert_eq!(update.check_revision(), Err(high));
+            }
+        }
+        let text = UpdateRefusal::High { revision: u64::MAX }.to_string();
+        let remedy = "revision 18446744073709551615 is too high: use 1 to 9007199254740992";
+        assert_eq!(text, remedy);
     }
 
     #[test]
