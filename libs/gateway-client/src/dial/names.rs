@@ -157,7 +157,9 @@ impl Names {
         self.waiting = self.names.values().filter(|entry| entry.waiting).count();
     }
 
-    /// The next name to look up now. The owner reports the result by [`Names::answered`].
+    /// The next name to look up now: the one that has been due for longest, so that slow lookups of
+    /// some names do not keep others waiting. The owner reports the result by
+    /// [`Names::answered`].
     pub fn poll(&mut self, now: Duration) -> Option<Arc<str>> {
         if self.is_full() {
             return None;
@@ -165,7 +167,8 @@ impl Names {
         let (name, entry) = self
             .names
             .iter_mut()
-            .find(|(_, entry)| !entry.waiting && entry.next <= now)?;
+            .filter(|(_, entry)| !entry.waiting && entry.next <= now)
+            .min_by_key(|(_, entry)| entry.next)?;
         entry.waiting = true;
         entry.asked = Some(now);
         self.waiting += 1;
@@ -546,7 +549,8 @@ mod tests {
         let found = [(ip(1), 7), (ip(9), 8)].map(SocketAddr::from);
         assert_eq!(target.addresses, found);
         let now = START + seconds(40);
-        ask(&mut names, now);
+        assert_eq!(ask(&mut names, now), "gw2", "due for longer");
+        assert_eq!(ask(&mut names, now), "gw1");
         assert!(names.answered("gw1", Ok(vec![ip(2)]), now));
         let target = names.target("a", &addresses[..1]);
         assert_eq!(target.former, [SocketAddr::from((ip(1), 7))]);
@@ -578,6 +582,32 @@ mod tests {
         names.answered("c", Ok(vec![loopback]), START);
         assert!(names.expedite_one("b", START + seconds(5)));
         assert_eq!(ask(&mut names, START + seconds(5)), "b");
+    }
+
+    #[test]
+    fn slow_names_do_not_keep_others_waiting() {
+        let settings = NameSettings {
+            concurrent: 2,
+            jitter_percent: 0,
+            ..NameSettings::default()
+        };
+        let mut names = Names::new(settings, 1);
+        let all = ["a", "b", "c", "d", "e", "f"];
+        names.set(all.map(Arc::from), START);
+        // Each lookup takes a minute and fails, so that its name is due again before all others
+        // have been asked.
+        let mut now = START;
+        let mut asked = Vec::new();
+        for _ in 0..6 {
+            let both = [ask(&mut names, now), ask(&mut names, now)];
+            assert_eq!(names.poll(now), None, "two at a time");
+            now += seconds(60);
+            for name in both {
+                names.answered(&name, Err("no answer".to_owned()), now - seconds(30));
+                asked.push(name);
+            }
+        }
+        assert_eq!(asked, [all, all].concat());
     }
 
     proptest! {
