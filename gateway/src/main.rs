@@ -13,7 +13,7 @@ use clap::{Parser, Subcommand};
 use gateway::{
     config::Config,
     control::{self, Brief, Request, Status, UpdateReply, render},
-    daemon,
+    daemon::{self, StoredCheck},
 };
 use gateway_client::wire::Key;
 use gateway_model::{DesiredPage, Objects, Snapshot, Update, Withdrawal};
@@ -119,8 +119,16 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Check { file } => {
             let config = Config::load(&file)?;
             let Some(desired) = config.desired else {
+                let stored = match daemon::check_stored(&config.local)? {
+                    StoredCheck::Fits(revision, counts) => format!(
+                        "revision {revision}, {} tenants, {} backends, {} circuits",
+                        counts.tenants, counts.backends, counts.circuits
+                    ),
+                    StoredCheck::None => "none yet".to_owned(),
+                    StoredCheck::Unchecked(why) => format!("not checked: {why}"),
+                };
                 service::outln!(
-                    "{}: good: no desired state, so the last applied one is used",
+                    "{}: good: no desired state, so the last applied one is used: {stored}",
                     file.display()
                 );
                 return Ok(());

@@ -24,7 +24,7 @@ use std::{
 
 use agent::{Handle, Report};
 use gateway_client::wire::Load;
-use gateway_model::{Source, Update, UpdateRefusal};
+use gateway_model::{Counts, Source, Update, UpdateRefusal};
 use service::{
     Context,
     cli::RunArgs,
@@ -39,7 +39,7 @@ use self::{
 };
 use crate::{
     circuit::{self, fast},
-    config::{self, Config},
+    config::{self, Config, Local},
     control::{self, Answer, PAGE_SIZE, Request, UpdateReply},
     relay,
 };
@@ -98,6 +98,42 @@ pub enum Error {
 
 fn stopping() -> RequestRefusal {
     RequestRefusal::new("conflict", Error::Stopping.to_string())
+}
+
+/// The check of a stored state, which the next start would use.
+#[derive(Debug)]
+pub enum StoredCheck {
+    /// It fits: its revision, and its numbers of objects.
+    Fits(u64, Counts),
+    /// There is none, or none that can be read.
+    None,
+    /// It could not be checked, and why.
+    Unchecked(String),
+}
+
+/// Checks whether the stored state fits a configuration file without a desired state. Changes
+/// nothing.
+///
+/// # Errors
+/// [`Error::Desired`], or a newer gateway wrote it: the gateway would not start.
+pub fn check_stored(config: &Local) -> Result<StoredCheck, Error> {
+    let Some(dir) = config.state_folder() else {
+        let text = "gateway.state_dir is not set, and only the service manager knows its folder";
+        return Ok(StoredCheck::Unchecked(text.to_owned()));
+    };
+    let model = match store::stored_model(&dir) {
+        Ok(Some(model)) => model,
+        Ok(None) => return Ok(StoredCheck::None),
+        Err(error @ store::Error::Io { .. }) => {
+            return Ok(StoredCheck::Unchecked(error.to_string()));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let problems = model.check(&config.bounds());
+    if !problems.is_empty() {
+        return Err(Error::Desired(problems));
+    }
+    Ok(StoredCheck::Fits(model.revision(), model.counts()))
 }
 
 /// Opens the store in the folder of the state.

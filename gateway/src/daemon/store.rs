@@ -165,30 +165,46 @@ fn draining(dir: &Path) -> PathBuf {
     dir.join("draining")
 }
 
+/// The text of the stored state, of this version; `None`: there is none.
+fn text(path: &Path) -> Result<Option<String>, Error> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => String::new(),
+        Err(source) => return Err(io_error("read", path)(source)),
+    };
+    let first = text.lines().next().unwrap_or_default();
+    match serde_json::from_str(first) {
+        Ok(Version { version }) if version != VERSION => Err(Error::Version {
+            path: path.to_owned(),
+            found: version,
+        }),
+        _ => Ok(Some(text)),
+    }
+}
+
+/// The state that the next start would read; `None`: there is none that can be read. Changes
+/// nothing.
+///
+/// # Errors
+/// As [`Store::open`], and when the file cannot be read, also for lack of permission.
+pub(super) fn stored_model(dir: &Path) -> Result<Option<Model>, Error> {
+    let text = text(&desired(dir))?;
+    Ok(text
+        .and_then(|text| join(&text).ok())
+        .map(|(model, _)| model))
+}
+
 /// Reads what is stored.
 fn read(dir: &Path) -> Result<Stored, Error> {
     let path = desired(dir);
     let draining = draining(dir).exists();
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Ok(Stored {
-                draining,
-                ..Stored::default()
-            });
-        }
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => String::new(),
-        Err(source) => return Err(io_error("read", &path)(source)),
-    };
-    let first = text.lines().next().unwrap_or_default();
-    if let Ok(Version { version }) = serde_json::from_str(first)
-        && version != VERSION
-    {
-        return Err(Error::Version {
-            path,
-            found: version,
+    let Some(text) = text(&path)? else {
+        return Ok(Stored {
+            draining,
+            ..Stored::default()
         });
-    }
+    };
     match join(&text) {
         Ok((model, problem)) => {
             if let Some(problem) = &problem {

@@ -4,6 +4,7 @@ use std::{
     fs,
     net::{SocketAddr, TcpStream},
     path::Path,
+    process::Command,
 };
 
 use gateway_client::{end::EndEvent, wire::Side};
@@ -258,6 +259,51 @@ fn a_file_with_a_desired_state_decides_until_it_has_none() {
     assert!(
         error.contains("limits.tenants: 1: the state has 2 tenants; raise limits.tenants"),
         "{error}"
+    );
+}
+
+#[test]
+fn check_finds_that_the_stored_state_does_not_fit_the_file() {
+    let mut gateway = Gateway::start_local();
+    let dir = gateway.dir.path().to_owned();
+    let check = || {
+        let mut check = Command::new(PROGRAM);
+        check.arg("check").arg(dir.join("gw.toml"));
+        let output = check.env_remove("STATE_DIRECTORY").output().expect("run");
+        let said = text(&output.stdout) + &text(&output.stderr);
+        (output.status.success(), said)
+    };
+    let (good, said) = check();
+    assert!(good && said.ends_with("is used: none yet\n"), "{said}");
+    gateway.apply(&snapshot(9, echo())).expect("applied");
+    let put = "\"put\":{\"tenants\":{\"umbrella\":{}}}";
+    gateway.apply(&delta(9, put)).expect("applied");
+    let (good, said) = check();
+    let stored = "is used: revision 10, 2 tenants, 1 backends, 1 circuits\n";
+    assert!(good && said.ends_with(stored), "{said}");
+    let tight = local(&dir, ANY_PORT) + "[limits]\ntenants = 1\n";
+    gateway.write(&tight);
+    let (good, said) = check();
+    let problem = "limits.tenants: 1: the state has 2 tenants; raise limits.tenants";
+    assert!(!good && said.contains(problem), "{said}");
+    // As `run` says.
+    gateway.signal(Signal::SIGKILL);
+    assert!(!gateway.ends().success());
+    let output = command(&dir).output().expect("run");
+    let said = text(&output.stderr);
+    assert!(!output.status.success() && said.contains(problem), "{said}");
+    // A state that `check` may not read is a hint.
+    gateway.write(&tight.replace("gw.sock\"\nstate_dir", "gw.sock\"\n# state_dir"));
+    let (good, said) = check();
+    let hint = "is used: not checked: gateway.state_dir is not set";
+    assert!(good && said.contains(hint), "{said}");
+    fs::remove_file(dir.join("state/desired.jsonl")).expect("a file");
+    fs::create_dir(dir.join("state/desired.jsonl")).expect("a folder");
+    gateway.write(&tight);
+    let (good, said) = check();
+    assert!(
+        good && said.contains("is used: not checked: cannot read"),
+        "{said}"
     );
 }
 
