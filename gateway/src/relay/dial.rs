@@ -8,11 +8,14 @@
 //! ```
 //!
 //! Learned states of backends belong to the relay and not to a configuration: a reload keeps them.
+//!
+//! The model refuses backends at an address of the gateway itself. A name shows its addresses only
+//! here: those where the relay listens are left out, as each connection would come back as another.
 
 use std::{
     collections::{BTreeSet, HashMap},
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -23,6 +26,8 @@ use gateway_client::{
     dial::{DialSettings, Dialler, NameSettings, Race, RaceSettings},
     pool::Report,
 };
+use gateway_model::covers;
+use nix::ifaddrs::getifaddrs;
 use service::names::Resolver;
 use tokio::net::TcpStream;
 
@@ -35,6 +40,8 @@ const LOOKUP_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Backends {
     dialled: Mutex<HashMap<Arc<str>, Dialled>>,
+    /// Where the relay listens, with the ports in use.
+    listen: Mutex<Vec<SocketAddr>>,
     resolver: Resolver,
     /// Times count from here.
     begun: Instant,
@@ -47,6 +54,8 @@ struct Dialled {
     service_addresses: Vec<ServiceAddress>,
     /// The resolver's changes that the dialler knows of.
     changes: u64,
+    /// Addresses of the gateway itself, which are not dialled.
+    own: Vec<SocketAddr>,
     dialler: Dialler,
 }
 
@@ -64,6 +73,7 @@ impl Backends {
         };
         Ok(Self {
             dialled: Mutex::default(),
+            listen: Mutex::default(),
             resolver: Resolver::start(settings, seed, file)?,
             begun: Instant::now(),
             seed,
@@ -82,11 +92,35 @@ impl Backends {
         self.resolver.set(names);
     }
 
+    /// Sets the addresses where the relay listens. Those of backends are looked at anew.
+    pub fn set_listen(&self, listen: Vec<SocketAddr>) {
+        *self.listen.lock().unwrap_or_else(PoisonError::into_inner) = listen;
+        for dialled in self.dialled().values_mut() {
+            dialled.service_addresses.clear();
+        }
+    }
+
+    /// The addresses of a backend, as far as they are known: those to connect to, and those of the
+    /// gateway itself.
+    fn addresses(&self, name: &str, backend: &Backend) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
+        let target = self.resolver.target(name, &backend.service_addresses);
+        let listen = self.listen.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = target.addresses.into_iter();
+        all.partition(|address| !is_own(*address, &listen))
+    }
+
     fn dialled(&self) -> MutexGuard<'_, HashMap<Arc<str>, Dialled>> {
         self.dialled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn race(&self, name: &Arc<str>, backend: &Backend, settings: RaceSettings) -> Race {
+    /// A race over the addresses of a backend; calls `failed` for each one that is an address of
+    /// the gateway, once when it becomes known.
+    fn race(
+        &self,
+        (name, backend): (&Arc<str>, &Backend),
+        settings: RaceSettings,
+        failed: impl Fn(),
+    ) -> Race {
         let service_addresses = &backend.service_addresses;
         let changes = if is_named(backend) {
             self.resolver.progress().borrow().changes
@@ -98,10 +132,20 @@ impl Backends {
         let dialled = all.entry(Arc::clone(name)).or_insert_with(|| Dialled {
             service_addresses: Vec::new(),
             changes,
+            own: Vec::new(),
             dialler: Dialler::in_order(DialSettings::server(), &[], self.seed, now),
         });
         if dialled.service_addresses != *service_addresses || dialled.changes != changes {
-            let addresses = self.resolver.target(name, service_addresses).addresses;
+            let (addresses, own) = self.addresses(name, backend);
+            if !own.is_empty() && own != dialled.own {
+                tracing::warn!(
+                    backend = &**name, addresses = ?own,
+                    "a backend has addresses of this gateway, where connections would loop; they \
+                     are not used"
+                );
+                own.iter().for_each(|_| failed());
+            }
+            dialled.own = own;
             dialled.dialler.update_in_order(&addresses, now);
             dialled.service_addresses.clone_from(service_addresses);
             dialled.changes = changes;
@@ -115,6 +159,27 @@ impl Backends {
             dialled.dialler.report(address, report, now);
         }
     }
+}
+
+/// Whether a connection to the address would come to one of the listeners.
+fn is_own(address: SocketAddr, listen: &[SocketAddr]) -> bool {
+    let mut covering = listen.iter().filter(|listen| covers(**listen, address));
+    covering.any(|listen| {
+        *listen == address || address.ip().is_loopback() || is_of_this_machine(address.ip())
+    })
+}
+
+/// Whether an interface has the address; also false where the interfaces cannot be listed.
+fn is_of_this_machine(ip: IpAddr) -> bool {
+    let Ok(mut interfaces) = getifaddrs() else {
+        return false;
+    };
+    interfaces.any(|interface| {
+        interface.address.is_some_and(|address| match ip {
+            IpAddr::V4(ip) => address.as_sockaddr_in().is_some_and(|v4| v4.ip() == ip),
+            IpAddr::V6(ip) => address.as_sockaddr_in6().is_some_and(|v6| v6.ip() == ip),
+        })
+    })
 }
 
 fn is_named(backend: &Backend) -> bool {
@@ -144,18 +209,17 @@ pub(super) async fn dial(
         }
     };
     let mut tried = Vec::new();
-    let race = backends.race(name, backend, settings);
+    let race = backends.race((name, backend), settings, &failed);
     let error = match service::dial::dial(race, &mut tried, &report).await {
         Ok(connected) => return Ok(connected),
         Err(error) => error,
     };
     if is_named(backend) {
-        let service_addresses = &backend.service_addresses;
         backends
             .resolver
-            .look_up_again(service_addresses, timeout)
+            .look_up_again(&backend.service_addresses, timeout)
             .await;
-        let mut new = backends.resolver.target(name, service_addresses).addresses;
+        let (mut new, _) = backends.addresses(name, backend);
         new.retain(|address| !tried.contains(address));
         if !new.is_empty() {
             let race = Race::new(new, settings);
@@ -183,7 +247,8 @@ mod tests {
     }
 
     fn first(backends: &Backends, named: &HashMap<Arc<str>, Backend>) -> Option<SocketAddr> {
-        let race = backends.race(&"b".into(), &named["b"], RaceSettings::default());
+        let backend = (&"b".into(), &named["b"]);
+        let race = backends.race(backend, RaceSettings::default(), || {});
         match { race }.poll(Duration::ZERO)? {
             RaceAction::Connect { address, .. } => Some(address),
             other => panic!("{other:?}"),
@@ -208,6 +273,56 @@ mod tests {
             Some(a),
             "forgotten with the backend"
         );
+    }
+
+    #[tokio::test]
+    async fn a_name_is_not_dialled_at_an_address_of_the_gateway() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+        let listener = listener.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let backends = Backends::start(None, 1).expect("a thread");
+        let named = backend_at(&[&format!("localhost:{port}")]);
+        backends.set(&named);
+        let both = ["0.0.0.0", "::"].map(|ip| SocketAddr::new(ip.parse().expect("good"), port));
+        backends.set_listen(both.to_vec());
+        let name = "b".into();
+        let timeout = Duration::from_secs(5);
+        let resolved = || backends.resolver.target("b", &named["b"].service_addresses);
+        let failures = std::cell::Cell::new(0);
+        for _ in 0..3 {
+            let count = || failures.set(failures.get() + 1);
+            let dialled = dial((&name, &named["b"]), &backends, timeout, count).await;
+            let error = dialled.expect_err("it would loop").kind();
+            assert_eq!(error, io::ErrorKind::AddrNotAvailable);
+        }
+        let known = resolved().addresses.len();
+        assert_eq!((known > 0, failures.get()), (true, known), "once for each");
+        // Another gateway's address is a backend as any other.
+        backends.set_listen(vec![([192, 0, 2, 1], port).into()]);
+        let dialled = dial((&name, &named["b"]), &backends, timeout, || {}).await;
+        assert_eq!(dialled.expect("connected").1.port(), port);
+    }
+
+    #[test]
+    fn own_addresses_are_those_that_reach_a_listener() {
+        let at = |text: &str| text.parse::<SocketAddr>().expect("an address");
+        for (address, listen, own) in [
+            ("192.0.2.1:443", "192.0.2.1:443", true),
+            ("192.0.2.1:444", "192.0.2.1:443", false),
+            ("127.0.0.1:443", "0.0.0.0:443", true),
+            ("127.0.0.2:443", "0.0.0.0:443", true),
+            ("127.0.0.1:443", "127.0.0.1:443", true),
+            ("127.0.0.1:443", "192.0.2.1:443", false),
+            // Not an address of this machine.
+            ("192.0.2.1:443", "0.0.0.0:443", false),
+            ("[::1]:443", "[::]:443", true),
+            ("[::1]:443", "0.0.0.0:443", false),
+        ] {
+            let found = is_own(at(address), &[at(listen)]);
+            assert_eq!(found, own, "{address} at {listen}");
+        }
+        let loopback = IpAddr::from([127, 0, 0, 1]);
+        assert!(is_of_this_machine(loopback), "an interface has it");
     }
 
     #[tokio::test]

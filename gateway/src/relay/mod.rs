@@ -347,6 +347,8 @@ impl Relay {
                 _stop: stop,
             });
         }
+        let addresses = open.iter().map(|l| l.address).collect();
+        self.shared.backends.set_listen(addresses);
     }
 
     /// Listen addresses with the ports in use.
