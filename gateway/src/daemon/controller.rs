@@ -16,13 +16,13 @@ use std::{
 use prometheus_client::registry::Registry;
 use service::{Context, Health, http, run::ProcessMetrics, xdp::Setting};
 
-use gateway_model::{Applied, Changes, Model, Snapshot, Update};
+use gateway_model::{Applied, Changes, Model, Snapshot, Source, Update};
 use service::config::Checker;
 
 use super::{
     Error,
     files::{self, Shares},
-    store::{Job, Store, Stored},
+    store::{Done, Job, Store, Stored},
 };
 use crate::{
     circuit::{
@@ -37,10 +37,11 @@ use crate::{
 /// The XDP program where none is configured.
 const BPF_OBJECT: &str = "/usr/lib/causeway/gateway.bpf.o";
 
-/// Pause before an interface that refused the XDP program is tried again: the least, and the most.
-const ATTACH_PAUSE: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(60)];
+/// Pause before an interface that refused the XDP program, or a disk that refused the state, is
+/// tried again: the least, and the most.
+const RETRY_PAUSE: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(60)];
 
-/// When the XDP program is attached again to interfaces that refused it.
+/// When something that failed is tried again.
 #[derive(Debug)]
 struct Retry {
     at: Instant,
@@ -49,17 +50,17 @@ struct Retry {
 
 impl Retry {
     fn new(now: Instant) -> Self {
-        let [pause, _] = ATTACH_PAUSE;
+        let [pause, _] = RETRY_PAUSE;
         Self {
             at: now + pause,
             pause,
         }
     }
 
-    /// The next pause is twice as long.
+    /// Tried without success: the next pause is twice as long.
     fn failed(&mut self, now: Instant) {
         self.at = now + self.pause;
-        self.pause = (self.pause * 2).min(ATTACH_PAUSE[1]);
+        self.pause = (self.pause * 2).min(RETRY_PAUSE[1]);
     }
 }
 
@@ -79,7 +80,10 @@ pub(super) struct Controller {
     pub fast: Option<Arc<Fast>>,
     /// Why circuits are not in XDP, though they were to be.
     pub refused: Option<String>,
+    /// Of the XDP program.
     retry: Retry,
+    /// Of the store.
+    store_retry: Retry,
     pub http: Option<http::Server>,
     pub limits: Shares,
     files: files::Limits,
@@ -160,6 +164,7 @@ impl Controller {
             fast,
             refused,
             retry: Retry::new(Instant::now()),
+            store_retry: Retry::new(Instant::now()),
             limits,
             files,
             registry: Arc::new(registry),
@@ -280,6 +285,40 @@ impl Controller {
         if let Some(store) = &self.store {
             let snapshot: Snapshot = self.model.snapshot();
             store.put(Job::State(Box::new(snapshot)), Box::new(drop));
+        }
+    }
+
+    /// Stores what could not be stored, after a pause that grows. `draining`: as it is to be
+    /// stored; `None`: not now. To be called every few seconds.
+    pub fn store_again(&mut self, draining: Option<bool>, now: Instant) {
+        let Some(store) = &self.store else {
+            return;
+        };
+        // Without a state that was put in force, there is nothing to be stored.
+        let state = store.is_behind() && self.model.source() != Source::None;
+        let draining = draining.filter(|_| store.is_draining_behind());
+        if !state && draining.is_none() {
+            self.store_retry = Retry::new(now);
+            return;
+        }
+        if now < self.store_retry.at {
+            return;
+        }
+        self.store_retry.failed(now);
+        let stored_again = |what: &'static str| -> Done {
+            Box::new(move |result| {
+                if result.is_ok() {
+                    tracing::info!("{what} is stored now");
+                }
+            })
+        };
+        if state {
+            let snapshot: Snapshot = self.model.snapshot();
+            let job = Job::State(Box::new(snapshot));
+            store.put(job, stored_again("the state in force"));
+        }
+        if let Some(draining) = draining {
+            store.put(Job::Draining(draining), stored_again("the drain"));
         }
     }
 
@@ -490,4 +529,22 @@ fn attach(fast: &Fast, config: &Local, has_circuits: bool) -> Result<(), fast::E
         tracing::info!(%error, "circuits use user space, as circuits.xdp = \"auto\" allows");
     }
     fast.attach(&wanted, setting)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_tried_again_after_pauses_that_grow_to_a_minute() {
+        let mut now = Instant::now();
+        let mut retry = Retry::new(now);
+        let mut pauses = Vec::new();
+        for _ in 0..6 {
+            pauses.push((retry.at - now).as_secs());
+            now = retry.at;
+            retry.failed(now);
+        }
+        assert_eq!(pauses, [5, 5, 10, 20, 40, 60]);
+    }
 }

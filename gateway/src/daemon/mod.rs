@@ -229,7 +229,10 @@ impl service::Daemon for Gateway {
         self.next_load = Instant::now() + LOAD_INTERVAL;
         self.report();
         self.load = self.controller.report_load(self.load);
-        self.controller.follow_interfaces(std::time::Instant::now());
+        let now = std::time::Instant::now();
+        self.controller.follow_interfaces(now);
+        let draining = (!self.is_stopping()).then_some(self.drain.is_some());
+        self.controller.store_again(draining, now);
         Ok(ControlFlow::Continue(()))
     }
 

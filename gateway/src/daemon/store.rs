@@ -104,6 +104,8 @@ pub struct Store {
     jobs: Option<Sender<(Job, Done)>>,
     /// The file is not the state in force: the next job must be a whole state.
     behind: Arc<AtomicBool>,
+    /// The same of `draining`.
+    draining_behind: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -116,11 +118,13 @@ impl Store {
         fs::create_dir_all(dir).map_err(io_error("create", dir))?;
         let stored = read(dir)?;
         let behind = Arc::new(AtomicBool::new(!stored.complete));
+        let draining_behind = Arc::default();
         let (jobs, received) = channel();
         let mut writer = Writer {
             dir: dir.to_owned(),
             open: None,
             behind: Arc::clone(&behind),
+            draining_behind: Arc::clone(&draining_behind),
         };
         let thread = std::thread::Builder::new()
             .name("store".to_owned())
@@ -129,6 +133,7 @@ impl Store {
         let store = Self {
             jobs: Some(jobs),
             behind,
+            draining_behind,
             thread: Some(thread),
         };
         Ok((store, stored))
@@ -145,6 +150,11 @@ impl Store {
     /// Whether a delta is not enough.
     pub fn is_behind(&self) -> bool {
         self.behind.load(Ordering::Relaxed)
+    }
+
+    /// Whether the last drain, or its end, is not stored.
+    pub fn is_draining_behind(&self) -> bool {
+        self.draining_behind.load(Ordering::Relaxed)
     }
 }
 
@@ -281,6 +291,7 @@ struct Writer {
     /// The file, if this process has written it, with its length and that of its first line.
     open: Option<(File, u64, u64)>,
     behind: Arc<AtomicBool>,
+    draining_behind: Arc<AtomicBool>,
 }
 
 impl Writer {
@@ -297,7 +308,11 @@ impl Writer {
                     self.open = None;
                     self.behind.store(true, Ordering::Relaxed);
                 }
-                (Job::Delta(_), Ok(())) | (Job::Draining(_), _) => {}
+                (Job::Draining(_), result) => {
+                    self.draining_behind
+                        .store(result.is_err(), Ordering::Relaxed);
+                }
+                (Job::Delta(_), Ok(())) => {}
             }
             if let Err(error) = &result {
                 tracing::error!(%error, "cannot store the state in force");

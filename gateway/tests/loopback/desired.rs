@@ -308,6 +308,34 @@ fn check_finds_that_the_stored_state_does_not_fit_the_file() {
 }
 
 #[test]
+fn what_could_not_be_stored_is_stored_once_the_disk_takes_it() {
+    let mut gateway = Gateway::start_local();
+    let (state, away) = ["state", "away"]
+        .map(|name| gateway.dir.path().join(name))
+        .into();
+    gateway.apply(&snapshot(1, echo())).expect("applied");
+    fs::rename(&state, &away).expect("a folder");
+    let output = gateway.apply(&snapshot(2, echo())).expect("applied");
+    let lost = "revision 2 is in force; not stored: a restart loses it\n";
+    assert!(output.ends_with(lost), "{output}");
+    let drained = text(&gateway.cli(&["drain"]).stdout);
+    assert!(drained.contains("not stored"), "{drained}");
+    assert_eq!(gateway.status().desired.stored, Some(false));
+    fs::rename(&away, &state).expect("a folder");
+    // Without another update.
+    until("it is stored", || {
+        gateway.status().desired.stored == Some(true) && state.join("draining").exists()
+    });
+    let log = gateway.log();
+    assert!(log.contains("the state in force is stored now"), "{log}");
+    gateway.signal(Signal::SIGKILL);
+    assert!(!gateway.ends().success());
+    gateway.child = Gateway::ready(&gateway.dir);
+    let status = gateway.status();
+    assert_eq!((status.desired.revision, status.draining), (2, true));
+}
+
+#[test]
 fn a_drain_outlives_the_process_until_undrain() {
     let mut gateway = Gateway::start_local();
     let at = gateway.at();
