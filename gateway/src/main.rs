@@ -146,7 +146,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             summary,
             tenant,
         } => {
-            let mut status: Status = client.ask(&Request::Status)?;
+            let mut status: Status = client.ask(&Request::Status {})?;
             if !summary {
                 add_lists(&client, &mut status, tenant.as_deref())?;
             }
@@ -196,11 +196,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Desired { keys } => cli::print_json(&desired(&client, keys)?)?,
         Command::Reload => {
-            let _: Brief = client.ask(&Request::Reload)?;
+            let _: Brief = client.ask(&Request::Reload {})?;
             service::outln!("reloaded");
         }
         Command::Drain => {
-            let brief: Brief = client.ask(&Request::Drain)?;
+            let brief: Brief = client.ask(&Request::Drain {})?;
             service::outln!(
                 "{}: draining; {} connections left",
                 brief.name,
@@ -214,7 +214,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             }
         }
         Command::Undrain => {
-            let brief: Brief = client.ask(&Request::Undrain)?;
+            let brief: Brief = client.ask(&Request::Undrain {})?;
             service::outln!("{}: accepts connections", brief.name);
             if brief.stored == Some(false) {
                 service::outln!(

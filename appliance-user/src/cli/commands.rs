@@ -46,7 +46,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Check { file } => check(&file)?,
         Command::Status { json } => print(&status(&client)?, json, render::status)?,
         Command::Counters { json } => {
-            let counters: Vec<CounterStatus> = client.ask(&Request::Counters)?;
+            let counters: Vec<CounterStatus> = client.ask(&Request::Counters {})?;
             print(&counters, json, |counters| render::counters(counters))?;
         }
         Command::Mode(args) => mode(&client, args)?,
@@ -92,7 +92,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
             cli::print_json(&snapshot)?;
         }
         Command::Reload => {
-            let _: Done = client.ask(&Request::Reload)?;
+            let _: Done = client.ask(&Request::Reload {})?;
             outln!("reloaded");
         }
         Command::Detach { config } => detach(&config)?,
@@ -136,7 +136,7 @@ fn print<T: Serialize>(
 
 /// The status with all neighbours.
 fn status(client: &Client) -> Result<Status, AskError> {
-    let mut status: Status = client.ask(&Request::Status)?;
+    let mut status: Status = client.ask(&Request::Status {})?;
     status.neighbours = Page::collect(|after| client.ask(&Request::Neighbours { after }))?;
     Ok(status)
 }

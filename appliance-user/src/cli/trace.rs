@@ -43,7 +43,7 @@ pub fn run(client: &Client, args: TraceArgs) -> anyhow::Result<()> {
     };
     let _: Done = client.ask(&Request::TraceStart(filter))?;
     let printed = print_steps(client, &args);
-    let _: Done = client.ask(&Request::TraceStop)?;
+    let _: Done = client.ask(&Request::TraceStop {})?;
     printed
 }
 
@@ -52,7 +52,7 @@ fn print_steps(client: &Client, args: &TraceArgs) -> anyhow::Result<()> {
     let duration = args.seconds.map(Duration::from_secs);
     let mut packets = 0;
     while !STOPPED.load(Ordering::SeqCst) && duration.is_none_or(|d| started.elapsed() < d) {
-        let steps: Vec<Step> = client.ask(&Request::TraceNext)?;
+        let steps: Vec<Step> = client.ask(&Request::TraceNext {})?;
         if steps.is_empty() {
             std::thread::sleep(IDLE_PAUSE);
         }

@@ -43,7 +43,7 @@ pub type Reply = service::socket::Reply<Answer>;
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// Get the state of the daemon, without neighbours.
-    Status,
+    Status {},
     /// Get a page of the neighbours, in the order of VNIs and addresses.
     Neighbours {
         /// [`Page::next`](service::socket::Page::next) of the page before.
@@ -51,7 +51,7 @@ pub enum Request {
         after: Option<String>,
     },
     /// Show packets by counter.
-    Counters,
+    Counters {},
     /// Show the mode of tenants, or switch one.
     Mode {
         /// The tenant; may be left out where there is only one.
@@ -135,9 +135,9 @@ pub enum Request {
     /// Start a packet trace.
     TraceStart(crate::trace::PacketFilter),
     /// Read the steps since the last request; a trace ends 5 s after the last request.
-    TraceNext,
+    TraceNext {},
     /// Stop the packet trace.
-    TraceStop,
+    TraceStop {},
     /// List connections of full failover, sorted by bytes.
     Flows {
         /// Only those of this tenant.
@@ -152,7 +152,7 @@ pub enum Request {
         top: usize,
     },
     /// Reload the configuration file.
-    Reload,
+    Reload {},
 }
 
 /// Reply to [`Request::Status`]. Field names are stable.

@@ -138,7 +138,7 @@ impl service::Daemon for Daemon {
     }
 
     fn is_reload(request: &Request) -> bool {
-        matches!(request, Request::Reload)
+        matches!(request, Request::Reload {})
     }
 
     async fn reload(&mut self) -> Result<Answer, RequestRefusal> {

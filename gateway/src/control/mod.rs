@@ -74,7 +74,7 @@ pub struct UpdateReply {
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// Get the state of the gateway, without tenants and circuits.
-    Status,
+    Status {},
     /// Get a page of tenants, in the order of names.
     Tenants {
         /// The name before the first one.
@@ -98,11 +98,11 @@ pub enum Request {
     /// Put a snapshot or delta of the desired state in force, whole or not at all.
     Apply { update: Box<Update> },
     /// Read the configuration file again.
-    Reload,
+    Reload {},
     /// Accept no new connections and binds until [`Request::Undrain`] or a stop.
-    Drain,
+    Drain {},
     /// Accept connections and binds again.
-    Undrain,
+    Undrain {},
 }
 
 /// The state of the gateway.

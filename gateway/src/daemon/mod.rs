@@ -239,7 +239,7 @@ impl service::Daemon for Gateway {
     async fn handle(&mut self, request: Request, responder: Responder<Answer>) {
         let controller = &self.controller;
         let answer = match request {
-            Request::Status => {
+            Request::Status {} => {
                 let mut status = controller.status();
                 status.agent = self.agent.as_ref().map(Handle::status);
                 Ok(Answer::Status(Box::new(status)))
@@ -258,13 +258,13 @@ impl service::Daemon for Gateway {
                 .ok_or_else(|| RequestRefusal::new("bad-request", "after: write `next` of a page")),
             Request::Apply { update } => return self.apply(*update, responder),
             // The runtime calls `reload` instead.
-            Request::Reload => Ok(Answer::Brief(controller.brief())),
-            Request::Drain if self.is_stopping() => Err(stopping()),
-            Request::Drain => {
+            Request::Reload {} => Ok(Answer::Brief(controller.brief())),
+            Request::Drain {} if self.is_stopping() => Err(stopping()),
+            Request::Drain {} => {
                 self.drain(None);
                 return self.answer_stored(Job::Draining(true), responder);
             }
-            Request::Undrain => match self.undrain().await {
+            Request::Undrain {} => match self.undrain().await {
                 Ok(()) => return self.answer_stored(Job::Draining(false), responder),
                 Err(refusal) => Err(refusal),
             },
@@ -273,7 +273,7 @@ impl service::Daemon for Gateway {
     }
 
     fn is_reload(request: &Request) -> bool {
-        matches!(request, Request::Reload)
+        matches!(request, Request::Reload {})
     }
 
     async fn reload(&mut self) -> Result<Answer, RequestRefusal> {

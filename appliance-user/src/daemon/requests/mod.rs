@@ -80,11 +80,11 @@ impl Daemon {
             ..
         } = self;
         match request {
-            Request::Status => self.status().map(|status| Answer::Status(Box::new(status))),
+            Request::Status {} => self.status().map(|status| Answer::Status(Box::new(status))),
             Request::Neighbours { after } => self
                 .neighbours_page(after.as_deref())
                 .map(Answer::Neighbours),
-            Request::Counters => self.counters().map(Answer::Counters),
+            Request::Counters {} => self.counters().map(Answer::Counters),
             Request::Mode {
                 tenant,
                 mode,
@@ -128,9 +128,9 @@ impl Daemon {
                 Ok(Answer::Desired(Box::new(desired)))
             }
             Request::TraceStart(filter) => requests.packet_trace.start(controller, &filter),
-            Request::TraceNext => requests.packet_trace.next(controller),
-            Request::TraceStop => requests.packet_trace.stop(controller),
-            Request::Flows { .. } | Request::Reload => Err(RequestRefusal::new(
+            Request::TraceNext {} => requests.packet_trace.next(controller),
+            Request::TraceStop {} => requests.packet_trace.stop(controller),
+            Request::Flows { .. } | Request::Reload {} => Err(RequestRefusal::new(
                 "internal",
                 "the runtime answers this request",
             )),

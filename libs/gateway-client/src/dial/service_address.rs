@@ -26,6 +26,15 @@ pub enum BadServiceAddress {
          \"192.0.2.1:6180\", \"[2001:db8::1]:6180\" or \"name.example.net:6180\""
     )]
     Malformed(String),
+    /// A label of its name begins or ends with a hyphen (RFC 1123 section 2.1).
+    #[error("{0:?}: no part of a DNS name begins or ends with a hyphen")]
+    Hyphen(String),
+    /// A link-local address without its interface.
+    #[error(
+        "{0:?}: a link-local address holds on one interface only: write another address of the \
+         machine, or its name"
+    )]
+    LinkLocal(String),
     /// Its port is 0.
     #[error("{0:?}: a port is 1 to 65535")]
     Port(String),
@@ -67,7 +76,17 @@ impl FromStr for ServiceAddress {
         if address.port() == 0 {
             return Err(BadServiceAddress::Port(text.to_owned()));
         }
-        Ok(address)
+        match &address {
+            Self::Name(name, _) if has_outer_hyphen(name) => {
+                Err(BadServiceAddress::Hyphen(text.to_owned()))
+            }
+            Self::Address(SocketAddr::V6(v6))
+                if v6.ip().is_unicast_link_local() && v6.scope_id() == 0 =>
+            {
+                Err(BadServiceAddress::LinkLocal(text.to_owned()))
+            }
+            Self::Name(..) | Self::Address(_) => Ok(address),
+        }
     }
 }
 
@@ -78,6 +97,12 @@ impl fmt::Display for ServiceAddress {
             Self::Name(name, port) => write!(f, "{name}:{port}"),
         }
     }
+}
+
+/// Whether a label begins or ends with a hyphen: no machine has such a name, though a hello may.
+fn has_outer_hyphen(name: &str) -> bool {
+    let mut labels = name.split('.');
+    labels.any(|label| label.starts_with('-') || label.ends_with('-'))
 }
 
 /// A DNS name in lower case, with letters, digits, hyphens and underscores; `None` for other bytes,
@@ -149,6 +174,17 @@ mod tests {
             let error = text.parse::<ServiceAddress>().expect_err(text);
             assert_eq!(error, BadServiceAddress::Malformed(text.to_owned()));
             assert!(error.to_string().contains("\"name.example.net:6180\""));
+        }
+        for text in ["-x-:1", "a.-b.net:1", "a-.net:1", "gw1.example.net-:1"] {
+            let error = text.parse::<ServiceAddress>().expect_err(text);
+            assert_eq!(error, BadServiceAddress::Hyphen(text.to_owned()));
+        }
+        for text in ["a--b.net:1", "xn--4ca.net:1", "[fe80::1%2]:443"] {
+            text.parse::<ServiceAddress>().expect(text);
+        }
+        for text in ["[fe80::1]:443", "[febf::1]:443"] {
+            let error = text.parse::<ServiceAddress>().expect_err(text);
+            assert_eq!(error, BadServiceAddress::LinkLocal(text.to_owned()));
         }
         for text in ["192.0.2.1:0", "gw1.example.net:0"] {
             let error = text.parse::<ServiceAddress>().expect_err(text);

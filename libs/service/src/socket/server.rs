@@ -226,13 +226,14 @@ async fn client<Q: DeserializeOwned, T: Serialize>(
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read.take(of.max_request));
     loop {
-        let mut line = String::new();
-        if timeout(CLIENT_TIMEOUT, lines.read_line(&mut line)).await?? == 0 {
+        // Bytes that are not UTF-8 get an answer, too.
+        let mut line = Vec::new();
+        if timeout(CLIENT_TIMEOUT, lines.read_until(b'\n', &mut line)).await?? == 0 {
             return Ok(());
         }
         lines.get_mut().set_limit(of.max_request);
         let _busy = busy.upgrade();
-        let reply = match serde_json::from_str(&line) {
+        let reply = match serde_json::from_slice(&line) {
             Ok(request) => answer(of, &calls, request).await,
             Err(error) => Reply::Error(RequestRefusal::new(
                 "bad-request",

@@ -22,7 +22,8 @@ static LAMP: Socket = Socket {
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 enum Request {
     Light { watts: u32 },
-    Dark,
+    // With braces, for unknown fields to be refused.
+    Dark {},
 }
 
 /// Serves at `path` until the runtime of the test ends; refuses `Dark`.
@@ -34,7 +35,7 @@ async fn serve_lamp(path: &Path) {
         while let Some((request, reply)) = requests.recv().await {
             let answer = match request {
                 Request::Light { watts } => Reply::Ok(json!({ "watts": watts })),
-                Request::Dark => Reply::Error(RequestRefusal::new("conflict", "it is day")),
+                Request::Dark {} => Reply::Error(RequestRefusal::new("conflict", "it is day")),
             };
             reply.send(answer);
         }
@@ -54,7 +55,7 @@ async fn asked<Q: Serialize + Send + 'static>(path: &Path, request: Q) -> Result
 async fn requests_are_answered_or_refused() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("lamp.sock");
-    let absent = asked(&path, Request::Dark).await.expect_err("no daemon");
+    let absent = asked(&path, Request::Dark {}).await.expect_err("no daemon");
     assert!(
         absent.starts_with(&format!(
             "cannot connect to the lamp at {}: ",
@@ -66,7 +67,7 @@ async fn requests_are_answered_or_refused() {
     let light = asked(&path, Request::Light { watts: 40 }).await;
     assert_eq!(light, Ok(json!({ "watts": 40 })));
     assert_eq!(
-        asked(&path, Request::Dark).await,
+        asked(&path, Request::Dark {}).await,
         Err("it is day".to_owned())
     );
     let other = asked(&path, json!({ "request": "blink" }))
@@ -108,6 +109,28 @@ fn a_refusal_is_a_line_in_the_log() {
     assert_eq!(line("1 problem:\n  - watts: 0"), "1 problem: watts: 0");
     let many = "3 problems:\n  - watts: 0\n  - volts: 0\n  - lamp: none";
     assert_eq!(line(many), "3 problems: watts: 0 (and 2 lines)");
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_be_read_is_answered() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("lamp.sock");
+    serve_lamp(&path).await;
+    let more = json!({ "request": "dark", "x": 1 });
+    let error = asked(&path, more).await.expect_err("an unknown field");
+    let begin = "cannot parse the request: unknown field `x`";
+    assert!(error.starts_with(begin), "{error}");
+    let answer = tokio::task::spawn_blocking(move || {
+        let mut stream = UnixStream::connect(&path).expect("a lamp");
+        stream.write_all(b"{\"request\":\"\xff\"}\n").expect("sent");
+        let mut answer = String::new();
+        let mut lines = std::io::BufReader::new(stream);
+        std::io::BufRead::read_line(&mut lines, &mut answer).expect("a reply");
+        answer
+    });
+    let answer = answer.await.expect("no panic");
+    let begin = "{\"error\":{\"code\":\"bad-request\",\"message\":\"cannot parse the request: ";
+    assert!(answer.starts_with(begin), "{answer}");
 }
 
 #[tokio::test]
