@@ -1,4 +1,4 @@
-//! What a cookie reply does and does not change.
+//! Cookie replies: the address they come from does not matter, and each counts once.
 
 use std::{net::SocketAddr, time::Duration};
 
