@@ -292,10 +292,10 @@ fn a_log_in_elsewhere_leaves_the_context() {
     let before = file();
     site.typed(&format!("{elsewhere} login --user bob"), password)
         .exits(2)
-        .says("context \"lab\" is of https://lab.example: write --context");
+        .says("context \"lab\" belongs to https://lab.example: write another name");
     site.run(&format!("{elsewhere} logout"))
         .exits(2)
-        .says("context \"lab\" is of");
+        .says("context \"lab\" belongs to");
     assert_eq!(file(), before);
     let words = format!("{elsewhere} --context other login --user bob --json");
     let made = site.typed(&words, password).exits(0).json();
