@@ -77,7 +77,7 @@ impl PacketHealth {
         problems
     }
 
-    /// What hosts inside or strangers cause, and what only they suffer from; `ports` as for
+    /// Faults that hosts inside or strangers cause, and that only they suffer from; `ports` as for
     /// [`problems`](Self::problems).
     pub fn warnings(&self, ports: &str) -> Vec<String> {
         let mut warnings = Vec::new();

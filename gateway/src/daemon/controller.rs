@@ -80,9 +80,9 @@ pub(super) struct Controller {
     pub fast: Option<Arc<Fast>>,
     /// Why circuits are not in XDP, though they were to be.
     pub refused: Option<String>,
-    /// Of the XDP program.
+    /// Pause before the XDP program is attached again.
     retry: Retry,
-    /// Of the store.
+    /// Pause before the state is stored again.
     store_retry: Retry,
     pub http: Option<http::Server>,
     pub limits: Shares,

@@ -306,7 +306,7 @@ fn a_move_refills_no_budget_of_its_circuit() {
     }
     let seconds = begun.elapsed().as_secs_f64();
     println!("{unbound} of unbound sources and {bound} of the bound one in {seconds:.2} s");
-    // What is taken between the two calls of a move is lost: nothing here, as one thread does all.
+    // A move loses tokens that are taken between its two calls: none here, in one thread.
     assert!(unbound as f64 <= CIRCUIT_RATE as f64 * (1.0 + seconds) + 2.0);
     assert!(bound as f64 <= BOUND_RATE as f64 * (1.0 + seconds) + 2.0);
 }

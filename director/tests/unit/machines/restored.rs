@@ -1,5 +1,5 @@
 //! A machine, or the director, that is restored from a snapshot of its memory: no byte under the
-//! nonces of before, and a new connection at once.
+//! earlier nonces, and a new connection at once.
 
 use std::{
     net::SocketAddr,

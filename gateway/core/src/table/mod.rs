@@ -12,10 +12,10 @@
 //!
 //! - A message without a valid tag changes nothing and has no answer.
 //! - Only a message that repeats a cookie moves the watermark of timestamps that messages are
-//!   compared with. A bind without a cookie is challenged whatever its timestamp, within a budget of
-//!   its source. If it is older than the watermark, its cookie is good for one bind with any
-//!   timestamp. So neither a clock that was wrong once nor a copy that comes first locks an end out,
-//!   and a repeated capture binds and unbinds nothing: no cookie from before is valid once the
+//!   compared with. A bind without a cookie is challenged whatever its timestamp, within a budget
+//!   of its source. If it is older than the watermark, its cookie is good for one bind with any
+//!   timestamp. So neither a clock that was wrong once nor a copy that comes first locks an end
+//!   out, and a repeated capture binds and unbinds nothing: no cookie from before is valid once the
 //!   watermark was set back.
 //! - An unbind without a cookie is challenged if it is new and comes from where the side is bound.
 //! - A message with a valid tag has at most one answer, of the same length, to its source.

@@ -1,11 +1,11 @@
 //! Limits the datagrams that reach user space instead of being forwarded: none of unknown circuits,
-//! and of sources that are not bound a share for each source at a circuit, one for each circuit, one
-//! for each source, and one for all.
+//! and of sources that are not bound a share for each source at a circuit, one for each circuit,
+//! one for each source, and one for all.
 //!
 //! The kernel gives a datagram to the thread of its circuit. So without a bound, a sender that
 //! knows one ID could keep that thread from serving the binds of others. The source at the circuit
-//! pays first: one source leaves the circuit room for its ends. Then the circuit pays: a sender uses
-//! up the budgets of others only with as many IDs as these have room for.
+//! pays first: one source leaves the circuit room for its ends. Then the circuit pays: a sender
+//! uses up the budgets of others only with as many IDs as these have room for.
 
 use gateway_common::maps::{
     Address, Admission, BOUND_RATE, Bucket, CIRCUIT_DATAGRAM_RATE, CIRCUIT_RATE, Known, PAIR_RATE,

@@ -79,7 +79,7 @@ impl Watcher {
         });
         let uevent = taken.unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot receive the kernel's uevents; opening another socket");
-            // Uevents of before the other socket is there are lost.
+            // Uevents until the other socket is there are lost.
             self.socket = open();
             Some(RestoreSign::UeventsLost)
         });
