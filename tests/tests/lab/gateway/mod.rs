@@ -21,7 +21,7 @@ use std::{
         unix::{fs::PermissionsExt as _, net::UnixDatagram, process::CommandExt as _},
     },
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread::sleep,
     time::{Duration, Instant},
@@ -211,6 +211,36 @@ impl Site {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("a file");
     }
 
+    /// Adds keys to the table `[gateway]` of the written configuration.
+    fn amend(&self, keys: &str) {
+        let drain = "drain = 0\n";
+        self.edit(|text| text.replacen(drain, &format!("{drain}{keys}"), 1));
+    }
+
+    /// Removes the desired state from the written configuration. The last one that was applied is
+    /// stored.
+    fn without_desired(&self) {
+        self.edit(|text| {
+            let (local, _) = text.split_once("[[tenant]]").expect("a desired state");
+            local.to_owned()
+        });
+        let state = self.dir.path().join("state");
+        self.amend(&format!("state_dir = {state:?}\n"));
+    }
+
+    fn edit(&self, change: impl FnOnce(&str) -> String) {
+        let path = self.dir.path().join("gw.toml");
+        let text = fs::read_to_string(&path).expect("a file");
+        fs::write(&path, change(&text)).expect("written");
+    }
+
+    /// Adds a bridge, which has no native XDP.
+    fn add_bridge(&self) {
+        self.ip("gw", "link add br0 type bridge");
+        self.ip("gw", "addr add 203.0.113.1/24 dev br0");
+        self.ip("gw", "link set br0 up");
+    }
+
     fn socket(&self) -> PathBuf {
         self.dir.path().join("gw.sock")
     }
@@ -282,17 +312,28 @@ impl Site {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
-    fn cli(&self, words: &[&str]) -> String {
-        let output = Command::new(program())
+    fn ask(&self, words: &[&str]) -> Output {
+        Command::new(program())
             .args(words)
             .arg("--socket")
             .arg(self.socket())
             .output()
-            .expect("run");
+            .expect("run")
+    }
+
+    fn cli(&self, words: &[&str]) -> String {
+        let output = self.ask(words);
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
         let wrong = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{words:?}: {wrong}{}", self.log());
         printed
+    }
+
+    /// Runs a command that the gateway must refuse. Returns its error.
+    fn refuses(&self, words: &[&str]) -> String {
+        let output = self.ask(words);
+        assert!(!output.status.success(), "{words:?} was accepted");
+        String::from_utf8_lossy(&output.stderr).into_owned()
     }
 
     fn metrics(&self) -> String {
@@ -314,6 +355,17 @@ impl Site {
         status["circuits"].take()
     }
 
+    /// The interfaces with their XDP modes.
+    fn xdp_modes(&self) -> Vec<(String, String)> {
+        let circuits = self.circuits();
+        let list = circuits["xdp"]["interfaces"].as_array().expect("a list");
+        let modes = list.iter().map(|i| {
+            let text = |name: &str| i[name].as_str().expect("text").to_owned();
+            (text("name"), text("mode"))
+        });
+        modes.collect()
+    }
+
     /// Forwarded datagrams of circuit `n` by sending side: all, and those that XDP forwarded.
     fn carried(&self, n: u64) -> ([u64; 2], [u64; 2]) {
         let circuits = self.circuits();
@@ -327,6 +379,17 @@ impl Site {
     fn end(&self, host: &str, circuit: u64, side: Side, to: &str) -> CircuitEnd {
         let key = Key::new(key(circuit, side));
         CircuitEnd::new(self.end_socket(host, to), id(circuit), side, key)
+    }
+
+    /// Both ends of a circuit, in `a` and in `b`, bound, after ten datagrams in each direction.
+    #[track_caller]
+    fn bound_ends(&self, circuit: u64) -> [CircuitEnd; 2] {
+        let mut a = self.end("a", circuit, Side::A, AT_A[0]);
+        let mut b = self.end("b", circuit, Side::B, AT_B[0]);
+        a.bind();
+        b.bind();
+        talk(&a, &b, 10);
+        [a, b]
     }
 
     fn end_socket(&self, host: &str, to: &str) -> UdpSocket {
@@ -503,19 +566,11 @@ fn a_reload_keeps_circuits_and_their_counts() {
     };
     site.write(&[1], NATIVE, "");
     site.start();
-    let mut a = site.end("a", 1, Side::A, AT_A[0]);
-    let mut b = site.end("b", 1, Side::B, AT_B[0]);
-    a.bind();
-    b.bind();
-    talk(&a, &b, 10);
+    let [a, b] = site.bound_ends(1);
     site.write(&[1, 2], NATIVE, "");
     site.cli(&["reload"]);
     talk(&a, &b, 10);
-    let mut c = site.end("a", 2, Side::A, AT_A[0]);
-    let mut d = site.end("b", 2, Side::B, AT_B[0]);
-    c.bind();
-    d.bind();
-    talk(&c, &d, 10);
+    let [c, d] = site.bound_ends(2);
     assert_eq!(site.carried(1), ([20; 2], [20; 2]));
     assert_eq!(site.carried(2), ([10; 2], [10; 2]));
     // A new rate limit holds in the driver, and excess datagrams are counted.
@@ -540,16 +595,8 @@ fn a_reload_keeps_circuits_and_their_counts() {
     talk(&c, &d, 10);
     // A setting that a reload cannot change.
     site.write(&[2], "xdp = \"off\"", "");
-    let output = Command::new(program())
-        .args(["reload", "--socket"])
-        .arg(site.socket())
-        .output()
-        .expect("run");
-    let output = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.contains("circuits.xdp cannot be changed"),
-        "{output}"
-    );
+    let error = site.refuses(&["reload"]);
+    assert!(error.contains("circuits.xdp cannot be changed"), "{error}");
     talk(&c, &d, 1);
 }
 
@@ -558,10 +605,7 @@ fn the_configured_xdp_mode_is_used_or_the_start_fails_or_warns() {
     let Some(mut site) = Site::raise() else {
         return;
     };
-    // A bridge has no native XDP.
-    site.ip("gw", "link add br0 type bridge");
-    site.ip("gw", "addr add 203.0.113.1/24 dev br0");
-    site.ip("gw", "link set br0 up");
+    site.add_bridge();
     for (settings, problem) in [
         (
             "xdp = \"native\"\ninterfaces = [\"ga\", \"br0\"]",
@@ -605,35 +649,28 @@ fn the_configured_xdp_mode_is_used_or_the_start_fails_or_warns() {
         "{log}"
     );
     gro(&site, "off");
-    let modes = |site: &Site| {
-        let circuits = site.circuits();
-        let list = circuits["xdp"]["interfaces"].as_array().expect("a list");
-        let modes = list.iter().map(|i| {
-            let text = |name: &str| i[name].as_str().expect("text").to_owned();
-            (text("name"), text("mode"))
-        });
-        modes.collect::<Vec<_>>()
-    };
     let named = |list: &[(&str, &str)]| {
         let list = list.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned()));
         list.collect::<Vec<_>>()
     };
     let talks = |site: &Site, fast: u64| {
-        let mut a = site.end("a", 1, Side::A, AT_A[0]);
-        let mut b = site.end("b", 1, Side::B, AT_B[0]);
-        a.bind();
-        b.bind();
-        talk(&a, &b, 10);
+        let _ends = site.bound_ends(1);
         assert_eq!(site.carried(1), ([10; 2], [fast; 2]));
     };
     site.start();
-    assert_eq!(modes(&site), named(&[("ga", "generic"), ("gb", "generic")]));
+    assert_eq!(
+        site.xdp_modes(),
+        named(&[("ga", "generic"), ("gb", "generic")])
+    );
     talks(&site, 10);
     site.signal(Signal::SIGKILL);
     // XDP is attached where possible; user space forwards datagrams of other interfaces.
     site.write(&[1], "interfaces = [\"ga\", \"br0\"]", "");
     site.start();
-    assert_eq!(modes(&site), named(&[("br0", "none"), ("ga", "native")]));
+    assert_eq!(
+        site.xdp_modes(),
+        named(&[("br0", "none"), ("ga", "native")])
+    );
     talks(&site, 0);
     let page = site.cli(&["status"]);
     assert!(
@@ -646,7 +683,10 @@ fn the_configured_xdp_mode_is_used_or_the_start_fails_or_warns() {
     site.ip("gw", "route add ::/0 via 2001:db8:1::10");
     site.write(&[1], "", "");
     site.start();
-    assert_eq!(modes(&site), named(&[("ga", "native"), ("gb", "native")]));
+    assert_eq!(
+        site.xdp_modes(),
+        named(&[("ga", "native"), ("gb", "native")])
+    );
     talks(&site, 10);
     site.signal(Signal::SIGTERM);
     // A veth whose far end has neither a program nor GRO accepts no redirected frame. Nothing is
@@ -659,11 +699,7 @@ fn the_configured_xdp_mode_is_used_or_the_start_fails_or_warns() {
         page.contains("XDP on gb: native, but the driver cannot accept XDP redirects"),
         "{page}"
     );
-    let mut a = site.end("a", 1, Side::A, AT_A[0]);
-    let mut b = site.end("b", 1, Side::B, AT_B[0]);
-    a.bind();
-    b.bind();
-    talk(&a, &b, 10);
+    let [a, b] = site.bound_ends(1);
     assert_eq!(site.carried(1), ([10; 2], [0, 10]));
     site.far_end("b");
     site.cli(&["reload"]);
@@ -673,14 +709,17 @@ fn the_configured_xdp_mode_is_used_or_the_start_fails_or_warns() {
     // Without circuits, the program is not attached.
     site.write(&[], "xdp = \"native\"", "");
     site.start();
-    assert_eq!(modes(&site), []);
+    assert_eq!(site.xdp_modes(), []);
     site.write(&[1], "xdp = \"native\"", "");
     site.cli(&["reload"]);
-    assert_eq!(modes(&site), named(&[("ga", "native"), ("gb", "native")]));
+    assert_eq!(
+        site.xdp_modes(),
+        named(&[("ga", "native"), ("gb", "native")])
+    );
     talks(&site, 10);
     site.signal(Signal::SIGKILL);
     site.write(&[1], "xdp = \"off\"", "");
     site.start();
-    assert_eq!(modes(&site), []);
+    assert_eq!(site.xdp_modes(), []);
     talks(&site, 0);
 }

@@ -11,11 +11,7 @@ fn circuits_are_restored_within_a_second_of_a_kill() {
     };
     site.write(&[1], NATIVE, "");
     site.start();
-    let mut a = site.end("a", 1, Side::A, AT_A[0]);
-    let mut b = site.end("b", 1, Side::B, AT_B[0]);
-    a.bind();
-    b.bind();
-    talk(&a, &b, 10);
+    let [mut a, mut b] = site.bound_ends(1);
     site.signal(Signal::SIGKILL);
     // The kernel detached the program.
     a.send(b"dropped");

@@ -66,15 +66,7 @@ fn one_more_circuit_is_fast_and_an_update_of_all_tenants_delays_no_bind() {
         count + 1
     );
     site.write(&[], &settings, "");
-    let path = site.dir.path().join("gw.toml");
-    let text = fs::read_to_string(&path).expect("a file");
-    let local = text.split("[[tenant]]").next().expect("the machine's part");
-    let state = site.dir.path().join("state");
-    let local = local.replace(
-        "drain = 0\n",
-        &format!("drain = 0\nstate_dir = {state:?}\n"),
-    );
-    fs::write(&path, local).expect("written");
+    site.without_desired();
     site.start();
 
     let all = (1..=circuits).map(|n| (id(n).to_string(), circuit_object(n, n / EACH)));
@@ -85,11 +77,7 @@ fn one_more_circuit_is_fast_and_an_update_of_all_tenants_delays_no_bind() {
     let whole = apply(&site, &snapshot);
     println!("{count} tenants, {circuits} circuits: the whole state took {whole:?}");
 
-    let mut a = site.end("a", HONEST, Side::A, AT_A[0]);
-    let mut b = site.end("b", HONEST, Side::B, AT_B[0]);
-    a.bind();
-    b.bind();
-    talk(&a, &b, 10);
+    let [mut a, b] = site.bound_ends(HONEST);
     let mut times: Vec<Duration> = (0..20)
         .map(|n| {
             let new = circuits + 1 + n;
