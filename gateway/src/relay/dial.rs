@@ -255,6 +255,21 @@ mod tests {
         }
     }
 
+    async fn listener() -> (tokio::net::TcpListener, u16) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+        let listener = listener.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        (listener, port)
+    }
+
+    /// A relay's backends: `b`, by a name, at this port.
+    fn at_localhost(port: u16) -> (Backends, HashMap<Arc<str>, Backend>) {
+        let backends = Backends::start(None, 1).expect("a thread");
+        let named = backend_at(&[&format!("localhost:{port}")]);
+        backends.set(&named);
+        (backends, named)
+    }
+
     #[test]
     fn health_belongs_to_the_relay_and_outlives_a_configuration() {
         let backends = Backends::start(None, 1).expect("a thread");
@@ -277,12 +292,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_is_not_dialled_at_an_address_of_the_gateway() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
-        let listener = listener.expect("a port");
-        let port = listener.local_addr().expect("an address").port();
-        let backends = Backends::start(None, 1).expect("a thread");
-        let named = backend_at(&[&format!("localhost:{port}")]);
-        backends.set(&named);
+        let (_listener, port) = listener().await;
+        let (backends, named) = at_localhost(port);
         let both = ["0.0.0.0", "::"].map(|ip| SocketAddr::new(ip.parse().expect("good"), port));
         backends.set_listen(both.to_vec());
         let name = "b".into();
@@ -327,12 +338,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_is_dialled_at_the_addresses_that_it_has() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
-        let listener = listener.expect("a port");
-        let port = listener.local_addr().expect("an address").port();
-        let backends = Backends::start(None, 1).expect("a thread");
-        let named = backend_at(&[&format!("localhost:{port}")]);
-        backends.set(&named);
+        let (_listener, port) = listener().await;
+        let (backends, named) = at_localhost(port);
         let name = "b".into();
         let timeout = Duration::from_secs(5);
         let dialled = dial((&name, &named["b"]), &backends, timeout, || {}).await;
