@@ -19,6 +19,15 @@ pub fn push_line(out: &mut String, text: impl Display) {
     let _ = writeln!(out, "{text}");
 }
 
+/// A text of at most `bytes` bytes; a longer one is cut off there, with `…` after it.
+pub(crate) fn cut(mut text: String, bytes: usize) -> String {
+    if text.len() > bytes {
+        text.truncate(text.floor_char_boundary(bytes));
+        text.push('…');
+    }
+    text
+}
+
 /// Appends rows in left-aligned columns under their heads, two spaces before each column.
 pub fn table(out: &mut String, heads: &[&str], rows: &[Vec<String>]) {
     let mut widths: Vec<usize> = heads.iter().map(|h| h.chars().count()).collect();

@@ -14,6 +14,8 @@ use std::{
 
 use serde::de::DeserializeOwned;
 
+use crate::render::cut;
+
 pub use checker::{Checker, Range};
 
 /// One problem of a file: the key, and the remedy.
@@ -93,12 +95,7 @@ fn number(problems: &[Problem]) -> String {
 }
 
 fn shown(problem: &Problem) -> String {
-    let mut text = problem.to_string();
-    if text.len() > MAX_PROBLEM {
-        text.truncate(text.floor_char_boundary(MAX_PROBLEM));
-        text.push('…');
-    }
-    text
+    cut(problem.to_string(), MAX_PROBLEM)
 }
 
 /// Reads a file.

@@ -11,6 +11,8 @@ pub use server::{Call, Control, Error as BindError, Responder, bind};
 
 use serde::{Deserialize, Serialize};
 
+use crate::render::cut;
+
 /// Longest reply, bytes.
 pub const MAX_LINE: u64 = 16 << 20;
 /// Longest message of a refusal, bytes: a request that it quotes may be long.
@@ -68,14 +70,9 @@ impl RequestRefusal {
     /// With a stable `code` for programs and a `message` for people, which is cut off after 64 KiB.
     #[must_use]
     pub fn new(code: &str, message: impl Into<String>) -> Self {
-        let mut message = message.into();
-        if message.len() > MAX_MESSAGE {
-            message.truncate(message.floor_char_boundary(MAX_MESSAGE));
-            message.push('…');
-        }
         Self {
             code: code.to_owned(),
-            message,
+            message: cut(message.into(), MAX_MESSAGE),
         }
     }
 
