@@ -55,7 +55,15 @@ pub struct Exposed {
 /// # Errors
 /// [`Exposed`] when others than those of `access` can read, write or execute the file.
 pub fn check(path: &Path, access: Access) -> Result<(), Exposed> {
-    let mode = fs::metadata(path).map_or(0, |data| data.permissions().mode() & 0o777);
+    fs::metadata(path).map_or(Ok(()), |data| check_metadata(path, &data, access))
+}
+
+/// As [`check`], for a caller that has the metadata of the file.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_metadata(path: &Path, data: &fs::Metadata, access: Access) -> Result<(), Exposed> {
+    let mode = data.permissions().mode() & 0o777;
     if mode & access.forbidden() == 0 {
         return Ok(());
     }

@@ -3,11 +3,12 @@
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     str::FromStr,
 };
 
+use service::secret_file::{self, Access, Exposed};
 use tunnel::{InvalidKey, PresharedKey, Random, SecretKey};
 use zeroize::Zeroizing;
 
@@ -38,18 +39,9 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// Other users can read the file.
-    #[error(
-        "{} has secrets, and other users can access it (mode {mode:03o}): run `chmod 600 {}`",
-        path.display(),
-        path.display()
-    )]
-    Readable {
-        /// The file.
-        path: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-    },
+    /// Other users can access the file.
+    #[error(transparent)]
+    Exposed(#[from] Exposed),
     /// The file holds no key.
     #[error("{}: {source}", path.display())]
     Text {
@@ -109,13 +101,8 @@ fn read<K: FromStr<Err = InvalidKey>>(path: &Path) -> Result<K, Error> {
             source,
         }
     };
-    let mode = fs::metadata(path).map_err(failed("stat"))?.mode() & 0o777;
-    if mode & 0o077 != 0 {
-        return Err(Error::Readable {
-            path: path.to_owned(),
-            mode,
-        });
-    }
+    let data = fs::metadata(path).map_err(failed("stat"))?;
+    secret_file::check_metadata(path, &data, Access::Owner)?;
     let text = Zeroizing::new(fs::read_to_string(path).map_err(failed("read"))?);
     text.trim().parse().map_err(|source| Error::Text {
         path: path.to_owned(),

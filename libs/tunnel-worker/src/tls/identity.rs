@@ -4,13 +4,14 @@ use std::{
     fmt,
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     str::FromStr,
 };
 
 use aws_lc_rs::digest::{SHA256, digest};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject as _};
+use service::secret_file::{self, Access, Exposed};
 use zeroize::Zeroizing;
 
 /// SHA-256 of a certificate (DER).
@@ -83,18 +84,9 @@ pub enum Error {
         /// The kernel's error.
         source: io::Error,
     },
-    /// Other users can read the file.
-    #[error(
-        "{} has secrets, and other users can access it (mode {mode:03o}): run `chmod 600 {}`",
-        path.display(),
-        path.display()
-    )]
-    Readable {
-        /// The file.
-        path: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-    },
+    /// Other users can access the file.
+    #[error(transparent)]
+    Exposed(#[from] Exposed),
     /// The file holds no identity.
     #[error(
         "{} does not hold a certificate and its key (PEM, PKCS #8): {why}; move it away to have a \
@@ -156,7 +148,10 @@ impl Identity {
     /// [`Error`], naming the file. An existing file is never overwritten.
     pub fn load_or_generate(path: &Path, name: &str) -> Result<Self, Error> {
         match fs::metadata(path) {
-            Ok(metadata) => Self::load(path, metadata.mode() & 0o777),
+            Ok(data) => {
+                secret_file::check_metadata(path, &data, Access::Owner)?;
+                Self::load(path)
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let identity = Self::generate(name)?;
                 identity.write(path)?;
@@ -170,13 +165,7 @@ impl Identity {
         }
     }
 
-    fn load(path: &Path, mode: u32) -> Result<Self, Error> {
-        if mode & 0o077 != 0 {
-            return Err(Error::Readable {
-                path: path.to_owned(),
-                mode,
-            });
-        }
+    fn load(path: &Path) -> Result<Self, Error> {
         let text = fs::read(path)
             .map(Zeroizing::new)
             .map_err(|source| Error::Io {
@@ -275,6 +264,8 @@ fn pem(out: &mut String, label: &str, der: &[u8]) {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
+
+    use std::os::unix::fs::MetadataExt as _;
 
     use super::*;
 
