@@ -7,11 +7,13 @@
 //! ```text
 //!   build ─▶ ┌ unit tests, fuzz targets, examples ┐ ─▶ lab tests, four at once ─▶ timed ones
 //!            └ packet tests, two at once          ┘        ─▶ virtual machines, where asked for
+//!                                                           ─▶ failed tests again, each alone
 //! ```
 
 mod build;
 mod libtest;
 mod program;
+mod repeat;
 mod report;
 pub mod summary;
 mod targets;
@@ -202,6 +204,14 @@ pub fn test(options: &Options) -> anyhow::Result<ExitCode> {
         let programs: Vec<_> = programs.iter().collect();
         run_each(&programs, TestOrder::Parallel, &settings, &report);
         report.stage(Stage::Dev, at);
+    }
+    // A long run is told as it went.
+    if !options.long {
+        let at = Instant::now();
+        let settings = |tier| options.settings(tier);
+        if repeat::failures(&programs, settings, &report) {
+            report.stage(Stage::Repeats, at);
+        }
     }
     if privileged {
         take_down_abandoned_labs()?;

@@ -25,6 +25,7 @@ pub enum Stage {
     Timed,
     VirtualMachines,
     Dev,
+    Repeats,
 }
 
 impl Stage {
@@ -37,6 +38,7 @@ impl Stage {
             Self::Timed => "lab tests that assert times, one at a time",
             Self::VirtualMachines => "tests in virtual machines",
             Self::Dev => "unit tests with overflow checks and debug assertions",
+            Self::Repeats => "failed tests once more, each alone",
         }
     }
 
@@ -49,7 +51,7 @@ impl Stage {
             Self::UnitAndPackets => Some(200),
             Self::Lab => Some(390),
             Self::Timed => Some(330),
-            Self::VirtualMachines | Self::Dev => None,
+            Self::VirtualMachines | Self::Dev | Self::Repeats => None,
         }
     }
 }
@@ -79,25 +81,35 @@ pub struct Report(Mutex<Inner>);
 struct Inner {
     parts: BTreeMap<Part, (Counts, f64)>,
     slow: Vec<(f64, String)>,
-    failed: Vec<(String, String)>,
+    failed: Vec<Failure>,
+    unstable: Vec<Failure>,
     stages: Vec<(Stage, f64)>,
+}
+
+/// A test that failed once.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    pub part: Part,
+    /// Path of the test in its program; empty for a part that is no test program.
+    pub test: String,
+    /// Output of the run that failed.
+    pub output: String,
+}
+
+impl Failure {
+    fn name(&self) -> String {
+        match self.test.is_empty() {
+            true => self.part.name.clone(),
+            false => format!("{}: {}", self.part.name, self.test),
+        }
+    }
 }
 
 impl Report {
     /// Prints an outcome, with what the test printed if `shown`, or if it failed; and counts it.
     pub fn add(&self, part: &Part, outcome: Outcome, shown: bool) {
         let name = format!("{}: {}", part.name, outcome.name);
-        let mut text = format!(
-            "{:<7} {:>8.3} s  {name}",
-            outcome.status.label(),
-            outcome.seconds
-        );
-        if shown || outcome.status != Status::Passed {
-            for line in outcome.output.lines() {
-                text.push_str("\n        | ");
-                text.push_str(line);
-            }
-        }
+        let text = block(&name, &outcome, shown);
         let mut inner = self.lock();
         // While locked, so that blocks stay whole.
         outln!("{text}");
@@ -110,8 +122,40 @@ impl Report {
         *seconds += outcome.seconds;
         inner.slow.push((outcome.seconds, name.clone()));
         if outcome.status == Status::Failed {
-            inner.failed.push((name, outcome.output));
+            inner.failed.push(Failure {
+                part: part.clone(),
+                test: outcome.name,
+                output: outcome.output,
+            });
         }
+    }
+
+    /// The failures so far.
+    pub fn failures(&self) -> Vec<Failure> {
+        self.lock().failed.clone()
+    }
+
+    /// Prints an outcome of a repeated run, which is not counted.
+    pub fn repeated(&self, part: &Part, outcome: &Outcome) {
+        let name = format!("{} (repeated): {}", part.name, outcome.name);
+        let text = block(&name, outcome, true);
+        let _whole = self.lock();
+        outln!("{text}");
+    }
+
+    /// Counts a failed test as passed, and as unstable.
+    pub fn unstable(&self, failure: &Failure) {
+        let inner = &mut *self.lock();
+        let is_it = |f: &Failure| f.part == failure.part && f.test == failure.test;
+        let Some(at) = inner.failed.iter().position(is_it) else {
+            return;
+        };
+        let failure = inner.failed.remove(at);
+        if let Some((counts, _)) = inner.parts.get_mut(&failure.part) {
+            counts.failed -= 1;
+            counts.passed += 1;
+        }
+        inner.unstable.push(failure);
     }
 
     /// Counts a part that is no test program.
@@ -121,7 +165,11 @@ impl Report {
         row.0 += counts;
         row.1 += seconds;
         if counts.failed > 0 {
-            inner.failed.push((part.name.clone(), String::new()));
+            inner.failed.push(Failure {
+                part: part.clone(),
+                test: String::new(),
+                output: String::new(),
+            });
         }
     }
 
@@ -135,9 +183,9 @@ impl Report {
     /// the sum.
     pub fn finish(&self, begun: Instant, has_budget: bool) -> Counts {
         let inner = &mut *self.lock();
-        for (name, output) in &inner.failed {
-            outln!("\n==== FAILED: {name}");
-            for line in output.lines() {
+        for failure in &inner.failed {
+            outln!("\n==== FAILED: {}", failure.name());
+            for line in failure.output.lines() {
                 outln!("{line}");
             }
         }
@@ -184,6 +232,21 @@ impl Report {
                  no run: look at the slowest tests above, or measure again on an idle machine."
             );
         }
+        // Once more at the end, where a log that is cut off in its middle still has them.
+        for (title, tests) in [
+            ("failed", &inner.failed),
+            (
+                "unstable: failed once, and passed each time alone",
+                &inner.unstable,
+            ),
+        ] {
+            if !tests.is_empty() {
+                outln!("\n{title}");
+            }
+            for failure in tests {
+                outln!("    {}", failure.name());
+            }
+        }
         outln!();
         sum
     }
@@ -191,6 +254,22 @@ impl Report {
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The lines of an outcome: with what the test printed if `shown`, or if it did not pass.
+fn block(name: &str, outcome: &Outcome, shown: bool) -> String {
+    let mut text = format!(
+        "{:<7} {:>8.3} s  {name}",
+        outcome.status.label(),
+        outcome.seconds
+    );
+    if shown || outcome.status != Status::Passed {
+        for line in outcome.output.lines() {
+            text.push_str("\n        | ");
+            text.push_str(line);
+        }
+    }
+    text
 }
 
 #[cfg(test)]
