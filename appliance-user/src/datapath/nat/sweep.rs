@@ -622,6 +622,23 @@ mod tests {
         }
     }
 
+    /// As a crash between the removals of both halves leaves it.
+    #[test]
+    fn half_a_mapping_is_unused_without_a_connection() {
+        let epochs = epochs();
+        for half in 0..2 {
+            let mut sweep = sweep(100_000, &epochs);
+            for (key, flow) in connection(5, 100_000) {
+                sweep.flow(&key, &flow);
+            }
+            let (key, value) = mapping(1, EPOCH)[half];
+            sweep.mapping(&key, &value);
+            let (key_in_use, value) = mapping(5, EPOCH)[half];
+            sweep.mapping(&key_in_use, &value);
+            assert_eq!(sweep.take_unused(), [key]);
+        }
+    }
+
     #[test]
     fn a_mapping_that_has_just_begun_a_connection_is_not_unused() {
         let epochs = epochs();
