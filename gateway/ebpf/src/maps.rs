@@ -9,7 +9,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray},
 };
 use gateway_common::maps::{
-    Admission, Bucket, Circuit, Known, MAX_PORTS, MIN_BUCKETS, MIN_CIRCUITS, MIN_PAIR_BUCKETS,
+    Admission, Bucket, Circuit, Known, MAX_PORTS, MIN_BUCKETS, MIN_CIRCUITS,
     Outcome, Port, SLOTS_PER_CIRCUIT, SOURCE_BUCKETS, Stats,
 };
 
@@ -43,11 +43,6 @@ pub static ADMISSION: Array<Admission> = Array::with_max_entries(1, 0);
 /// of all of them. Written by the program.
 #[map]
 pub static SOURCES: Array<u64> = Array::with_max_entries(SOURCE_BUCKETS + 1, 0);
-
-/// As [`SOURCES`], the bucket of the messages of a source that is not bound at one circuit. Written
-/// by the program.
-#[map]
-pub static PAIRS: Array<u64> = Array::with_max_entries(MIN_PAIR_BUCKETS, 0);
 
 /// Frames by [`Outcome`]. Written by the program.
 #[map]

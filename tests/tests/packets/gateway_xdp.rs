@@ -1036,7 +1036,6 @@ fn the_program_and_its_maps_stay_within_their_budgets() {
         "COUNTERS",
         "IDS",
         "KNOWN",
-        "PAIRS",
         "PORTS",
         "SOURCES",
         "STATS",

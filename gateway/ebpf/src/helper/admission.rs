@@ -4,17 +4,18 @@
 //!
 //! The kernel gives a datagram to the thread of its circuit. So without a bound, a sender that
 //! knows one ID could keep that thread from serving the binds of others. The source at the circuit
-//! pays first: one source leaves the circuit room for its ends. Then the circuit pays: a sender
-//! uses up the budgets of others only with as many IDs as these have room for.
+//! pays first, from a bucket of the circuit: one source leaves the circuit room for its ends, and no
+//! other circuit pays. Then the circuit pays: a sender uses up the budgets of others only with as
+//! many IDs as these have room for.
 
 use gateway_common::maps::{
-    Address, Admission, BOUND_RATE, Bucket, CIRCUIT_DATAGRAM_RATE, CIRCUIT_RATE, Known, PAIR_RATE,
-    Remote, SOURCE_BUCKETS,
+    Address, Admission, BOUND_RATE, Bucket, CIRCUIT_DATAGRAM_RATE, CIRCUIT_RATE, Known,
+    PAIR_BUCKETS, PAIR_RATE, Remote, SOURCE_BUCKETS,
 };
 
 use crate::{
     helper::{datagram::Datagram, rate::compare_exchange},
-    maps::{PAIRS, SOURCES},
+    maps::SOURCES,
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -82,13 +83,17 @@ pub fn admit(
         };
         let secret = admission.secret;
         if is_message {
-            let pair = Admission::bucket(secret, d.family, &d.source, id, admission.pair_mask);
-            let full_at = PAIRS.get_ptr_mut(pair);
-            if !full_at.is_some_and(|full_at| take(full_at, now, PAIR_RATE)) {
+            let pair = Admission::pair(secret, d.family, &d.source, id, now);
+            // SAFETY: as above; the mask keeps the index within the array, also for the verifier.
+            let full_at = unsafe {
+                let pairs: *mut u64 = (&raw mut (*known).pairs).cast();
+                pairs.add(pair & (PAIR_BUCKETS - 1))
+            };
+            if !take(full_at, now, PAIR_RATE) {
                 return false;
             }
         }
-        let source = Admission::bucket(secret, d.family, &d.source, 0, SOURCE_BUCKETS - 1);
+        let source = Admission::source(secret, d.family, &d.source);
         return take(circuit, now, rate)
             && take_at(source, now, admission.source_rate)
             && take_at(SOURCE_BUCKETS, now, admission.unbound_rate);

@@ -34,8 +34,7 @@ use aya::{
 };
 use gateway_common::maps::{
     Admission, Bucket, Circuit, Known, Listen, MAX_LISTEN, MIN_BUCKETS, MIN_CIRCUITS, Outcome,
-    Port, Remote, SLOT_REUSE_DELAY, SLOTS_PER_CIRCUIT, Stats, pair_buckets, source_rate,
-    unbound_rate,
+    Port, Remote, SLOT_REUSE_DELAY, SLOTS_PER_CIRCUIT, Stats, source_rate, unbound_rate,
 };
 
 pub use links::{Interface, wanted};
@@ -242,14 +241,12 @@ impl Fast {
         };
         let circuits = twice(size.circuits, MIN_CIRCUITS);
         let buckets = twice(size.tenants.saturating_mul(2), MIN_BUCKETS);
-        let pairs = pair_buckets(size.circuits);
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("IDS", circuits)
             .map_max_entries("KNOWN", circuits)
             .map_max_entries("CIRCUITS", circuits * SLOTS_PER_CIRCUIT)
             .map_max_entries("STATS", circuits)
             .map_max_entries("BUCKETS", buckets)
-            .map_max_entries("PAIRS", pairs)
             .load_file(object)
             .map_err(|source| Error::Load {
                 path: object.to_owned(),
@@ -272,7 +269,6 @@ impl Fast {
             source_rate: source_rate(size.circuits),
             unbound_rate: unbound_rate(size.circuits),
             complete: 1,
-            pair_mask: pairs - 1,
             ..Admission::default()
         };
         program(&mut ebpf)?
