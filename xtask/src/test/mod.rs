@@ -78,7 +78,7 @@ impl Tier {
             .find(|tier| tier.name() == name)
     }
 
-    /// After which time a test hangs. The longest of each take about a tenth of it.
+    /// After which time a test is ended, and has failed. The longest takes a quarter of it.
     const fn limit(self) -> Duration {
         Duration::from_secs(match self {
             Self::Unit => 300,

@@ -531,6 +531,52 @@ fn troubleshooting_quotes_texts_that_programs_print() {
     );
 }
 
+/// Lines after a row of a table that are neither a row nor empty: a viewer takes them for one.
+fn after_tables(text: &str) -> Vec<&str> {
+    let mut is_row = false;
+    let mut fenced = false;
+    let mut wrong = Vec::new();
+    for line in text.lines() {
+        if line.starts_with("```") {
+            fenced = !fenced;
+        }
+        if is_row && !line.is_empty() && !line.starts_with('|') {
+            wrong.push(line);
+        }
+        is_row = !fenced && line.starts_with('|');
+    }
+    wrong
+}
+
+#[test]
+fn tables_end_with_an_empty_line() {
+    let row = "| a |\n|---|\n| b |\n";
+    assert_eq!(after_tables(&format!("{row}\ntext")), [""; 0]);
+    assert_eq!(after_tables(&format!("{row}text\nmore")), ["text"]);
+    assert_eq!(after_tables("```\n| a\nb\n```\n"), [""; 0]);
+    for (path, text) in pages() {
+        assert_eq!(after_tables(&text), [""; 0], "{}", path.display());
+    }
+}
+
+#[test]
+fn every_variable_of_the_environment_is_documented() {
+    let is_variable = |literal: &str| {
+        literal
+            .strip_prefix("CAUSEWAY_")
+            .is_some_and(|name| name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'))
+    };
+    let pages: String = pages().into_values().collect();
+    let mut variables = BTreeSet::new();
+    for path in files(&[".rs"]) {
+        let literals = literals(&read(&path)).into_iter();
+        variables.extend(literals.map(|(_, text)| text).filter(|t| is_variable(t)));
+    }
+    assert!(variables.len() > 20, "{variables:?}");
+    variables.retain(|name| !pages.contains(name.as_str()));
+    assert!(variables.is_empty(), "on no page: {variables:?}");
+}
+
 #[test]
 fn paths_and_names_are_recognised() {
     let found = paths_in("// see libs/a/{b,c}.rs, (`d/e.rs`), https://x.org/libs/f.rs and `g.md`.");
