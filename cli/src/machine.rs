@@ -1,4 +1,5 @@
-//! `gateway token`, `appliance token` and `revoke`: who a machine is.
+//! The commands `token`, `identity` and `revoke` of gateways and appliances: enrolment tokens and
+//! identities.
 
 use clap::{Arg, ArgMatches, Command, value_parser};
 use control::KindInfo;

@@ -1,4 +1,4 @@
-//! The state in short.
+//! The command `status`: counts of objects, conditions that are not true, leases that end soon.
 
 use clap::Args;
 use service::outln;

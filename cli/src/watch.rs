@@ -1,4 +1,4 @@
-//! Changes as they are made.
+//! The command `watch`: prints changes of objects from the director's stream of events.
 
 use std::time::Duration;
 

@@ -361,7 +361,7 @@ impl Director {
                 Ok(_) => return Ok(()),
                 Err(CommitError::Stale { .. }) => {}
                 Err(error) => {
-                    tracing::error!(%error, "cannot commit a change");
+                    tracing::error!(%error, "cannot commit a record without an audit entry");
                     return Err(RecordError::Unavailable);
                 }
             }

@@ -259,7 +259,10 @@ impl Daemon {
         if self.controller.is_incomplete()
             && let Err(error) = self.controller.apply_snapshot(&mut self.engines)
         {
-            tracing::error!(error = format!("{error:#}"), "the data path is incomplete");
+            tracing::error!(
+                error = format!("{error:#}"),
+                "cannot complete the data path; retrying each second"
+            );
         }
         self.sample_metrics();
         self.report_to_director();

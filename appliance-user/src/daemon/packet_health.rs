@@ -1,8 +1,8 @@
 //! Counters that must not rise: each that does names a cause outside of the appliance.
 //!
 //! For: the problems and warnings that status shows while such a counter rises. A problem makes the
-//! appliance unready for all tenants; what one tenant's host or a stranger can cause is therefore a
-//! warning. Never: reading the counters.
+//! appliance unready for all tenants; what one tenant's host or a sender on the internet can cause
+//! is therefore a warning. Never: reading the counters.
 
 use std::time::{Duration, Instant};
 
@@ -77,8 +77,8 @@ impl PacketHealth {
         problems
     }
 
-    /// Faults that hosts inside or strangers cause, and that only they suffer from; `ports` as for
-    /// [`problems`](Self::problems).
+    /// Faults that hosts inside or senders on the internet cause, and that only they suffer from;
+    /// `ports` as for [`problems`](Self::problems).
     pub fn warnings(&self, ports: &str) -> Vec<String> {
         let mut warnings = Vec::new();
         for (watched, protocol, counter) in [
@@ -98,7 +98,7 @@ impl PacketHealth {
                 "packets from the uplink to public addresses have a checksum that only their \
                  sender's NIC would complete (checksum_partial_outside rises), and the receivers \
                  drop them: run `ethtool -K IFACE tx off` on senders behind the uplink's switch; \
-                 strangers can send such packets too, without effect ({ports})"
+                 any sender on the internet can send such packets too, without effect ({ports})"
             ));
         }
         warnings

@@ -210,7 +210,7 @@ impl Problem {
     }
 
     pub(crate) fn internal(error: &dyn std::error::Error) -> Self {
-        tracing::error!(%error, "request failed");
+        tracing::error!(%error, "internal error: a request failed, and nothing was changed");
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "internal",

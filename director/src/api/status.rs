@@ -1,4 +1,4 @@
-//! The state in short.
+//! The operation `GET /v1/status`: counts of objects, conditions that are not true.
 
 use axum::http::{Method, StatusCode};
 use control::{Observed, Summary, Tenant, summary};

@@ -180,7 +180,7 @@ impl Controller {
             name = controller.config.name,
             connections = limits.connections,
             draining,
-            "running"
+            "configuration in force"
         );
         Ok(controller)
     }

@@ -1,4 +1,4 @@
-//! Changes as they come.
+//! Watches: the changes below a prefix, from a revision on.
 
 use tokio::sync::watch::Receiver;
 

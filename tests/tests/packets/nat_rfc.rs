@@ -1,5 +1,6 @@
 //! Requirements of RFC 4787 (UDP), RFC 5382 (TCP), RFC 5508 (ICMP) and RFC 7857 for a NAT, one test
-//! each; and the result of a client of RFC 5780 finds out. docs/nat.md has the table.
+//! each; and the mapping and filtering that a client of RFC 5780 detects. The table is in
+//! docs/nat.md.
 
 use std::net::IpAddr;
 

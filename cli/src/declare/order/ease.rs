@@ -1,4 +1,4 @@
-//! Changes on the way: where changes wait for each other, one of them lets go first of what the
+//! Intermediate changes: where changes wait for each other, one object first gives up what the
 //! others need. Two pools that exchange ranges, and a pool under another name, need that.
 
 use std::{collections::BTreeSet, net::IpAddr};

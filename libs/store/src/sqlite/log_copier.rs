@@ -90,6 +90,11 @@ fn lock(connection: &Mutex<Connection>) -> MutexGuard<'_, Connection> {
 fn copy(connection: &Connection, path: &Path) {
     let copied = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
     if let Err(error) = copied {
-        tracing::warn!(%error, store = %path.display(), "cannot copy the log");
+        tracing::warn!(
+            %error,
+            store = %path.display(),
+            "cannot copy the write-ahead log of SQLite into the store, so that it grows: check the \
+             disk"
+        );
     }
 }

@@ -205,7 +205,12 @@ impl Writer {
 
     fn copy_long_log(&self) {
         if let Err(error) = self.copy_log() {
-            tracing::warn!(%error, store = %self.path.display(), "cannot copy the log");
+            tracing::warn!(
+                %error,
+                store = %self.path.display(),
+                "cannot copy the write-ahead log of SQLite into the store, so that it grows: \
+                 check the disk"
+            );
         }
     }
 
@@ -236,7 +241,12 @@ impl Writer {
                 }
             }
             Err(error) => {
-                tracing::error!(%error, commits = group.len(), "commits failed");
+                tracing::error!(
+                    %error,
+                    commits = group.len(),
+                    "cannot commit to the store, and wrote nothing: check the space and the \
+                     errors of the disk"
+                );
                 for waiting in group {
                     drop(waiting.reply.send(Err(error.clone().into())));
                 }
