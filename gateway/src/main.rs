@@ -6,7 +6,11 @@
     reason = "they panic when the reader has closed the pipe: use outln! and errln!"
 )]
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::SystemTime,
+};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
@@ -20,7 +24,13 @@ use gateway_model::{DesiredPage, Objects, Snapshot, Update, Withdrawal};
 use service::{
     cli::{self, RunArgs},
     socket::{AskError, Client, Page},
+    support_bundle::{self, Bundle},
 };
+
+/// The program, and its unit.
+const PROGRAM: &str = "causeway-gateway";
+/// Configuration file of the unit.
+const CONFIG: &str = "/etc/causeway/gateway.toml";
 
 /// The cloud gateway of Causeway: one address and port for the control connections and tunnels of
 /// tenants.
@@ -89,12 +99,13 @@ enum Command {
     Drain,
     /// Accept connections and binds again.
     Undrain,
+    /// Write a file for support: status, configuration, journal and what the kernel tells of the
+    /// machine, without keys and passwords. It works also while the gateway is down.
+    SupportBundle(support_bundle::Args),
 }
 
 fn main() -> ExitCode {
-    cli::main("causeway-gateway", || {
-        run(cli::parse(|cli: &Cli| cli.command.asks()))
-    })
+    cli::main(PROGRAM, || run(cli::parse(|cli: &Cli| cli.command.asks())))
 }
 
 impl Command {
@@ -106,7 +117,8 @@ impl Command {
             | Self::Desired { .. }
             | Self::Reload
             | Self::Drain
-            | Self::Undrain => true,
+            | Self::Undrain
+            | Self::SupportBundle(_) => true,
             Self::Run(_) | Self::Check { .. } | Self::CircuitKey { .. } => false,
         }
     }
@@ -213,6 +225,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 );
             }
         }
+        Command::SupportBundle(args) => support_bundle(&client, args)?,
         Command::Undrain => {
             let brief: Brief = client.ask(&Request::Undrain {})?;
             service::outln!("{}: accepts connections", brief.name);
@@ -223,6 +236,27 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+fn support_bundle(client: &Client, args: support_bundle::Args) -> anyhow::Result<()> {
+    let mut bundle = Bundle::of_this_machine(PROGRAM);
+    let status: Result<Status, _> = client.ask(&Request::Status {});
+    let status = status.and_then(|mut status| {
+        add_lists(client, &mut status, None)?;
+        Ok(status)
+    });
+    let answers = status.is_ok();
+    bundle.json("status.json", status);
+    // A gateway that hangs would be waited for once more.
+    if answers {
+        bundle.json("desired.json", desired(client, false));
+    }
+    bundle.configuration(args.config.as_deref().unwrap_or(Path::new(CONFIG)));
+    bundle.journal(PROGRAM, args.lines);
+    bundle.machine(Path::new("/"));
+    let written = bundle.write(args.output, SystemTime::now());
+    written.context("cannot write the support bundle")?.print();
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::{net::IpAddr, path::PathBuf};
 use appliance_common::wire::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP};
 use clap::{Args, Parser, Subcommand};
 use failover::IpPrefix;
-use service::cli::RunArgs;
+use service::{cli::RunArgs, support_bundle};
 
 /// Causeway appliance: stretches the networks of tenants to the replicas of their machines.
 #[derive(Parser)]
@@ -106,6 +106,9 @@ pub enum Command {
     },
     /// Reload the configuration file. If it is refused, the running configuration stays in force.
     Reload,
+    /// Write a file for support: status, counters, configuration, journal and what the kernel tells
+    /// of the machine, without keys and passwords. It works also while the daemon is down.
+    SupportBundle(support_bundle::Args),
     /// Remove the XDP programs and maps: forwarding ends. The daemon must not be running.
     Detach {
         /// Configuration file, which names the directory of the pins.
@@ -128,7 +131,8 @@ impl Command {
             | Self::Trace(_)
             | Self::Apply { .. }
             | Self::Desired { .. }
-            | Self::Reload => true,
+            | Self::Reload
+            | Self::SupportBundle(_) => true,
             Self::Run(_)
             | Self::Check { .. }
             | Self::Keygen { .. }

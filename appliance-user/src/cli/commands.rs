@@ -1,6 +1,6 @@
 //! The commands: a request to the daemon, and its reply as text or JSON.
 
-use std::{fs::File, io::Read as _, os::unix::net::UnixStream, path::Path};
+use std::{fs::File, io::Read as _, os::unix::net::UnixStream, path::Path, time::SystemTime};
 
 use anyhow::Context as _;
 use appliance_user::{
@@ -22,6 +22,7 @@ use service::{
     cli, outln,
     socket::{AskError, Client, Page},
     stdout,
+    support_bundle::{self, Bundle},
 };
 use tunnel::{PresharedKey, SecretKey};
 use tunnel_worker::keys::{self, OsRandom};
@@ -34,6 +35,11 @@ use super::{
 /// Longest file that is read for the daemon, bytes: a plan of ten thousand rules has less than two
 /// million.
 const MAX_FILE: u64 = 6 << 20;
+
+/// The program, and its unit.
+const PROGRAM: &str = "causeway-appliance";
+/// Configuration file of the unit.
+const CONFIG: &str = "/etc/causeway/appliance.toml";
 
 /// Runs a command.
 ///
@@ -95,6 +101,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
             let _: Done = client.ask(&Request::Reload {})?;
             outln!("reloaded");
         }
+        Command::SupportBundle(args) => support_bundle(&client, args)?,
         Command::Detach { config } => detach(&config)?,
     }
     Ok(())
@@ -151,6 +158,33 @@ fn check(file: &Path) -> anyhow::Result<()> {
         config.peers.len(),
         config.networks.len()
     );
+    Ok(())
+}
+
+fn support_bundle(client: &Client, args: support_bundle::Args) -> anyhow::Result<()> {
+    let mut bundle = Bundle::of_this_machine(PROGRAM);
+    let status = status(client);
+    let answers = status.is_ok();
+    bundle.json("status.json", status);
+    // A daemon that hangs would be waited for with each of them.
+    if answers {
+        let counters = client.ask::<Vec<CounterStatus>>(&Request::Counters {});
+        bundle.json("counters.json", counters);
+        let endpoints = client.ask::<Endpoints>(&Request::EndpointList { network: None });
+        bundle.json("endpoints.json", endpoints);
+        let rules: Result<Vec<RuleStatus>, _> = Page::collect(|after| {
+            let tenant = None;
+            client.ask(&Request::RuleList { tenant, after })
+        });
+        bundle.json("rules.json", rules);
+        let desired = client.ask::<Desired>(&Request::Desired { keys: false });
+        bundle.json("desired.json", desired);
+    }
+    bundle.configuration(args.config.as_deref().unwrap_or(Path::new(CONFIG)));
+    bundle.journal(PROGRAM, args.lines);
+    bundle.machine(Path::new("/"));
+    let written = bundle.write(args.output, SystemTime::now());
+    written.context("cannot write the support bundle")?.print();
     Ok(())
 }
 

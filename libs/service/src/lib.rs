@@ -4,7 +4,7 @@
 //! For: the runtime with its loop, signals and watchdog; the control socket; metrics and health
 //! over HTTP; log output; configuration files that are checked whole; permissions of files with
 //! secrets; revisions of desired states; addresses of DNS names and connections to them; restores
-//! of the machine from a snapshot; output of commands; settings and errors of the kernel that XDP
+//! of the machine from a snapshot; support bundles; output of commands; settings and errors of the kernel that XDP
 //! programs depend on. Never: the work of a daemon, or the meaning of its requests.
 //!
 //! ```text
@@ -36,6 +36,7 @@ pub mod run;
 pub mod secret_file;
 pub mod socket;
 pub mod stdout;
+pub mod support_bundle;
 pub mod xdp;
 
 pub use error_chain::error_chain;

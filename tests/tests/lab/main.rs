@@ -19,6 +19,7 @@ mod partial;
 mod restart;
 mod routers;
 mod secure;
+mod support_bundle;
 mod tenants;
 mod timed;
 mod wireguard;
