@@ -28,11 +28,10 @@ use store::{Export, Options, Sqlite, Store as _};
 use tokio::{net::TcpListener, task::JoinHandle};
 
 use crate::{
-    Director, Kernel, agents,
-    api::{self, Problem},
-    audit_key,
+    Director, Kernel, agents, api, audit_key,
     config::{self, Config},
     live::LoadError,
+    problem::Problem,
     self_test::{self, ApiError, SelfTest},
     tls::{self, OwnSources, Tls},
 };

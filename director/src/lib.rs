@@ -12,34 +12,43 @@
 //!          │                                                               └ audit: entry, chained
 //!          └─▶ reads
 //! ```
+//!
+//! Modules depend on those in the lines below their own, and on those to their right:
+//!
+//! ```text
+//!   daemon, config, self_test         the process
+//!   api                               requests of people and programs
+//!   agents                            connections of machines
+//!   change, metrics                   the director: the order of changes, and their commits
+//!   authentication     offline        log-ins in memory; stores that no director has open
+//!   live, problem                     the state in memory; why a request is refused
+//!   audit, machines, people           records of the store
+//!   audit_key, key_file, roles, tls, source, environment
+//! ```
 
-mod access;
 pub mod agents;
 pub mod api;
 pub mod audit;
 pub mod audit_key;
+mod authentication;
 mod change;
 pub mod config;
 pub mod daemon;
-mod ended;
 mod environment;
-mod idempotency;
-mod init;
 mod key_file;
-mod last_use;
 mod live;
+mod machines;
 mod metrics;
 pub mod offline;
 pub mod people;
+mod problem;
 pub mod roles;
 mod self_test;
 mod source;
-mod stalled;
 pub mod tls;
-mod totp;
-pub mod transfer;
 
 pub use change::{Director, MAX_UNSIGNED_ENTRIES};
 pub use environment::{Environment, Kernel};
-pub use init::{Error as InitError, init};
 pub use live::LoadError;
+pub use offline::init::{Error as InitError, init};
+pub use problem::Problem;

@@ -20,7 +20,8 @@ use director::{
     audit_key,
     config::Config,
     daemon::{self, Reply, Request},
-    init, offline, transfer,
+    init,
+    offline::{self, transfer},
 };
 use service::{
     cli::{self, RunArgs},

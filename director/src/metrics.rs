@@ -17,7 +17,7 @@ use prometheus_client::{
 };
 use tokio::sync::watch::Receiver;
 
-use crate::agents::Presence;
+use crate::machines::Presence;
 
 /// Labels of an answered request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -16,11 +16,12 @@ use rustls::{
     time_provider::TimeProvider,
 };
 
-use super::{
-    listener::Settings,
-    records::{AUTHORITIES, StoredAuthority, authority_id},
+use super::settings::Settings;
+use crate::{
+    Director, Environment, key_file,
+    live::Live,
+    machines::{AUTHORITIES, StoredAuthority, authority_id},
 };
-use crate::{Director, Environment, key_file, live::Live};
 
 /// The authority cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -7,20 +7,17 @@ use identity::{Certificate, Issued, Machine, Request, Secret};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use super::{
-    Agents,
-    records::{
-        ENROLMENTS, Enrolment, IDENTITIES, IssuedKey, MachineIdentity, machine_key, must_be,
-    },
-};
+use super::{authority, shared::Agents};
 use crate::{
     Director,
-    access::Access,
-    api::Problem,
-    audit::{Outcome, Subject},
+    audit::{Access, Outcome, Subject},
     change::{Planned, RecordError, Wanted},
     live::Live,
+    machines::{
+        ENROLMENTS, Enrolment, IDENTITIES, IssuedKey, MachineIdentity, machine_key, must_be,
+    },
     people::{Actor, ENROLMENT},
+    problem::Problem,
     roles::Role,
 };
 
@@ -378,7 +375,7 @@ fn read(request: &[u8]) -> Result<Request, Refused> {
     Request::read(request).map_err(|error| Refused::Request(error.to_string()))
 }
 
-fn internal(error: &super::authority::Error) -> Refused {
+fn internal(error: &authority::Error) -> Refused {
     tracing::error!(%error, "cannot issue a certificate");
     Refused::Unavailable
 }

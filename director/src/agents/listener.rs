@@ -1,11 +1,9 @@
 //! The listener of agents: TLS 1.3 by certificates, and HTTP/2.
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -13,7 +11,6 @@ use std::{
 
 use agent_protocol::{MAX_FROM_AGENT, agents_server::AgentsServer};
 use axum::Router;
-use gateway_client::dial::ServiceAddress;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -27,13 +24,14 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    authority::{self, Trusted, shown},
-    records::machine_key,
+    authority::{self, shown},
     service::{AgentPeer, Service},
+    settings::Settings,
+    shared::{Agents, MAX_OF_MACHINE, OfMachine},
 };
 use crate::{
-    Director, Environment,
-    key_file::KeyFile,
+    Director,
+    machines::machine_key,
     source::network,
     tls::{Admitted, Limits},
 };
@@ -42,14 +40,6 @@ use crate::{
 /// the enrolment, after which it connects again. Connections come through gateways, too, where they
 /// count for the tenant after `relay.trial_time` (docs/gateway.md): this is less.
 const STRANGER_TIME: Duration = Duration::from_secs(8);
-/// Connections of machines without a certificate at once, and those of one address.
-const MAX_FIRST_CONTACTS: usize = 256;
-const MAX_FIRST_CONTACTS_OF_ADDRESS: usize = 32;
-/// Handshakes at once, and those of one address, which may be a gateway's.
-const MAX_HANDSHAKES: usize = 1024;
-const MAX_HANDSHAKES_OF_ADDRESS: usize = 256;
-/// Connections of one machine at once: the one in use, and the next.
-const MAX_OF_MACHINE: usize = 4;
 /// Longest time that a connection has no stream: before the first, and after the last.
 const WITHOUT_STREAM: Duration = Duration::from_secs(60);
 /// Interval at which connections without a stream are looked for.
@@ -63,37 +53,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 const MAX_STREAMS: u32 = 4;
 /// Window of a stream and of a connection, bytes.
 const WINDOW: u32 = 64 << 10;
-/// Time between lines of the log about machines that are not known.
-const LOG_PAUSE: Duration = Duration::from_secs(1);
 /// Time before connections are accepted again when the kernel refuses.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-
-/// Settings of the listener of agents.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// Address to listen on.
-    pub listen: SocketAddr,
-    /// The provider: the trust domain of all machines' names.
-    pub provider: String,
-    /// DNS name of the director in TLS; gateways relay by it.
-    pub server_name: String,
-    /// Where machines reach the director without a gateway.
-    pub service_addresses: Vec<ServiceAddress>,
-    /// File with the key that encrypts the authority's key.
-    pub sealing_key: PathBuf,
-    /// How long ago a certificate may have expired and still be renewed.
-    pub grace: Duration,
-}
-
-impl Settings {
-    pub(super) fn key_file(&self) -> KeyFile<'_> {
-        KeyFile {
-            path: &self.sealing_key,
-            key: "sealing key",
-            setting: "agents.sealing_key",
-        }
-    }
-}
 
 /// The listener cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -110,90 +71,6 @@ pub enum Error {
     },
 }
 
-/// The agents' side of a director.
-#[derive(Debug)]
-pub(crate) struct Agents {
-    pub(super) trusted: Trusted,
-    pub settings: Settings,
-    handshakes: Arc<Limits>,
-    first_contacts: Arc<Limits>,
-    /// Connections by machine.
-    machines: Mutex<HashMap<String, usize>>,
-    pub(super) strangers: LogLimit,
-    pub(super) refusals: LogLimit,
-}
-
-/// Lines of the log about machines that are refused: one in a second at most, so that they do not
-/// fill the log.
-#[derive(Debug)]
-pub(super) struct LogLimit {
-    environment: Arc<dyn Environment>,
-    /// Time of the last line, and the number of those left out since.
-    last: Mutex<(Option<Duration>, u64)>,
-}
-
-impl LogLimit {
-    fn new(director: &Director) -> Self {
-        Self {
-            environment: Arc::clone(&director.environment),
-            last: Mutex::default(),
-        }
-    }
-
-    /// Logs a refusal.
-    pub fn warn(&self, address: IpAddr, text: &str) {
-        let now = self.environment.monotonic();
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last
-            .0
-            .is_some_and(|last| now.saturating_sub(last) < LOG_PAUSE)
-        {
-            last.1 += 1;
-            return;
-        }
-        let left_out = last.1;
-        *last = (Some(now), 0);
-        drop(last);
-        tracing::warn!(%address, left_out, "refused a machine: {text}");
-    }
-}
-
-impl Agents {
-    /// Reads the authority, or makes one.
-    ///
-    /// # Errors
-    /// [`authority::Error`].
-    async fn load(director: &Director, settings: Settings) -> Result<Self, authority::Error> {
-        Ok(Self {
-            trusted: Trusted::load(director, &settings).await?,
-            settings,
-            handshakes: Arc::new(Limits::new(MAX_HANDSHAKES, MAX_HANDSHAKES_OF_ADDRESS)),
-            first_contacts: Arc::new(Limits::new(
-                MAX_FIRST_CONTACTS,
-                MAX_FIRST_CONTACTS_OF_ADDRESS,
-            )),
-            machines: Mutex::default(),
-            strangers: LogLimit::new(director),
-            refusals: LogLimit::new(director),
-        })
-    }
-
-    /// Hash of the certificate that tokens pin.
-    pub fn fingerprint(&self) -> identity::Fingerprint {
-        self.trusted.fingerprint()
-    }
-
-    /// Opens the listener.
-    ///
-    /// # Errors
-    /// [`Error::Listen`].
-    async fn bind(&self) -> Result<TcpListener, Error> {
-        let address = self.settings.listen;
-        let bound = TcpListener::bind(address).await;
-        bound.map_err(|source| Error::Listen { address, source })
-    }
-}
-
 /// Opens the listener of a director, which has none yet: its address, and the task that serves it
 /// until it is aborted.
 ///
@@ -204,15 +81,21 @@ pub async fn start(
     settings: Settings,
 ) -> Result<(SocketAddr, JoinHandle<()>), Error> {
     let agents = Arc::new(Agents::load(director, settings).await?);
-    let listener = agents.bind().await?;
+    let listener = bind(agents.settings.listen).await?;
     let address = listener.local_addr().unwrap_or(agents.settings.listen);
-    tracing::info!(%address, authority = %agents.fingerprint(), "serving agents");
+    let named = agents.named();
+    tracing::info!(%address, authority = %named.authority, "serving agents");
     // The first one stays.
-    let _ = director.agents.set(Arc::clone(&agents));
+    let _ = director.agent_listener.set(named);
     Ok((
         address,
         tokio::spawn(serve(listener, Arc::clone(director), agents)),
     ))
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|source| Error::Listen { address, source })
 }
 
 /// Serves agents on a listener. Ends only when it is aborted.
@@ -377,41 +260,6 @@ async fn without_stream(streams: &AtomicUsize) {
             0 => idle + IDLE_INTERVAL,
             _ => Duration::ZERO,
         };
-    }
-}
-
-/// A connection that counts for its machine until it is dropped.
-struct OfMachine<'a> {
-    agents: &'a Agents,
-    key: String,
-}
-
-impl<'a> OfMachine<'a> {
-    fn enter(agents: &'a Agents, key: &str) -> Option<Self> {
-        let mut all = agents
-            .machines
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let count = all.entry(key.to_owned()).or_default();
-        if *count >= MAX_OF_MACHINE {
-            return None;
-        }
-        *count += 1;
-        let key = key.to_owned();
-        Some(Self { agents, key })
-    }
-}
-
-impl Drop for OfMachine<'_> {
-    fn drop(&mut self) {
-        let all = self.agents.machines.lock();
-        let mut all = all.unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = all.get_mut(&self.key) {
-            *count -= 1;
-            if *count == 0 {
-                all.remove(&self.key);
-            }
-        }
     }
 }
 

@@ -24,11 +24,14 @@ use tokio::{
 use tonic::{Extensions, Request, Response, Status, Streaming};
 
 use super::{
-    Agents,
     enrol::{self, Granted, Refused},
-    presence::{Closing, OpenStream, Report},
+    shared::Agents,
 };
-use crate::{Director, Environment, metrics::AgentResult};
+use crate::{
+    Director, Environment,
+    machines::{Closing, OpenStream, Report},
+    metrics::AgentResult,
+};
 
 /// Time for the first message of a stream.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);

@@ -7,11 +7,11 @@ use serde_json::{Map, Value, json};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::{
-    answer::{ProblemBody, STATUSES},
     objects::Served,
     request::MAX_HEADER_LEN,
     table::{Operation, Parameter, ResponseHeader, Schema, Values, operations},
 };
+use crate::problem::{ProblemBody, STATUSES};
 
 /// Hexadecimal digits of a page token, two for each byte.
 const PAGE_PATTERN: &str = "^([0-9a-fA-F]{2})*$";

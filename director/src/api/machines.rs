@@ -17,11 +17,12 @@ use super::{
     table::{Answering, Operation, Success},
 };
 use crate::{
-    agents::{
-        Agents, ENROLMENTS, Enrolment, IDENTITIES, MachineIdentity, conflict, difference, must_be,
-    },
+    agents::difference,
     change::{Planned, Wanted},
     live::Live,
+    machines::{
+        AgentListener, ENROLMENTS, Enrolment, IDENTITIES, MachineIdentity, conflict, must_be,
+    },
     roles::Verb,
 };
 
@@ -175,8 +176,9 @@ async fn create<K: Served>(call: Call) -> Result<Answer, Problem> {
     let token = std::sync::Mutex::new(String::new());
     let applied = call.director.change(wanted, |live, origin| {
         let machine = key::<K>(&call, live)?;
-        let agents = call.director.agents.get().ok_or_else(no_listener)?;
-        let text = written(agents, live, tenant, &machine, &secret)?;
+        let listener = call.director.agent_listener.get();
+        let listener = listener.ok_or_else(no_listener)?;
+        let text = written(listener, live, tenant, &machine, &secret)?;
         *token
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner) = text;
@@ -246,7 +248,7 @@ fn of_enrolment(call: &Call, before: Option<&Enrolment>, after: Option<&Enrolmen
 /// The token's text: by the gateways that an appliance's tenant may use, or else by the director's
 /// own addresses.
 fn written(
-    agents: &Agents,
+    listener: &AgentListener,
     live: &Live,
     tenant: Option<&str>,
     machine: &str,
@@ -256,13 +258,13 @@ fn written(
     let gateways = tenant.map(|tenant| gateways_of(&live.state, &tenant.spec));
     let gateways = gateways.unwrap_or_default().into_iter();
     let of_gateways = gateways.flat_map(|gateway| gateway.spec.service_addresses());
-    let own = agents.settings.service_addresses.iter().cloned();
+    let own = listener.service_addresses.iter().cloned();
     // The director's own have their place, however many gateways there are.
     let of_gateways = of_gateways.take(MAX_SERVICE_ADDRESSES - own.len());
     let token = EnrolmentToken {
         secret: secret.clone(),
-        authority: agents.fingerprint(),
-        server_name: agents.settings.server_name.clone(),
+        authority: listener.authority,
+        server_name: listener.server_name.clone(),
         service_addresses: of_gateways.chain(own).take(MAX_SERVICE_ADDRESSES).collect(),
     };
     if token.service_addresses.is_empty() {

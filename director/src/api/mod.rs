@@ -9,7 +9,6 @@
 //! Extractors of axum are not used: their refusals would not be in the document.
 
 mod answer;
-mod attempts;
 mod compatibility;
 mod document;
 mod machines;
@@ -27,7 +26,6 @@ mod usage;
 mod watch;
 
 pub use answer::{Answer, Problem};
-pub(crate) use attempts::Attempts;
 pub use compatibility::breaking_changes;
 pub use document::document;
 pub use table::{Operation, operations};

@@ -13,15 +13,13 @@ use utoipa::ToSchema;
 use super::{
     answer::{Answer, Problem},
     document::{list_of, object_of, schema},
-    people::remove_users_of_deleted,
     request::{Call, LARGEST_PAGE},
     table::{Answering, Operation, Parameter, ResponseHeader, Success, Values},
 };
 use crate::{
-    agents::forget_machine,
     audit::hex,
     change::{Applied, Planned, Wanted},
-    live::Live,
+    live::{Live, forget_machine, remove_users_of_deleted},
     people::Actor,
     roles::{AccessScope, ObjectGroup, Verb, access_scope},
 };

@@ -13,15 +13,14 @@ use super::{
     password,
     request::Call,
     table::{Operation, Schema, Success},
-    tokens::{Issue, ShownToken, delete_tokens, issue},
+    tokens::{Issue, ShownToken, issue},
     totp,
 };
 use crate::{
     audit::Subject,
     change::{Planned, Wanted},
-    init,
-    live::{Live, MAX_USERS, STORED_ANSWER_PREFIX},
-    people::{Actor, MAX_PASSWORD_BYTES, PASSWORD, SESSION_LIFETIME, USERS, User},
+    live::{Live, MAX_USERS, delete_user},
+    people::{self, Actor, MAX_PASSWORD_BYTES, PASSWORD, SESSION_LIFETIME, USERS, User},
     roles::{ObjectGroup, Role, Verb},
     source,
 };
@@ -477,47 +476,7 @@ fn check_user(actor: &Actor, new: &NewUser) -> Result<(), Problem> {
 /// Refuses a new password that is too short, or longer than a hash may take.
 pub(super) fn check_password(password: &str) -> Result<(), Problem> {
     let invalid = |text| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", text);
-    init::check_password(password).map_err(invalid)
-}
-
-/// Deletes users, their tokens and their stored answers together with their tenant, or with the
-/// object that a machine is: a later one of the same name is another one. The transaction deletes
-/// tenants and objects, also such that follow from the change of another one.
-pub(super) fn remove_users_of_deleted(live: &Live, transaction: &mut Transaction) {
-    let is_deleted = |kind: &str, tenant: Option<&str>, name: &str| {
-        let key = match tenant {
-            Some(tenant) => format!("{kind}/{tenant}/{name}"),
-            None => format!("{kind}/{name}"),
-        };
-        transaction.delete.contains(&key)
-    };
-    let users = live.users.values().map(|(user, _)| user);
-    let ended = users.filter(|user| {
-        let tenant = user.tenant.as_deref();
-        let is_of_tenant = tenant.is_some_and(|tenant| is_deleted(Tenant::KIND, None, tenant));
-        let machine = user.role.machine().zip(user.object.as_deref());
-        is_of_tenant || machine.is_some_and(|(kind, object)| is_deleted(kind, tenant, object))
-    });
-    let ended: Vec<_> = ended.map(|user| user.name.clone()).collect();
-    for name in ended {
-        delete_user(&name, live, transaction);
-    }
-}
-
-/// Deletes a user with all that it has.
-fn delete_user(name: &str, live: &Live, transaction: &mut Transaction) {
-    let key = format!("{USERS}{name}");
-    if let Some((_, revision)) = live.users.get(name) {
-        let precondition = Precondition::At(*revision);
-        transaction.preconditions.insert(key.clone(), precondition);
-    }
-    transaction.delete.insert(key);
-    delete_tokens(name, live, transaction);
-    for key in live.stored_answers_of(name) {
-        transaction
-            .delete
-            .insert(format!("{STORED_ANSWER_PREFIX}{key}"));
-    }
+    people::check_password(password).map_err(invalid)
 }
 
 async fn remove_user(call: Call) -> Result<Answer, Problem> {

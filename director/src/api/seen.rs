@@ -13,8 +13,7 @@ use super::{
 };
 use crate::{
     Director,
-    access::Access,
-    audit::{Outcome, Subject},
+    audit::{Access, Outcome, Subject},
     people::Actor,
 };
 

@@ -402,11 +402,3 @@ fn role_of(user: &User) -> String {
     let role = serde_json::to_value(user.role).unwrap_or_default();
     role.as_str().unwrap_or_default().to_owned()
 }
-
-pub(super) fn delete_tokens(user: &str, live: &Live, transaction: &mut Transaction) {
-    for (hash, (token, _)) in &live.tokens {
-        if token.user == user {
-            transaction.delete.insert(format!("{TOKENS}{hash}"));
-        }
-    }
-}

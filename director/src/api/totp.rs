@@ -12,14 +12,11 @@ use super::{
     request::Call,
 };
 use crate::{
+    authentication::WRONG_CODE,
     change::{Applied, Planned, Wanted},
-    people::{USERS, User},
+    people::{Authenticator, USERS, User},
     roles::{ObjectGroup, Verb},
-    totp::Authenticator,
 };
-
-/// Type of the refusal of a wrong code.
-pub(super) const WRONG_CODE: &str = "wrong-code";
 
 /// The password is right, and a code is missing.
 pub(super) fn missing() -> Problem {

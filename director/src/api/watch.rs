@@ -20,8 +20,7 @@ use super::{
 };
 use crate::{
     Director,
-    access::Access,
-    audit::{Outcome, Subject},
+    audit::{Access, Outcome, Subject},
     roles::{AccessScope, Verb, access_scope},
 };
 

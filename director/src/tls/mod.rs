@@ -1,5 +1,7 @@
 //! TLS of the API: the certificate and its key from files, read again on reload.
 
+mod stalled;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
@@ -28,7 +30,9 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::{source::network, stalled::Unstalled};
+use stalled::Unstalled;
+
+use crate::source::network;
 
 /// Time for a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

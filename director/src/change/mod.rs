@@ -1,5 +1,12 @@
 //! Changes: computed over the state in memory, one at a time, and committed with their audit entry.
 
+mod differences;
+mod idempotency;
+mod plan;
+mod taken;
+
+pub(crate) use plan::{Applied, Planned, RecordError, Wanted};
+
 use std::sync::{
     Arc, OnceLock,
     atomic::{AtomicBool, Ordering},
@@ -10,25 +17,23 @@ use control::{
     ChangeOfObject, Difference, Kind as _, Origin, Precondition, Revision, Tenant, Transaction,
 };
 use jiff::Timestamp;
-use serde_json::Value;
 use store::{CommitError, Sqlite, Store as _};
 use tokio::sync::{Mutex, Notify, RwLock, RwLockReadGuard, Semaphore};
 
 use crate::{
     Environment,
-    access::{Access, Accesses, DELAY, Take, WINDOW},
-    agents::{Agents, IDENTITIES, KnownAgents, Presence},
-    api::{Attempts, Problem},
-    audit::{self, Head, Outcome, Subject},
-    ended::Ended,
+    audit::{self, Accesses, DELAY, Outcome, Take, WINDOW},
+    authentication::{Attempts, Ended, LastUses},
     environment::uid,
-    idempotency::{keep_answer, set_revision, stored_answer},
-    last_use::LastUses,
-    live::{CREATION_PREFIX, Live, LoadError},
+    live::{CREATION_PREFIX, KnownAgents, Live, LoadError},
+    machines::{AgentListener, IDENTITIES, Presence},
     metrics::Metrics,
-    people::{self, Actor, ENROLMENT, PASSWORD, TOKENS, Token},
+    people::{Actor, ENROLMENT, PASSWORD, TOKENS, Token},
+    problem::Problem,
     source::FairSemaphore,
 };
+use idempotency::{keep_answer, set_revision, stored_answer};
+use taken::Taken;
 
 /// Times that a change is computed again when another director was faster.
 const ATTEMPTS: usize = 5;
@@ -61,7 +66,7 @@ pub struct Director {
     /// Connected agents.
     pub(crate) presence: Presence,
     /// The listener of agents, if there is one.
-    pub(crate) agents: OnceLock<Arc<Agents>>,
+    pub(crate) agent_listener: OnceLock<AgentListener>,
     /// Wrong passwords, and wrong codes of authenticators.
     pub(crate) attempts: Attempts,
     /// Accesses that the audit does not have yet.
@@ -74,39 +79,6 @@ pub struct Director {
     pub(crate) passwords: Semaphore,
     /// Waits for one of them.
     pub(crate) password_queue: FairSemaphore,
-}
-
-/// A computed change.
-pub(crate) struct Planned {
-    pub transaction: Transaction,
-    /// Body of the answer.
-    pub body: Value,
-    pub warnings: Vec<String>,
-    /// Of objects; those of users and tokens follow from the transaction.
-    pub differences: Vec<Difference>,
-}
-
-/// A change that was made, or would be made.
-pub(crate) struct Applied {
-    pub status: u16,
-    pub body: Value,
-    pub warnings: Vec<String>,
-    /// For a dry run.
-    pub differences: Vec<Difference>,
-    /// The commit; `None` for a dry run, and if nothing changes.
-    pub revision: Option<Revision>,
-}
-
-/// A request of a change.
-pub(crate) struct Wanted<'a> {
-    pub actor: &'a Actor,
-    pub subject: Subject,
-    /// Compute only.
-    pub dry_run: bool,
-    /// Status of the answer.
-    pub status: u16,
-    /// Key of the stored answer, and the hash of the request.
-    pub idempotency: Option<(String, String)>,
 }
 
 impl Director {
@@ -128,7 +100,7 @@ impl Director {
             environment,
             metrics: Metrics::new(presence.clone()),
             presence,
-            agents: OnceLock::new(),
+            agent_listener: OnceLock::new(),
             attempts: Attempts::default(),
             accesses: Accesses::default(),
             last_uses: LastUses::default(),
@@ -425,7 +397,7 @@ impl Director {
                 return Ok(applied);
             }
             let mut planned = plan(&live, origin)?;
-            let people = people::differences(&live, &planned.transaction);
+            let people = differences::of_people(&live, &planned.transaction);
             planned.differences.extend(people);
             let mut applied = Applied {
                 status: wanted.status,
@@ -495,17 +467,6 @@ impl Director {
     }
 }
 
-/// Why a change that is none of an object was not made.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum RecordError<E> {
-    /// The plan refuses.
-    #[error("{0}")]
-    Refused(E),
-    /// The store cannot be used, or the director stops.
-    #[error("the store cannot be used, or the director stops")]
-    Unavailable,
-}
-
 /// Keeps the number of the audit's entry by which a tenant is made: entries before it are those of
 /// an earlier tenant of the same name, whatever the clock says.
 fn note_creations(transaction: &mut Transaction, differences: &[Difference], number: u64) {
@@ -535,39 +496,6 @@ fn still_holds(live: &Live, actor: &Actor, now: Timestamp) -> Result<(), Problem
     }
 }
 
-/// Accesses that are being committed. They are given back unless they are.
-struct Taken<'a> {
-    from: &'a Accesses,
-    list: Vec<Access>,
-}
-
-impl<'a> Taken<'a> {
-    fn of(from: &'a Accesses, take: Take) -> Self {
-        let list = from.take(take);
-        Self { from, list }
-    }
-
-    /// Adds their entries to a transaction: the head after them.
-    fn append(&self, transaction: &mut Transaction, live: &Live) -> Result<Head, Problem> {
-        let (mut head, written) = (live.head.clone(), live.head_written);
-        for Access { at, actor, subject } in &self.list {
-            let added = audit::append(transaction, &head, written, *at, actor, subject, Vec::new());
-            head = added.map_err(|error| Problem::internal(&error))?;
-        }
-        Ok(head)
-    }
-
-    fn committed(mut self) {
-        self.list.clear();
-    }
-}
-
-impl Drop for Taken<'_> {
-    fn drop(&mut self) {
-        self.from.give_back(std::mem::take(&mut self.list));
-    }
-}
-
 /// Marks the state in memory as unknown unless it is forgotten.
 struct Known<'d>(&'d AtomicBool);
 
@@ -587,7 +515,11 @@ mod tests {
     use tokio::time::{Instant, sleep};
 
     use super::*;
-    use crate::{Kernel, init};
+    use crate::{
+        Kernel,
+        audit::{Access, Subject},
+        init,
+    };
 
     /// The clock of the runtime, which a test moves.
     #[derive(Debug)]

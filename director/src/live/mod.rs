@@ -1,5 +1,11 @@
 //! The state in memory: objects, users, tokens, the head of the audit and stored answers.
 
+mod agents;
+mod removal;
+
+pub(crate) use agents::KnownAgents;
+pub(crate) use removal::{delete_user, forget_machine, remove_users_of_deleted};
+
 use std::collections::BTreeMap;
 
 use control::{ClaimError, Corrupt, Refusal, Revision, State, Step, Transaction};
@@ -9,8 +15,8 @@ use serde_json::Value;
 use store::Store;
 
 use crate::{
-    agents::{AUTHORITIES, ENROLMENTS, Enrolment, IDENTITIES, MachineIdentity, StoredAuthority},
     audit::{self, Checkpoint, Head},
+    machines::{AUTHORITIES, ENROLMENTS, Enrolment, IDENTITIES, MachineIdentity, StoredAuthority},
     people::{Actor, TOKENS, Token, USERS, User},
 };
 

@@ -5,27 +5,27 @@ use control::{Precondition, Revision, Transaction};
 use jiff::Timestamp;
 use serde_json::Value;
 
+use super::plan::{Applied, Wanted};
 use crate::{
-    api::Problem,
-    change::{Applied, Wanted},
     live::{
         ANSWER_LIFETIME, Live, MAX_STORED_ANSWER_LEN, MAX_STORED_ANSWERS, STORED_ANSWER_PREFIX,
         StoredAnswer,
     },
+    problem::Problem,
 };
 
 /// Stored answers that a change forgets at most.
 const MAX_EXPIRED_REMOVED: usize = 16;
 
 /// Writes the revision into the metadata of an answer's object.
-pub(crate) fn set_revision(body: &mut Value, revision: Revision) {
+pub(super) fn set_revision(body: &mut Value, revision: Revision) {
     if let Some(metadata) = body.get_mut("metadata") {
         metadata["revision"] = revision.into();
     }
 }
 
 /// The answer that is kept for a request with the same key.
-pub(crate) fn stored_answer(
+pub(super) fn stored_answer(
     live: &Live,
     wanted: &Wanted<'_>,
     now: Timestamp,
@@ -58,7 +58,7 @@ pub(crate) fn stored_answer(
 
 /// Adds the answer that is kept for a request with the same key, if the request has one, and
 /// forgets old ones.
-pub(crate) fn keep_answer(
+pub(super) fn keep_answer(
     live: &Live,
     wanted: &Wanted<'_>,
     transaction: &mut Transaction,

@@ -15,8 +15,10 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::{answer::Problem, totp::WRONG_CODE};
+use crate::problem::Problem;
 
+/// Type of the refusal of a wrong code.
+pub(crate) const WRONG_CODE: &str = "wrong-code";
 /// Wrong codes or passwords in a row after which a user waits. A guesser of codes with the password
 /// would need a million tries otherwise, which are some hours.
 const MAX_WRONG: u32 = 5;

@@ -3,21 +3,14 @@
 use std::path::Path;
 
 use control::Transaction;
-use jiff::SignedDuration;
 use store::{CommitError, Options, Sqlite, Store as _};
 
 use crate::{
     Environment,
     audit::{self, Head, Outcome, Subject},
-    offline::add_token,
-    people::{
-        Actor, MAX_PASSWORD_BYTES, MIN_PASSWORD_CHARS, USERS, User, hash_password, token_hash,
-    },
+    people::{Actor, USERS, User, add_token, check_password, hash_password, token_hash},
     roles::Role,
 };
-
-/// Lifetime of the first token, and of one that lets an administrator in again.
-pub(crate) const LIFETIME: SignedDuration = SignedDuration::from_hours(24);
 
 /// The store cannot be initialised.
 #[derive(Debug, thiserror::Error)]
@@ -110,15 +103,4 @@ pub async fn init(
     )?;
     store.commit(transaction, None).await?;
     Ok(secret)
-}
-
-/// Refuses a password that is too short or too long.
-pub(crate) fn check_password(password: &str) -> Result<(), String> {
-    let length = password.chars().count();
-    if length < MIN_PASSWORD_CHARS || password.len() > MAX_PASSWORD_BYTES {
-        return Err(format!(
-            "password: write {MIN_PASSWORD_CHARS} to {MAX_PASSWORD_BYTES} characters"
-        ));
-    }
-    Ok(())
 }

@@ -18,7 +18,8 @@ use control::audit::Outcome;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Notify;
 
-use crate::{audit::Subject, people::Actor};
+use super::Subject;
+use crate::people::Actor;
 
 /// Time from an access to its commit.
 pub(crate) const DELAY: Duration = Duration::from_secs(1);

@@ -2,6 +2,9 @@
 //! made again, and the note that a backup was restored. Each has its audit entry, whose user is
 //! that of the system.
 
+pub(crate) mod init;
+pub mod transfer;
+
 use std::{
     fs, io,
     os::unix::fs::MetadataExt as _,
@@ -16,9 +19,8 @@ use crate::{
     Environment,
     audit::{self, Checkpoint, Head, Outcome, Subject},
     audit_key,
-    init::{LIFETIME, check_password},
     live::{Live, LoadError},
-    people::{Actor, TOKENS, Token, USERS, User, hash_password, new_secret, token_hash},
+    people::{Actor, USERS, User, add_token, check_password, hash_password},
     roles::Role,
 };
 
@@ -190,30 +192,6 @@ pub async fn recover(
     let secret = add_token(&mut transaction, user, "recover", store.now, environment)?;
     store.audit(&mut transaction, "recover", "user", user)?;
     store.store.commit(transaction, None).await?;
-    Ok(secret)
-}
-
-/// Adds a token for 24 hours: its secret.
-pub(crate) fn add_token(
-    transaction: &mut Transaction,
-    user: &str,
-    description: &str,
-    now: Timestamp,
-    environment: &dyn Environment,
-) -> Result<String, io::Error> {
-    let secret = new_secret(environment)?;
-    let hash = token_hash(&secret);
-    let token = Token {
-        id: hash[..16].to_owned(),
-        user: user.to_owned(),
-        description: description.to_owned(),
-        created: now,
-        expires: now.checked_add(LIFETIME).unwrap_or(now),
-        session: false,
-        last_used: None,
-    };
-    let key = format!("{TOKENS}{hash}");
-    transaction.create(key, serde_json::to_string(&token)?);
     Ok(secret)
 }
 

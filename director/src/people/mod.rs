@@ -1,14 +1,17 @@
 //! Users, their passwords and their API tokens.
 
+mod totp;
+
+pub use totp::Authenticator;
+
 use argon2::{Argon2, PasswordHash, PasswordHasher as _, PasswordVerifier as _};
-use control::{Difference, FieldDifference, Transaction};
+use control::{Transaction, audit::hex};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use utoipa::ToSchema;
 
-use crate::{Environment, audit::hex, live::Live, roles::Role, totp::Authenticator};
+use crate::{Environment, roles::Role};
 
 /// Prefix of the keys of users.
 pub const USERS: &str = "user/";
@@ -28,6 +31,9 @@ pub const MAX_PASSWORD_BYTES: usize = 1024;
 pub const SESSION_LIFETIME: SignedDuration = SignedDuration::from_hours(12);
 /// Longest lifetime of a token.
 pub const MAX_TOKEN_LIFETIME: SignedDuration = SignedDuration::from_hours(24 * 366);
+
+/// Lifetime of the first token, and of one that lets an administrator in again.
+const ADMIN_TOKEN_LIFETIME: SignedDuration = SignedDuration::from_hours(24);
 
 /// A stored user.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,77 +136,37 @@ pub fn is_password(password: &str, hash: &str) -> bool {
     })
 }
 
-/// The differences that a transaction makes to users and tokens, without secrets and their hashes.
-pub(crate) fn differences(live: &Live, transaction: &Transaction) -> Vec<Difference> {
-    let mut found = Vec::new();
-    for (key, value) in &transaction.put {
-        if let Some(name) = key.strip_prefix(USERS) {
-            let before = live.users.get(name).map(|(user, _)| user);
-            let after = serde_json::from_str::<User>(value).ok();
-            found.extend(of_user(before, after.as_ref()));
-        } else if let Some(hash) = key.strip_prefix(TOKENS) {
-            let before = live.tokens.get(hash).map(|(token, _)| token);
-            let after = serde_json::from_str::<Token>(value).ok();
-            found.extend(of_token(live, before, after.as_ref()));
-        }
+/// Refuses a password that is too short or too long.
+pub(crate) fn check_password(password: &str) -> Result<(), String> {
+    let length = password.chars().count();
+    if length < MIN_PASSWORD_CHARS || password.len() > MAX_PASSWORD_BYTES {
+        return Err(format!(
+            "password: write {MIN_PASSWORD_CHARS} to {MAX_PASSWORD_BYTES} characters"
+        ));
     }
-    for key in &transaction.delete {
-        if let Some(name) = key.strip_prefix(USERS) {
-            found.extend(of_user(live.users.get(name).map(|(user, _)| user), None));
-        } else if let Some(hash) = key.strip_prefix(TOKENS) {
-            let before = live.tokens.get(hash).map(|(token, _)| token);
-            found.extend(of_token(live, before, None));
-        }
-    }
-    found
+    Ok(())
 }
 
-fn of_user(before: Option<&User>, after: Option<&User>) -> Option<Difference> {
-    let shown = |user: &User| {
-        json!({
-            "role": user.role,
-            "object": user.object,
-            "password": user.password.is_some(),
-            "authenticator": user.totp.as_ref().is_some_and(|totp| totp.is_confirmed),
-        })
+/// Adds a token of an administrator for 24 hours: its secret.
+pub(crate) fn add_token(
+    transaction: &mut Transaction,
+    user: &str,
+    description: &str,
+    now: Timestamp,
+    environment: &dyn Environment,
+) -> Result<String, std::io::Error> {
+    let secret = new_secret(environment)?;
+    let hash = token_hash(&secret);
+    let token = Token {
+        id: hash[..16].to_owned(),
+        user: user.to_owned(),
+        description: description.to_owned(),
+        created: now,
+        expires: now.checked_add(ADMIN_TOKEN_LIFETIME).unwrap_or(now),
+        session: false,
+        last_used: None,
     };
-    let either = after.or(before)?;
-    let mut difference = Difference::between(
-        "user",
-        either.tenant.as_deref(),
-        &either.name,
-        before.map(shown).as_ref(),
-        after.map(shown).as_ref(),
-    );
-    // Its hash is not shown.
-    if let (Some(before), Some(after)) = (before, after)
-        && before.password.is_some()
-        && before.password != after.password
-    {
-        difference.fields.push(FieldDifference {
-            field: "password".to_owned(),
-            before: "the one before".into(),
-            after: "another one".into(),
-        });
-    }
-    Some(difference)
-}
-
-fn of_token(live: &Live, before: Option<&Token>, after: Option<&Token>) -> Option<Difference> {
-    let shown = |token: &Token| {
-        json!({
-            "user": token.user,
-            "description": token.description,
-            "expires": token.expires,
-        })
-    };
-    let either = after.or(before)?;
-    let user = live.users.get(&either.user);
-    Some(Difference::between(
-        "token",
-        user.and_then(|(user, _)| user.tenant.as_deref()),
-        &either.id,
-        before.map(shown).as_ref(),
-        after.map(shown).as_ref(),
-    ))
+    let key = format!("{TOKENS}{hash}");
+    transaction.create(key, serde_json::to_string(&token)?);
+    Ok(secret)
 }

@@ -1,6 +1,10 @@
 //! The audit as the director keeps it: the keys of entries and checkpoints, and new ones. Their
 //! form is that of [`control::audit`].
 
+mod access;
+
+pub(crate) use access::{Access, Accesses, DELAY, Take, WINDOW};
+
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use control::{Difference, Precondition, Revision, Transaction};
 use jiff::Timestamp;

@@ -6,8 +6,6 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::live::Live;
-
 /// Prefix of the keys of enrolment tokens, before the hash of the secret.
 pub(crate) const ENROLMENTS: &str = "enrolment/";
 /// Prefix of the keys of identities, before the key of the machine's object.
@@ -165,23 +163,6 @@ pub(crate) fn machine_key(machine: &Machine) -> Option<String> {
     }
 }
 
-/// Deletes the tokens and the identity of machines that a transaction deletes: a later machine of
-/// the same name is another one.
-pub(crate) fn forget_machine(live: &Live, transaction: &mut Transaction) {
-    let identities = live.identities.keys();
-    let gone: Vec<_> = identities
-        .filter(|key| transaction.delete.contains(*key))
-        .map(|key| format!("{IDENTITIES}{key}"))
-        .collect();
-    let enrolments = live.enrolments.iter();
-    let ended: Vec<_> = enrolments
-        .filter(|(_, (enrolment, _))| transaction.delete.contains(&enrolment.machine))
-        .map(|(hash, _)| format!("{ENROLMENTS}{hash}"))
-        .collect();
-    transaction.delete.extend(gone);
-    transaction.delete.extend(ended);
-}
-
 /// Adds the precondition that a key is as it was read.
 pub(crate) fn must_be(transaction: &mut Transaction, key: &str, revision: Option<u64>) {
     let precondition = revision.map_or(Precondition::Absent, Precondition::At);
@@ -209,6 +190,6 @@ pub(crate) fn conflict(key: &str, field: &str, value: &str) -> Conflict {
 }
 
 /// The hash of a certificate's bytes, as it names an authority.
-pub(super) fn authority_id(certificate: &[u8]) -> String {
+pub(crate) fn authority_id(certificate: &[u8]) -> String {
     Fingerprint::of(certificate).to_string()
 }

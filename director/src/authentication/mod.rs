@@ -1,0 +1,10 @@
+//! Memory of log-ins and tokens that no commit keeps: wrong passwords and codes, last uses, and
+//! tokens that had ended before the clock was set back. A process that starts knows none of it.
+
+mod attempts;
+mod ended;
+mod last_use;
+
+pub(crate) use attempts::{Attempts, WRONG_CODE};
+pub(crate) use ended::Ended;
+pub(crate) use last_use::LastUses;
