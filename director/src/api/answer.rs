@@ -6,9 +6,10 @@ use axum::{
     response::Response,
 };
 use control::Revision;
+use serde::Serialize;
 use serde_json::Value;
 
-pub use crate::problem::Problem;
+use crate::problem::Problem;
 
 /// An answer to a request of the API, before it becomes one of HTTP.
 #[derive(Debug)]
@@ -97,4 +98,17 @@ impl Answer {
 /// The entity tag of a revision (RFC 9110 section 8.8.3).
 pub(super) fn etag(revision: Revision) -> String {
     format!("\"{revision}\"")
+}
+
+/// The value as a tree, for the answer or the store.
+pub(super) fn body(value: &impl Serialize) -> Result<Value, Problem> {
+    serde_json::to_value(value).map_err(|error| Problem::internal(&error))
+}
+
+/// An answer with the value as text, without a tree of values before.
+pub(super) fn json_text<T: Serialize>(value: &T) -> Result<Answer, Problem> {
+    match serde_json::to_string(value) {
+        Ok(text) => Ok(Answer::text(StatusCode::OK, text)),
+        Err(error) => Err(Problem::internal(&error)),
+    }
 }

@@ -9,13 +9,14 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    answer::{Problem, etag},
-    table::{Operation, Parameter, Schema, Values},
+    answer::etag,
+    parameter::{Parameter, Schema, Values},
 };
 use crate::{
     Director,
     audit::{Outcome, Subject, hex},
     people::Actor,
+    problem::Problem,
 };
 
 /// Longest reason and longest `Idempotency-Key`, characters.
@@ -173,34 +174,9 @@ impl Call {
     }
 }
 
-/// Refuses headers that are there twice, of which one would be left out, and those that would
-/// promise what a change does not do.
-pub(super) fn check_headers(operation: &Operation, headers: &HeaderMap) -> Result<(), Problem> {
-    let own = ["idempotency-key", "x-reason", "last-event-id"].map(HeaderName::from_static);
-    let of_http = [
-        header::IF_MATCH,
-        header::IF_NONE_MATCH,
-        header::AUTHORIZATION,
-        header::CONTENT_TYPE,
-    ];
-    for name in own.iter().chain(&of_http) {
-        if headers.get_all(name).iter().count() > 1 {
-            return Err(Problem::bad_request(format!(
-                "{name} was sent twice: send it once"
-            )));
-        }
-    }
-    let [key, ..] = own;
-    for name in [header::IF_MATCH, header::IF_NONE_MATCH, key] {
-        let mut known = operation.headers.iter();
-        let is_known = known.any(|known| known.name.eq_ignore_ascii_case(name.as_str()));
-        if operation.method != Method::GET && headers.contains_key(&name) && !is_known {
-            return Err(Problem::bad_request(format!(
-                "{name}: this operation does not take it: omit it"
-            )));
-        }
-    }
-    Ok(())
+/// The first value in the path.
+pub(super) fn first(call: &Call) -> &str {
+    call.parameters.first().map_or("", String::as_str)
 }
 
 /// Refuses a body with a list where its schema has an object. serde would read the list as the

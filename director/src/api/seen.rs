@@ -6,15 +6,12 @@ use std::net::IpAddr;
 use axum::http::{Method, StatusCode, request::Parts};
 use control::{Kind as _, Tenant};
 
-use super::{
-    answer::{Answer, Problem},
-    request::pairs,
-    table::Operation,
-};
+use super::{answer::Answer, operation::Operation, request::pairs};
 use crate::{
     Director,
     audit::{Access, Outcome, Subject},
     people::Actor,
+    problem::Problem,
 };
 
 /// Longest name and reason in an entry of a refusal, characters: the request may have any.

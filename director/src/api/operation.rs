@@ -1,61 +1,18 @@
-//! The table of operations.
+//! An operation: its description for the document, and its handler.
 
 use std::{future::Future, pin::Pin};
 
 use axum::http::{Method, StatusCode};
-use serde_json::Value;
 
 use super::{
-    answer::{Answer, Problem},
-    machines, objects, password, people, records,
+    answer::Answer,
+    parameter::{Parameter, Schema},
     request::Call,
-    status, tokens, usage, watch,
 };
+use crate::problem::Problem;
 
 /// The future of a handler.
 pub(super) type Answering = Pin<Box<dyn Future<Output = Result<Answer, Problem>> + Send>>;
-
-/// A parameter of a query, or a header.
-#[derive(Clone, Copy, Debug)]
-pub struct Parameter {
-    pub name: &'static str,
-    /// Its bounds or values.
-    pub values: Values,
-    /// Whether a request must have it.
-    pub is_required: bool,
-    pub description: &'static str,
-}
-
-/// Values of a parameter. The document shows them, and [`Query`](super::request::Query) refuses
-/// any other before the operation sees the request.
-#[derive(Clone, Copy, Debug)]
-pub enum Values {
-    /// `true` or `false`.
-    Flag,
-    /// A number within these bounds.
-    Number { least: u64, most: u64 },
-    /// The name of a kind of objects.
-    Kind,
-    /// The name of an object.
-    Name,
-    /// A token of a page: hexadecimal digits, two for each byte.
-    Page,
-    /// A header of 1 to 256 characters of ASCII.
-    Header,
-    /// A header that is `*`.
-    Any,
-    /// A header of 1 to 256 characters: ASCII, or any others in the form of RFC 8187.
-    Text,
-}
-
-/// A schema of the document, by name.
-#[derive(Clone, Debug)]
-pub struct Schema {
-    /// Name, among the components.
-    pub name: String,
-    /// The schema, and those that it refers to.
-    pub all: Vec<(String, Value)>,
-}
 
 /// The answer of an operation that succeeds.
 #[derive(Clone, Debug)]
@@ -101,18 +58,6 @@ pub struct Operation {
     /// Whether it needs no token.
     pub is_public: bool,
     pub(super) handler: fn(Call) -> Answering,
-}
-
-impl Parameter {
-    /// A parameter that may be omitted.
-    pub(super) const fn new(name: &'static str, values: Values, description: &'static str) -> Self {
-        Self {
-            name,
-            values,
-            is_required: false,
-            description,
-        }
-    }
 }
 
 impl Success {
@@ -174,20 +119,4 @@ impl Operation {
             handler,
         }
     }
-}
-
-/// All operations.
-#[must_use]
-pub fn operations() -> Vec<Operation> {
-    let mut all = Vec::new();
-    people::register(&mut all);
-    password::register(&mut all);
-    tokens::register(&mut all);
-    objects::register(&mut all);
-    machines::register(&mut all);
-    usage::register(&mut all);
-    status::register(&mut all);
-    records::register(&mut all);
-    watch::register(&mut all);
-    all
 }

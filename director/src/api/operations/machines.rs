@@ -8,21 +8,24 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::{
-    answer::{Answer, Problem},
-    document::schema,
-    objects::{DRY_RUN, REASON, Served, authorize, changed, found, place},
-    people::{body, with_dry_run},
-    request::Call,
-    table::{Answering, Operation, Success},
-};
+use super::objects::{REASON, found, place};
 use crate::{
     agents::difference,
+    api::{
+        answer::{Answer, body},
+        authorize::authorize,
+        dry_run::{DRY_RUN, changed, with_dry_run},
+        operation::{Answering, Operation, Success},
+        request::Call,
+        schemas::schema,
+        served::Served,
+    },
     change::{Planned, Wanted},
     live::Live,
     machines::{
         AgentListener, ENROLMENTS, Enrolment, IDENTITIES, MachineIdentity, conflict, must_be,
     },
+    problem::Problem,
     roles::Verb,
 };
 

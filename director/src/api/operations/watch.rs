@@ -12,15 +12,18 @@ use serde_json::{Value, json};
 use store::{Changes, ReadError, Sqlite, Store as _, Watch};
 use tokio::time::{Instant, timeout_at};
 
-use super::{
-    answer::{Answer, Problem},
-    objects::{authorize, group_of, no_tenant},
-    request::Call,
-    table::{Operation, Parameter, Success, Values},
-};
 use crate::{
     Director,
+    api::{
+        answer::Answer,
+        authorize::{authorize, no_tenant},
+        operation::{Operation, Success},
+        parameter::{Parameter, Values},
+        request::Call,
+        served::group_of,
+    },
     audit::{Access, Outcome, Subject},
+    problem::Problem,
     roles::{AccessScope, Verb, access_scope},
 };
 

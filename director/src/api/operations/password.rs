@@ -11,19 +11,21 @@ use serde::{Deserialize, Serialize};
 use tokio::{sync::SemaphorePermit, task::spawn_blocking};
 use utoipa::ToSchema;
 
-use super::{
-    answer::{Answer, Problem},
-    document::{or_dry_run, schema},
-    objects::{DRY_RUN, authorize, changed},
-    people::{body, check_password, first, found_user, subject_of},
-    request::Call,
-    table::{Operation, Success},
-};
 use crate::{
     Director,
+    api::{
+        answer::{Answer, body},
+        authorize::authorize,
+        dry_run::{DRY_RUN, changed, or_dry_run},
+        operation::{Operation, Success},
+        request::{Call, first},
+        schemas::schema,
+        users::{check_password, found_user, subject_of},
+    },
     change::{Planned, Wanted},
     live::Live,
     people::{Actor, MAX_PASSWORD_BYTES, TOKENS, USERS, User, hash_password, is_password},
+    problem::Problem,
     roles::{ObjectGroup, Verb},
 };
 

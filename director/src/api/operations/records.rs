@@ -1,6 +1,4 @@
-//! The audit, the document, and the version.
-
-use std::sync::LazyLock;
+//! The audit.
 
 use axum::http::{Method, StatusCode};
 use control::{Kind as _, Tenant};
@@ -10,17 +8,19 @@ use serde_json::json;
 use store::Store as _;
 use utoipa::ToSchema;
 
-use super::{
-    answer::{Answer, Problem},
-    document::{document, schema},
-    objects::authorize,
-    request::{Call, LARGEST_PAGE},
-    table::{Operation, Parameter, Success, Values},
-};
 use crate::{
+    api::{
+        answer::Answer,
+        authorize::authorize,
+        operation::{Operation, Success},
+        parameter::{Parameter, Values},
+        request::{Call, LARGEST_PAGE},
+        schemas::schema,
+    },
     audit::{self, Checkpoint, Entry},
     live::Live,
     people::Actor,
+    problem::Problem,
     roles::{ObjectGroup, Verb},
 };
 
@@ -48,9 +48,6 @@ struct CheckpointList {
     /// The public key that signs new ones, hexadecimal; `null` before the first.
     key: Option<String>,
 }
-
-/// The document, which is the same for all requests. To make it takes longer than a request may.
-pub(super) static DOCUMENT: LazyLock<String> = LazyLock::new(|| document().to_string());
 
 pub(super) fn register(all: &mut Vec<Operation>) {
     let ok = |schema| Success::json(StatusCode::OK, schema);
@@ -90,17 +87,6 @@ pub(super) fn register(all: &mut Vec<Operation>) {
             "/v1/audit/checkpoints",
             "List the signed checkpoints of the audit.",
             |call| Box::pin(checkpoints(call)),
-        )
-    });
-    all.push(Operation {
-        success: vec![ok(None)],
-        is_public: true,
-        ..Operation::new(
-            "openapi",
-            Method::GET,
-            "/v1/openapi.json",
-            "Get this document.",
-            |_| Box::pin(async { Ok(Answer::text(StatusCode::OK, DOCUMENT.clone())) }),
         )
     });
 }

@@ -1,22 +1,84 @@
 //! Authenticators of users.
 
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use control::{Precondition, Transaction};
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::ToSchema;
 
-use super::{
-    answer::{Answer, Problem},
-    objects::{authorize, changed},
-    people::{Code, ShownAuthenticator, body, first, found_user, subject_of},
-    request::Call,
-};
 use crate::{
+    api::{
+        answer::{Answer, body},
+        authorize::authorize,
+        dry_run::{DRY_RUN, changed, with_dry_run},
+        operation::{Operation, Success},
+        request::{Call, first},
+        schemas::schema,
+        users::{found_user, subject_of},
+    },
     authentication::WRONG_CODE,
     change::{Applied, Planned, Wanted},
     people::{Authenticator, USERS, User},
+    problem::Problem,
     roles::{ObjectGroup, Verb},
 };
+
+/// A new authenticator. Secret and recovery codes are shown this once.
+#[derive(Debug, Serialize, ToSchema)]
+struct ShownAuthenticator {
+    /// The secret, base32.
+    secret: String,
+    /// The same for authenticators, as a URI.
+    uri: String,
+    /// Codes that are accepted once each, for a lost authenticator.
+    recovery: Vec<String>,
+}
+
+/// A code of an authenticator.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Code {
+    code: String,
+}
+
+pub(super) fn register(all: &mut Vec<Operation>) {
+    all.push(Operation {
+        query: vec![DRY_RUN],
+        success: with_dry_run(StatusCode::CREATED, Some(schema::<ShownAuthenticator>())),
+        ..Operation::new(
+            "self.totp.create",
+            Method::POST,
+            "/v1/self/totp",
+            "Make an authenticator of yours, to be confirmed by a code.",
+            |call| Box::pin(create(call)),
+        )
+    });
+    all.push(Operation {
+        body: Some(schema::<Code>()),
+        description: "There is no dry run: a code is accepted once, and each one that is tried \
+                      counts.",
+        success: vec![Success::json(StatusCode::NO_CONTENT, None)],
+        ..Operation::new(
+            "self.totp.confirm",
+            Method::PUT,
+            "/v1/self/totp",
+            "Confirm your authenticator: from then on, a log-in takes a code.",
+            |call| Box::pin(confirm(call)),
+        )
+    });
+    all.push(Operation {
+        query: vec![DRY_RUN],
+        success: with_dry_run(StatusCode::NO_CONTENT, None),
+        ..Operation::new(
+            "user.totp.remove",
+            Method::DELETE,
+            "/v1/users/{name}/totp",
+            "Remove the authenticator of a user.",
+            |call| Box::pin(remove(call)),
+        )
+    });
+}
 
 /// The password is right, and a code is missing.
 pub(super) fn missing() -> Problem {
@@ -75,7 +137,7 @@ async fn change(
     done.await
 }
 
-pub(super) async fn create(call: Call) -> Result<Answer, Problem> {
+async fn create(call: Call) -> Result<Answer, Problem> {
     let name = call.actor()?.user.clone();
     let new = Authenticator::generate(&*call.director.environment);
     let new = new.map_err(|error| Problem::internal(&error))?;
@@ -110,7 +172,7 @@ pub(super) async fn create(call: Call) -> Result<Answer, Problem> {
     Ok(Answer::json(StatusCode::CREATED, &body(&shown)?))
 }
 
-pub(super) async fn confirm(call: Call) -> Result<Answer, Problem> {
+async fn confirm(call: Call) -> Result<Answer, Problem> {
     let name = call.actor()?.user.clone();
     let Code { code } = call.read()?;
     let now = call.director.environment.monotonic();
@@ -136,7 +198,7 @@ pub(super) async fn confirm(call: Call) -> Result<Answer, Problem> {
     Ok(Answer::done())
 }
 
-pub(super) async fn remove(call: Call) -> Result<Answer, Problem> {
+async fn remove(call: Call) -> Result<Answer, Problem> {
     authorize(call.actor()?, ObjectGroup::People, Verb::Write, None)?;
     let name = first(&call).to_owned();
     let own = call.actor()?.user.clone();

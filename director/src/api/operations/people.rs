@@ -7,20 +7,24 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{
-    answer::{Answer, Problem},
-    document::schema,
-    objects::{DRY_RUN, DryRun, authorize, changed, no_tenant},
     password,
-    request::Call,
-    table::{Operation, Schema, Success},
     tokens::{Issue, ShownToken, issue},
     totp,
 };
 use crate::{
-    audit::Subject,
+    api::{
+        answer::{Answer, body},
+        authorize::{authorize, no_tenant},
+        dry_run::{DRY_RUN, changed, with_dry_run},
+        operation::{Operation, Success},
+        request::{Call, first},
+        schemas::schema,
+        users::{check_password, found_user, subject_of, wrong_credentials},
+    },
     change::{Planned, Wanted},
     live::{Live, MAX_USERS, delete_user},
-    people::{self, Actor, MAX_PASSWORD_BYTES, PASSWORD, SESSION_LIFETIME, USERS, User},
+    people::{Actor, MAX_PASSWORD_BYTES, PASSWORD, SESSION_LIFETIME, USERS, User},
+    problem::Problem,
     roles::{ObjectGroup, Role, Verb},
     source,
 };
@@ -92,24 +96,6 @@ struct CurrentUser {
     password: bool,
 }
 
-/// A new authenticator. Secret and recovery codes are shown this once.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct ShownAuthenticator {
-    /// The secret, base32.
-    pub secret: String,
-    /// The same for authenticators, as a URI.
-    pub uri: String,
-    /// Codes that are accepted once each, for a lost authenticator.
-    pub recovery: Vec<String>,
-}
-
-/// A code of an authenticator.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Code {
-    pub code: String,
-}
-
 pub(super) fn register(all: &mut Vec<Operation>) {
     let success = |status, schema| vec![Success::json(status, schema)];
     all.push(Operation {
@@ -169,57 +155,6 @@ pub(super) fn register(all: &mut Vec<Operation>) {
             |call| Box::pin(remove_user(call)),
         )
     });
-    all.push(Operation {
-        query: vec![DRY_RUN],
-        success: with_dry_run(StatusCode::CREATED, Some(schema::<ShownAuthenticator>())),
-        ..Operation::new(
-            "self.totp.create",
-            Method::POST,
-            "/v1/self/totp",
-            "Make an authenticator of yours, to be confirmed by a code.",
-            |call| Box::pin(totp::create(call)),
-        )
-    });
-    all.push(Operation {
-        body: Some(schema::<Code>()),
-        description: "There is no dry run: a code is accepted once, and each one that is tried \
-                      counts.",
-        success: success(StatusCode::NO_CONTENT, None),
-        ..Operation::new(
-            "self.totp.confirm",
-            Method::PUT,
-            "/v1/self/totp",
-            "Confirm your authenticator: from then on, a log-in takes a code.",
-            |call| Box::pin(totp::confirm(call)),
-        )
-    });
-    all.push(Operation {
-        query: vec![DRY_RUN],
-        success: with_dry_run(StatusCode::NO_CONTENT, None),
-        ..Operation::new(
-            "user.totp.remove",
-            Method::DELETE,
-            "/v1/users/{name}/totp",
-            "Remove the authenticator of a user.",
-            |call| Box::pin(totp::remove(call)),
-        )
-    });
-}
-
-/// The answers of an operation that can be a dry run, besides one of another status than 200.
-pub(super) fn with_dry_run(status: StatusCode, answer: Option<Schema>) -> Vec<Success> {
-    vec![
-        Success::json(status, answer),
-        Success::json(StatusCode::OK, Some(schema::<DryRun>())),
-    ]
-}
-
-pub(super) fn body(value: &impl Serialize) -> Result<Value, Problem> {
-    serde_json::to_value(value).map_err(|error| Problem::internal(&error))
-}
-
-pub(super) fn first(call: &Call) -> &str {
-    call.parameters.first().map_or("", String::as_str)
 }
 
 /// A name that does not exist costs as much time as a wrong password, and gets the same answer.
@@ -282,14 +217,6 @@ async fn log_in(call: Call) -> Result<Answer, Problem> {
         attempt.end(&answer);
     }
     answer
-}
-
-pub(super) fn wrong_credentials() -> Problem {
-    Problem::new(
-        StatusCode::UNAUTHORIZED,
-        "credentials",
-        "the name or the password is wrong: check both",
-    )
 }
 
 async fn current_user(call: Call) -> Result<Answer, Problem> {
@@ -473,12 +400,6 @@ fn check_user(actor: &Actor, new: &NewUser) -> Result<(), Problem> {
     }
 }
 
-/// Refuses a new password that is too short, or longer than a hash may take.
-pub(super) fn check_password(password: &str) -> Result<(), Problem> {
-    let invalid = |text| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", text);
-    people::check_password(password).map_err(invalid)
-}
-
 async fn remove_user(call: Call) -> Result<Answer, Problem> {
     let actor = call.actor()?;
     let name = first(&call);
@@ -520,35 +441,4 @@ async fn remove_user(call: Call) -> Result<Answer, Problem> {
         true => changed(done, true),
         false => Ok(Answer::done()),
     }
-}
-
-/// The subject of a change of a user, in the audit of the user's tenant.
-///
-/// # Errors
-/// The user does not exist, as far as the actor may know.
-pub(super) async fn subject_of(call: &Call, name: &str) -> Result<Subject, Problem> {
-    let live = call.director.live().await?;
-    let (user, _) = found_user(&live, call.actor()?, name)?;
-    call.subject("user", user.tenant.as_deref(), name)
-}
-
-/// A user that the actor may know of. One of another tenant is answered as one that does not exist.
-pub(super) fn found_user<'l>(
-    live: &'l Live,
-    actor: &Actor,
-    name: &str,
-) -> Result<&'l (User, control::Revision), Problem> {
-    let found = live.users.get(name);
-    let found = found.filter(|(user, _)| actor.tenant.is_none() || user.tenant == actor.tenant);
-    found.ok_or_else(|| {
-        let conflict = Conflict {
-            kind: "user".to_owned(),
-            tenant: None,
-            name: name.to_owned(),
-            field: "name".to_owned(),
-            value: name.to_owned(),
-        };
-        let text = format!("user {name:?} does not exist: check the name with `list`");
-        Problem::new(StatusCode::NOT_FOUND, "not-found", text).with(vec![conflict])
-    })
 }

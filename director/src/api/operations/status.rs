@@ -3,15 +3,18 @@
 use axum::http::{Method, StatusCode};
 use control::{Observed, Summary, Tenant, summary};
 
-use super::{
-    answer::{Answer, Problem},
-    document::schema,
-    objects::{authorize, no_tenant},
-    people::body,
-    request::Call,
-    table::{Operation, Parameter, Success, Values},
+use crate::{
+    api::{
+        answer::{Answer, body},
+        authorize::{authorize, no_tenant},
+        operation::{Operation, Success},
+        parameter::{Parameter, Values},
+        request::Call,
+        schemas::schema,
+    },
+    problem::Problem,
+    roles::{ObjectGroup, Verb},
 };
-use crate::roles::{ObjectGroup, Verb};
 
 pub(super) fn register(all: &mut Vec<Operation>) {
     all.push(Operation {

@@ -2,78 +2,31 @@
 
 use axum::http::{Method, StatusCode};
 use control::{
-    Accepted, Address, AddressPool, Appliance, Condition, Conflict, Difference, Gateway,
-    GatewayPool, HardwarePlan, Host, Kind, Mapping, Metadata, Network, Object, Observed, Options,
-    Plan, Policy, ReasonFor, Refusal, Revision, Rule, Scope, Subscription, Tenant, VlanPool,
-    create, in_words, remove, replace,
+    Accepted, Condition, Conflict, Kind, Metadata, Object, Observed, Options, ReasonFor, Scope,
+    Tenant, create, in_words, remove, replace,
 };
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
-use super::{
-    answer::{Answer, Problem},
-    document::{list_of, object_of, schema},
-    request::{Call, LARGEST_PAGE},
-    table::{Answering, Operation, Parameter, ResponseHeader, Success, Values},
-};
 use crate::{
+    api::{
+        answer::{Answer, json_text},
+        authorize::{absent, authorize, no_tenant},
+        dry_run::{DRY_RUN, DryRun, changed, either_of},
+        operation::{Answering, Operation, ResponseHeader, Success},
+        parameter::{Parameter, Values},
+        request::{Call, LARGEST_PAGE},
+        schemas::{changed_of, list_of, new_of, object_of, schema},
+        served::{self, Served, Visitor},
+    },
     audit::hex,
-    change::{Applied, Planned, Wanted},
+    change::{Planned, Wanted},
     live::{Live, forget_machine, remove_users_of_deleted},
-    people::Actor,
+    problem::Problem,
     roles::{AccessScope, ObjectGroup, Verb, access_scope},
 };
 
 /// Bytes after which a page ends: a plan may have half a MiB.
 const LARGEST_BYTES: usize = 4 << 20;
-
-/// A kind of the API.
-pub(super) trait Served: Kind<Status: ToSchema> + ToSchema {
-    /// Its row in the table of roles.
-    const GROUP: ObjectGroup;
-    /// With its article, for summaries: `a VLAN pool`.
-    const ONE: &'static str;
-}
-
-macro_rules! served {
-    ($($type:ident: $group:ident, $one:literal;)*) => {
-        $(impl Served for $type {
-            const GROUP: ObjectGroup = ObjectGroup::$group;
-            const ONE: &'static str = $one;
-        })*
-
-        /// Adds the operations of all kinds.
-        pub(super) fn register(all: &mut Vec<Operation>) {
-            $(register_kind::<$type>(all);)*
-        }
-
-        /// The row of a kind in the table of roles, and its name space.
-        pub(super) fn group_of(kind: &str) -> Option<(ObjectGroup, Scope)> {
-            match kind {
-                $(<$type as Kind>::KIND => Some((ObjectGroup::$group, <$type as Kind>::SCOPE)),)*
-                _ => None,
-            }
-        }
-    };
-}
-
-served! {
-    Host: Infrastructure, "a virtualization host";
-    VlanPool: Infrastructure, "a VLAN pool";
-    AddressPool: Infrastructure, "a pool of public addresses";
-    HardwarePlan: Infrastructure, "a hardware plan";
-    Gateway: Infrastructure, "a cloud gateway";
-    GatewayPool: Infrastructure, "a pool of gateways";
-    Tenant: Tenants, "a tenant";
-    Subscription: Allocations, "a subscription to a hardware plan";
-    Appliance: Allocations, "an appliance";
-    Address: Allocations, "a public address";
-    Network: Networking, "a network";
-    Mapping: Networking, "a network mapping";
-    Policy: Networking, "a routing policy";
-    Rule: Networking, "a public IP rule";
-    Plan: Networking, "a failover plan";
-}
 
 /// Body of a request that creates an object.
 #[derive(Debug, Deserialize)]
@@ -94,21 +47,6 @@ struct Changed<K: Kind> {
     spec: K,
 }
 
-/// Answer to a dry run.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct DryRun {
-    /// All objects that the change would create, change or remove.
-    #[schema(value_type = Vec<Object>)]
-    differences: Vec<Difference>,
-    /// Consequences to know of.
-    warnings: Vec<String>,
-}
-
-pub(super) const DRY_RUN: Parameter = Parameter::new(
-    "dry_run",
-    Values::Flag,
-    "Compute the change and answer its differences, without making it.",
-);
 const FORCE: Parameter = Parameter::new(
     "force",
     Values::Flag,
@@ -170,6 +108,20 @@ const OF_CHANGE: &[ResponseHeader] = &[
 ];
 const OF_REMOVAL: &[ResponseHeader] = &[WARNING];
 
+/// Adds the operations of all kinds.
+pub(super) fn register(all: &mut Vec<Operation>) {
+    served::visit(&mut Registration(all));
+}
+
+/// The table to which each kind adds its operations.
+struct Registration<'a>(&'a mut Vec<Operation>);
+
+impl Visitor for Registration<'_> {
+    fn kind<K: Served>(&mut self) {
+        register_kind::<K>(self.0);
+    }
+}
+
 fn register_kind<K: Served>(all: &mut Vec<Operation>) {
     let collection = match K::SCOPE {
         Scope::Provider => format!("/v1/{}", K::PLURAL),
@@ -200,7 +152,7 @@ fn register_kind<K: Served>(all: &mut Vec<Operation>) {
     all.push(Operation {
         query,
         headers,
-        body: Some(super::document::new_of::<K>()),
+        body: Some(new_of::<K>()),
         success: vec![ok(StatusCode::CREATED, object()).with(OF_CREATION), dry()],
         ..operation("create", Method::POST, &collection, |call| {
             Box::pin(create_one::<K>(call)) as Answering
@@ -216,8 +168,8 @@ fn register_kind<K: Served>(all: &mut Vec<Operation>) {
     all.push(Operation {
         query,
         headers,
-        body: Some(super::document::changed_of::<K>()),
-        success: vec![ok(StatusCode::OK, super::document::either_of::<K>()).with(OF_CHANGE)],
+        body: Some(changed_of::<K>()),
+        success: vec![ok(StatusCode::OK, either_of::<K>()).with(OF_CHANGE)],
         ..operation("replace", Method::PUT, &one, |call| {
             Box::pin(replace_one::<K>(call)) as Answering
         })
@@ -254,51 +206,12 @@ pub(super) fn place<K: Kind>(call: &Call) -> (Option<&str>, Option<&str>) {
     }
 }
 
-/// Refuses what the actor may not do. Objects of other tenants are answered as if they, and the
-/// tenant, did not exist.
-pub(super) fn authorize(
-    actor: &Actor,
-    group: ObjectGroup,
-    verb: Verb,
-    tenant: Option<&str>,
-) -> Result<(), Problem> {
-    let own = actor.tenant.as_deref();
-    match (access_scope(actor.role, group, verb), tenant) {
-        (AccessScope::All, _) => Ok(()),
-        (AccessScope::Own, Some(tenant)) if Some(tenant) == own => Ok(()),
-        (AccessScope::Own, None) => Ok(()),
-        (AccessScope::Own | AccessScope::Itself | AccessScope::None, Some(tenant))
-            if own.is_some() && own != Some(tenant) =>
-        {
-            Err(no_tenant(tenant))
-        }
-        (AccessScope::Own | AccessScope::Itself | AccessScope::None, _) => {
-            Err(Problem::forbidden(&role(actor)))
-        }
-    }
-}
-
-pub(super) fn role(actor: &Actor) -> String {
-    let role = serde_json::to_value(actor.role).unwrap_or_default();
-    role.as_str().unwrap_or_default().to_owned()
-}
-
-/// As the crate `control` refuses a tenant that does not exist.
-pub(super) fn no_tenant(tenant: &str) -> Problem {
-    Refusal::not_found::<Tenant>(None, tenant).into()
-}
-
 /// The tenant that an access concerns: for tenants themselves, their name.
 fn target<'c, K: Served>(tenant: Option<&'c str>, name: Option<&'c str>) -> Option<&'c str> {
     match K::GROUP {
         ObjectGroup::Tenants => name,
         _ => tenant,
     }
-}
-
-/// As the crate `control` refuses an object that does not exist.
-pub(super) fn absent<K: Kind>(tenant: Option<&str>, name: &str) -> Problem {
-    Refusal::not_found::<K>(tenant, name).into()
 }
 
 async fn list<K: Served>(call: Call) -> Result<Answer, Problem> {
@@ -413,14 +326,6 @@ impl<'o, K: Kind> Seen<'o, K> {
             status: &object.status,
             conditions: observed.conditions(object),
         }
-    }
-}
-
-/// The value as text, without a tree of values before.
-fn json_text<T: Serialize>(value: &T) -> Result<Answer, Problem> {
-    match serde_json::to_string(value) {
-        Ok(text) => Ok(Answer::text(StatusCode::OK, text)),
-        Err(error) => Err(Problem::internal(&error)),
     }
 }
 
@@ -586,37 +491,5 @@ fn require_reason<K: Served>(force: bool, wanted: &Wanted<'_>) -> Result<(), Pro
         None => Ok(()),
         Some(ReasonFor::Force) => Err(Problem::reason()),
         Some(ReasonFor::TenantsOwn) => Err(Problem::tenant_reason()),
-    }
-}
-
-/// The answer to a change or a dry run.
-pub(super) fn changed(applied: Applied, dry_run: bool) -> Result<Answer, Problem> {
-    if dry_run {
-        let run = DryRun {
-            differences: applied.differences,
-            warnings: applied.warnings,
-        };
-        return json_text(&run);
-    }
-    let status = StatusCode::from_u16(applied.status).unwrap_or(StatusCode::OK);
-    let revision: Revision = applied.body["metadata"]["revision"]
-        .as_u64()
-        .unwrap_or_default();
-    let answer = Answer::json(status, &applied.body).tagged(revision);
-    Ok(answer.with_warnings(&applied.warnings))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_tenants_own_objects_are_those_that_it_may_change() {
-        for info in control::KINDS {
-            let (group, _) = group_of(info.kind).expect("a row");
-            let reason = control::reason_for(info.kind, false, true);
-            let is_own = reason == Some(ReasonFor::TenantsOwn);
-            assert_eq!(is_own, group == ObjectGroup::Networking, "{}", info.kind);
-        }
     }
 }

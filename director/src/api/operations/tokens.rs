@@ -7,21 +7,23 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::{
-    answer::{Answer, Problem},
-    document::schema,
-    objects::{DRY_RUN, authorize, changed, role},
-    people::{body, first, found_user, subject_of, with_dry_run, wrong_credentials},
-    request::Call,
-    table::{Operation, Success},
-    totp,
-};
+use super::totp;
 use crate::{
     Director,
+    api::{
+        answer::{Answer, body},
+        authorize::{authorize, role},
+        dry_run::{DRY_RUN, changed, with_dry_run},
+        operation::{Operation, Success},
+        request::{Call, first},
+        schemas::schema,
+        users::{found_user, subject_of, wrong_credentials},
+    },
     audit::Subject,
     change::{Planned, Wanted},
     live::{Live, MAX_SESSIONS, MAX_TOKENS},
     people::{Actor, MAX_TOKEN_LIFETIME, TOKENS, Token, USERS, User, new_secret, token_hash},
+    problem::Problem,
     roles::{ObjectGroup, Verb},
 };
 

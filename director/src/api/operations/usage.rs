@@ -9,15 +9,17 @@ use control::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{
-    answer::{Answer, Problem},
-    document::schema,
-    objects::{absent, authorize},
-    people::{body, first},
-    request::Call,
-    table::{Answering, Operation, Success},
+use crate::{
+    api::{
+        answer::{Answer, body},
+        authorize::{absent, authorize},
+        operation::{Answering, Operation, Success},
+        request::{Call, first},
+        schemas::schema,
+    },
+    problem::Problem,
+    roles::{ObjectGroup, Verb},
 };
-use crate::roles::{ObjectGroup, Verb};
 
 fn operation<K: Kind, T: ToSchema>(
     verb: &str,
