@@ -8,6 +8,8 @@ use crate::{
     kernel::xdp_errors::{Dropped, Error, XdpErrors},
 };
 
+/// Counter of redirects that the kernel refused.
+pub(super) const REDIRECT_FAILED: &str = "xdp_redirect_failed";
 /// Time between attempts to open the counters.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 

@@ -16,7 +16,7 @@ use service::{
 use super::{
     Daemon, conflicts,
     controller::{Controller, InForce},
-    kernel_drops::KernelDrops,
+    kernel_drops::{KernelDrops, REDIRECT_FAILED},
     metrics::Metrics,
     packet_health::{PacketHealth, Sample},
 };
@@ -31,9 +31,6 @@ use crate::{
     engine::neighbour::EntryStatus,
     kernel::underlay::{Snapshot, UnderlayPath},
 };
-
-/// Counter of redirects that the kernel refused.
-pub(super) const REDIRECT_FAILED: &str = "xdp_redirect_failed";
 
 /// Reports of the daemon itself, beside those of the controller.
 pub(super) struct Reports {

@@ -34,7 +34,7 @@ use prometheus_client::{
 use service::{http, run::ProcessMetrics};
 use tunnel_worker::tls::RefusalReason;
 
-use super::Daemon;
+use super::{Daemon, kernel_drops::REDIRECT_FAILED};
 use crate::{
     config::Role,
     control::{CounterStatus, NetworkStatus, PeerStatus, Status, TunnelStatus},
@@ -377,7 +377,7 @@ impl Sample {
             "Addresses of the appliance that another machine uses",
             s.conflicts.len() as f64,
         )?;
-        let counted = |c: &CounterStatus| c.name == super::status::REDIRECT_FAILED;
+        let counted = |c: &CounterStatus| c.name == REDIRECT_FAILED;
         families.value(
             "kernel_drops_counted",
             "1 while frames that the kernel drops after XDP programs are counted; `status` says \

@@ -159,7 +159,7 @@ fn kernel_drops_are_counted_if_their_counters_are_there() {
     let name = "causeway_appliance_kernel_drops_counted";
     let mut sample = sample();
     let counter = CounterStatus {
-        name: super::super::status::REDIRECT_FAILED.to_owned(),
+        name: REDIRECT_FAILED.to_owned(),
         value: 0,
         help: String::new(),
     };
