@@ -23,32 +23,14 @@ use anyhow::Context as _;
 use appliance_common::maps::{HostKey, Mode};
 use tunnel_worker::{ListenerSetup, NewListener};
 
-use super::{Controller, InForce, in_force::assign_slots};
+use super::{Controller, InForce, Proposal, assign_slots};
 use crate::{
-    config::{Config, Role},
+    config::Role,
     control::RequestRefusal,
-    daemon::{Daemon, engines::Engines, keys::Keys},
+    daemon::{Daemon, engines::Engines},
     datapath::reconcile::MapContents,
-    state::{CommittedState, PreparedState, State, Store},
+    state::{CommittedState, PreparedState, Store},
 };
-
-/// A change of what is in force, as a request wants it. Without `file` the configuration stays.
-pub(in crate::daemon) struct Proposal {
-    pub file: Option<Box<(Config, Keys)>>,
-    pub state: State,
-}
-
-impl Proposal {
-    /// The configuration that it puts in force, if `present` is in force now.
-    fn config<'a>(&'a self, present: &'a Config) -> &'a Config {
-        self.file.as_ref().map_or(present, |file| &file.0)
-    }
-
-    /// Another state with the same configuration.
-    pub const fn state(state: State) -> Self {
-        Self { file: None, state }
-    }
-}
 
 /// A proposal for which the maps have room, with the setup of its listener.
 struct Checked {

@@ -11,7 +11,7 @@ use appliance_common::{
     maps::{HostKey, Mode},
 };
 
-use super::{change::Proposal, interfaces};
+use super::interfaces;
 use crate::{
     config::{Config, Role, Tenant},
     daemon::keys::Keys,
@@ -24,6 +24,24 @@ pub(in crate::daemon) struct InForce {
     pub config: Config,
     pub keys: Keys,
     pub state: State,
+}
+
+/// A change of what is in force, as a request wants it. Without `file` the configuration stays.
+pub(in crate::daemon) struct Proposal {
+    pub file: Option<Box<(Config, Keys)>>,
+    pub state: State,
+}
+
+impl Proposal {
+    /// The configuration that it puts in force, if `present` is in force now.
+    pub(super) fn config<'a>(&'a self, present: &'a Config) -> &'a Config {
+        self.file.as_ref().map_or(present, |file| &file.0)
+    }
+
+    /// Another state with the same configuration.
+    pub const fn state(state: State) -> Self {
+        Self { file: None, state }
+    }
 }
 
 impl InForce {

@@ -7,7 +7,7 @@
 //!
 //! | module | contents |
 //! |---|---|
-//! | `in_force` | configuration, keys and state in force; their files |
+//! | `in_force` | configuration, keys and state in force, and a proposal of others; their files |
 //! | `change` | the one transactional change |
 //! | `apply` | programs, maps, tunnels and engines brought in line with what is in force |
 //! | `switch` | the state after a switch of modes; pure |
@@ -40,9 +40,8 @@ use appliance_common::{
 };
 
 pub(super) use self::{
-    change::Proposal,
     gateway_names::GatewayNames,
-    in_force::{Files, InForce, assign_slots},
+    in_force::{Files, InForce, Proposal, assign_slots},
     interfaces::names as interface_names,
     served_addresses::watched_outside,
     tables::Tables,
