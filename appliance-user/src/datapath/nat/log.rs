@@ -31,8 +31,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::Serialize;
 
 use super::{
+    clock::monotonic,
     list::{protocol_name, socket},
-    sweeper::monotonic,
 };
 use crate::config::LogTarget;
 

@@ -15,9 +15,10 @@
 //! `pressure`, `sweep` and `list` decide, without a map or a clock. `batch` reads whole maps.
 //! `sweeper` is the thread that runs the passes, every 10 s and when the tables fill;
 //! `removal_counters` counts the entries that it removes, `passes` how long it takes. `query`
-//! answers an operator's request. `log` writes the NAT log.
+//! answers an operator's request. `log` writes the NAT log. `clock` tells the programs' time.
 
 mod batch;
+mod clock;
 mod list;
 pub mod log;
 mod passes;
@@ -28,10 +29,11 @@ mod sweep;
 mod sweeper;
 
 pub use batch::PinnedMap;
+pub use clock::ticks_now;
 pub use list::{ConnectionRow, Filter, SlotNames, TopConnections, render};
 pub use passes::Passes;
 pub use pressure::over_quota_limit;
 pub use query::{MAX_ROWS, list};
 pub use removal_counters::Removals;
 pub use sweep::Sweep;
-pub use sweeper::{ConnectionSweeper, ticks_now};
+pub use sweeper::ConnectionSweeper;

@@ -8,7 +8,7 @@ use appliance_common::{
     nat::{Flow, FlowKey, OUTSIDE},
 };
 
-use super::{ConnectionRow, Filter, PinnedMap, SlotNames, TopConnections, sweeper::ticks_now};
+use super::{ConnectionRow, Filter, PinnedMap, SlotNames, TopConnections, clock::ticks_now};
 
 /// Maximum number of connections in one answer.
 pub const MAX_ROWS: usize = 10_000;

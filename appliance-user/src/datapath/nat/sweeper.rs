@@ -13,13 +13,14 @@ use appliance_common::{
     maps::Tenant,
     nat::{
         ALL_TENANTS, Direction, Flow, FlowKey, Mapping, MappingKey, Nat, NatAddress, OUTSIDE,
-        TenantQuota, TenantUsage, Words, flow_flags, ticks,
+        TenantQuota, TenantUsage, Words, flow_flags,
     },
 };
 use aya::maps::MapError;
 
 use super::{
     Passes, PinnedMap, Sweep,
+    clock::{clock, ticks_now},
     log::RemovedMappings,
     pressure::{Demand, Demands, Outcome, Pressure, Schedule, TenantLoad, demands, port_demands},
     removal_counters::{Reason, Removals},
@@ -95,27 +96,6 @@ impl Drop for ConnectionSweeper {
             tracing::error!("connection sweeper thread panicked");
         }
     }
-}
-
-/// The current time in the programs' ticks.
-#[must_use]
-pub fn ticks_now() -> u32 {
-    ticks(monotonic().as_nanos() as u64)
-}
-
-/// The clock of bpf_ktime_get_coarse_ns, within a tick of the kernel.
-pub fn monotonic() -> Duration {
-    clock(libc::CLOCK_MONOTONIC)
-}
-
-fn clock(id: libc::clockid_t) -> Duration {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: `time` is a valid timespec.
-    unsafe { libc::clock_gettime(id, &raw mut time) };
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// The maps of translation.
