@@ -7,7 +7,11 @@ use hyper::Method;
 use serde_json::json;
 use service::outln;
 
-use crate::{Session, failure::Failure, objects};
+use crate::{
+    Session,
+    change::{change, send},
+    failure::Failure,
+};
 
 /// Hours of an enrolment token unless given.
 const HOURS: &str = "24";
@@ -39,7 +43,7 @@ pub fn token(session: &Session, given: &ArgMatches, path: &str) -> Result<(), Fa
     let hours = given.get_one::<u32>("hours").copied().unwrap_or_default();
     let body = json!({ "hours": hours });
     let path = format!("{path}/enrolments");
-    if let Some(made) = objects::send(session, given, Method::POST, &path, Some(&body), None)? {
+    if let Some(made) = send(session, given, Method::POST, &path, Some(&body), None)? {
         let is_printed = match session.json {
             true => outln!("{made}"),
             false => outln!("{}", made["token"].as_str().unwrap_or_default()),
@@ -55,5 +59,5 @@ pub fn token(session: &Session, given: &ArgMatches, path: &str) -> Result<(), Fa
 /// Revokes an identity.
 pub fn revoke(session: &Session, given: &ArgMatches, path: &str) -> Result<(), Failure> {
     let path = format!("{path}/identity");
-    objects::change(session, given, Method::DELETE, &path, None, None)
+    change(session, given, Method::DELETE, &path, None, None)
 }

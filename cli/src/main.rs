@@ -14,10 +14,12 @@
 )]
 
 mod audit;
+mod change;
 mod client;
 mod context;
 mod declare;
 mod failure;
+mod file;
 mod machine;
 mod objects;
 mod output;

@@ -1,20 +1,21 @@
 //! The nouns and verbs of objects, made of the list of kinds.
 
-use std::{io::Read as _, path::Path};
+use std::path::Path;
 
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, parser::ValueSource, value_parser};
 use control::{KINDS, KindInfo, Scope, in_words, with_article};
 use hyper::Method;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
-use service::{errln, outln};
+use service::outln;
 
 use crate::{
     Session,
-    client::{Call, encoded, header_text},
+    change::change,
+    client::encoded,
     declare::{Format, export_one},
     failure::{Exit, Failure},
-    machine, output, policy,
+    file, machine, output, policy,
 };
 
 /// The commands of all kinds.
@@ -578,9 +579,9 @@ fn set_owner(body: &mut Value, given: &ArgMatches) {
 
 /// The spec: that of the file or the one before, with the fields of the command line.
 fn spec(info: &KindInfo, given: &ArgMatches, before: Option<Value>) -> Result<Value, Failure> {
-    let file = given.try_get_one::<String>("spec").ok().flatten();
-    let mut spec = match file {
-        Some(file) => read(Path::new(file))?,
+    let path = given.try_get_one::<String>("spec").ok().flatten();
+    let mut spec = match path {
+        Some(path) => file::read(Path::new(path))?,
         None => before.unwrap_or_else(|| json!({})),
     };
     for text in given.get_many::<String>("set").into_iter().flatten() {
@@ -636,103 +637,6 @@ fn set(spec: &mut Value, path: &str, value: Value) -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-/// A value in a file: JSON, or TOML if its name ends so; `-` is JSON from standard input.
-pub fn read(path: &Path) -> Result<Value, Failure> {
-    let shown = path.display();
-    let mut text = String::new();
-    let result = match path == Path::new("-") {
-        true => std::io::stdin().read_to_string(&mut text).map(drop),
-        false => std::fs::read_to_string(path).map(|read| text = read),
-    };
-    result.map_err(|error| Failure::local(format!("cannot read {shown}: {error}")))?;
-    let wrong = |error: &dyn std::fmt::Display| Failure::usage(format!("{shown}: {error}"));
-    if path.extension().is_some_and(|ending| ending == "toml") {
-        let value: toml::Table = toml::from_str(&text).map_err(|error| wrong(&error))?;
-        return serde_json::to_value(value).map_err(|error| wrong(&error));
-    }
-    control::json::parse(text.as_bytes()).map_err(|error| wrong(&error))
-}
-
-/// Sends a change, and prints what it made, or would make.
-pub fn change(
-    session: &Session,
-    given: &ArgMatches,
-    method: Method,
-    path: &str,
-    body: Option<&Value>,
-    revision: Option<u64>,
-) -> Result<(), Failure> {
-    if let Some(made) = send(session, given, method, path, body, revision)? {
-        match session.json {
-            true => outln!("{made}"),
-            false => service::stdout::print(output::object(&made)),
-        };
-    }
-    Ok(())
-}
-
-/// Sends a change, and prints what a dry run would make: the answer's content, if it was made and
-/// has any.
-pub fn send(
-    session: &Session,
-    given: &ArgMatches,
-    method: Method,
-    path: &str,
-    body: Option<&Value>,
-    revision: Option<u64>,
-) -> Result<Option<Value>, Failure> {
-    let flag = |name: &str| {
-        let found = given.try_get_one::<bool>(name).ok().flatten();
-        found.copied().unwrap_or_default()
-    };
-    let reason = given.get_one::<String>("reason");
-    if flag("force") && !flag("dry-run") && reason.is_none() {
-        return Err(Failure::force_without_reason());
-    }
-    let number = given.try_get_one::<u64>("if-revision").ok().flatten();
-    let mut call = Call {
-        method,
-        path,
-        body,
-        ..Call::default()
-    };
-    for (name, parameter) in [
-        ("dry-run", "dry_run"),
-        ("force", "force"),
-        ("take-over", "take_over"),
-    ] {
-        if flag(name) {
-            call.query.push((parameter, "true".to_owned()));
-        }
-    }
-    if let Some(revision) = number.copied().or(revision) {
-        call.headers.push(("if-match", format!("\"{revision}\"")));
-    }
-    if let Some(reason) = reason {
-        call.headers.push(("x-reason", header_text(reason)));
-    }
-    let answer = session.client()?.send(&call)?;
-    let mut warnings = answer.warnings;
-    let is_dry = flag("dry-run");
-    if is_dry {
-        let more = answer.body["warnings"].as_array().into_iter().flatten();
-        warnings.extend(more.filter_map(|text| text.as_str().map(ToOwned::to_owned)));
-        match session.json {
-            true => {
-                outln!("{}", answer.body);
-            }
-            false => {
-                let differences = answer.body["differences"].as_array();
-                output::differences(differences.map_or(&[], Vec::as_slice)).print();
-            }
-        }
-    }
-    for warning in warnings {
-        errln!("causeway: warning: {warning}");
-    }
-    Ok((!is_dry && !answer.body.is_null()).then_some(answer.body))
 }
 
 #[cfg(test)]

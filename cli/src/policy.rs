@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use crate::{
     Session,
+    change::change,
     client::encoded,
     failure::{Exit, Failure},
-    objects::change,
 };
 
 /// The verbs, without the options that all changes have.

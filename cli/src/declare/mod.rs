@@ -32,7 +32,7 @@ use crate::{
     Session,
     client::{Client, encoded},
     failure::{Exit, Failure},
-    objects::read,
+    file::read,
     output,
     tenant::Choice,
 };
