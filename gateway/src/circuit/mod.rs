@@ -10,9 +10,11 @@
 //!
 //! The gateway has no key of a tunnel: the bytes after the ID are opaque to it.
 
+mod command;
 pub mod counters;
 pub mod fast;
 mod observe;
+mod report;
 pub mod socket;
 mod steering;
 mod sys;

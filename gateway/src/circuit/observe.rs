@@ -1,7 +1,6 @@
 //! Reads counters and circuits from the threads of circuits, for status, metrics and drains.
 
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -10,64 +9,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gateway_client::wire::CircuitId;
 use gateway_common::maps::Outcome;
 use nix::sys::eventfd::EventFd;
 
 use super::{
+    command::Command,
     fast::Fast,
-    socket::{Command, Totals},
-    table::{CircuitState, Drops, Reason, TenantCounts, Traffic},
+    report::{PagePart, Query, Summary, SummaryPart},
+    table::{CircuitState, Reason, Traffic},
 };
 
 /// Time that all threads together have to answer. The control loop waits for them.
 const REPLY_TIMEOUT: Duration = Duration::from_millis(500);
-
-/// Counters of all circuits together and of each tenant's.
-#[derive(Clone, Debug, Default)]
-pub struct Summary {
-    /// The tenants with circuits.
-    pub tenants: BTreeMap<Arc<str>, TenantCounts>,
-    /// Dropped datagrams without a circuit.
-    pub drops: Drops,
-    /// Counters of all datagrams.
-    pub totals: Totals,
-    /// Number of bound sides.
-    pub bound: usize,
-    /// Number of circuits.
-    pub circuits: usize,
-    /// Threads that did not answer in time; theirs are the values that they reported last.
-    pub late: usize,
-}
-
-/// Counters of all circuits together, and each circuit.
-#[derive(Clone, Debug, Default)]
-pub struct State {
-    /// In the order of IDs.
-    pub circuits: Vec<CircuitState>,
-    /// Dropped datagrams without a circuit.
-    pub drops: Drops,
-    /// Counters of all datagrams.
-    pub totals: Totals,
-    /// Number of bound sides.
-    pub bound: usize,
-}
-
-/// A page of circuits.
-#[derive(Clone, Debug, Default)]
-pub struct Query {
-    /// The ID before the first one.
-    pub after: Option<CircuitId>,
-    /// Of this tenant only.
-    pub tenant: Option<Arc<str>>,
-    /// Circuits at most.
-    pub limit: usize,
-}
-
-/// The answer of a thread: its part of a summary, and the tenants and indices of its XDP counters.
-pub(super) type SummaryPart = (Summary, Vec<(Arc<str>, u32)>);
-/// The answer of a thread: its circuits of a page, and the indices of their XDP counters.
-pub(super) type PagePart = Vec<(CircuitState, Option<u32>)>;
 
 /// The last report of a thread.
 #[derive(Debug, Default)]
@@ -268,6 +221,7 @@ mod tests {
     use nix::sys::eventfd::EfdFlags;
 
     use super::*;
+    use crate::circuit::table::TenantCounts;
 
     /// A thread that answers each question once, and none later.
     fn slow() -> Observer {

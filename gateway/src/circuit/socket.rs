@@ -18,7 +18,7 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc,
-        mpsc::{Receiver, Sender, SyncSender, channel},
+        mpsc::{Receiver, Sender, channel},
     },
     thread::JoinHandle,
     time::Duration,
@@ -28,15 +28,20 @@ use gateway_client::wire::{KEY_BYTES, Key, Load, MESSAGE_BYTES};
 use gateway_model::{Changes, Tenant as Limits};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-pub use super::observe::{Observer, Query, State, Summary};
 use super::{
     clock,
+    command::Command,
     fast::{Fast, Publisher},
-    observe::{Asked, PagePart, Reported, SummaryPart},
+    observe::{Asked, Reported},
     rate::Bucket,
+    report::{PagePart, SummaryPart},
     steering::{is_mixed, thread_of},
     sys::{BATCH, Batch, Outbox, Poll, Sent, Socket},
     table::{Action, Change, CircuitPlan, Path, Table, Tenant},
+};
+pub use super::{
+    observe::Observer,
+    report::{Query, State, Summary, Totals},
 };
 
 /// Interval of sweeps, milliseconds.
@@ -68,45 +73,6 @@ pub enum Error {
         operation: &'static str,
         source: io::Error,
     },
-}
-
-/// Counters of all datagrams of a thread.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
-    pub received: u64,
-    /// Sent, answers included.
-    pub sent: u64,
-    /// Not sent: the send buffer was full.
-    pub full: u64,
-    /// Not sent: the kernel refused.
-    pub refused: u64,
-    /// Messages that were truncated or of another address family.
-    pub unreadable: u64,
-    /// Dropped by the kernel: the receive buffer of a present socket was full.
-    pub overflowed: u64,
-    /// Dropped by XDP: sources that are not bound sent too much.
-    pub unbound_rate: u64,
-}
-
-/// A command to a thread.
-pub(super) enum Command {
-    /// New sockets, and the new index of each old one.
-    Sockets(Vec<Socket>, Vec<Option<u16>>),
-    Lifetime(Duration),
-    Load(Load),
-    Change(Change),
-    Bound(SyncSender<usize>),
-    Summary(SyncSender<SummaryPart>),
-    Page(Query, SyncSender<PagePart>),
-    Drain,
-    Undrain,
-    Stop,
-}
-
-impl std::fmt::Debug for Command {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Command(..)")
-    }
 }
 
 struct Worker {
