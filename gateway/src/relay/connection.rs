@@ -16,8 +16,8 @@ use super::{
     access::Record,
     carry::{End, Traffic, abort, carry},
     config::{RelayConfig, Times},
-    counters, limits,
-    open::{self, Refused},
+    counters, limits, open,
+    refused::Refused,
     threads::Busy,
 };
 

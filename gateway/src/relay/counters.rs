@@ -10,7 +10,7 @@ use prometheus_client::{
 
 use super::{
     carry::{End, Traffic},
-    open::Refused,
+    refused::Refused,
 };
 
 /// Label `reason`.

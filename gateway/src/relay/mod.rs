@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `listener`, `accept` | bind the sockets; accept, limit and distribute connections |
 //! | `connection` | the life of one connection: `open` (hello, route, dial), then `carry` |
+//! | `refused` | why a connection is not relayed |
 //! | `pipe`, `received` | pipes for splice(2); the number of bytes that a socket has received |
 //! | `config` | the configuration, which [`Relay`] replaces |
 //!
@@ -29,6 +30,7 @@ mod listener;
 mod open;
 mod pipe;
 mod received;
+mod refused;
 mod threads;
 
 use std::{
@@ -56,7 +58,7 @@ use self::{
 pub use self::{
     config::{Backend, Desired, Limits, RelayConfig, Times},
     dial::ServiceAddress,
-    open::Refused,
+    refused::Refused,
 };
 
 /// Time that the accept tasks of a drain have to close their sockets.
