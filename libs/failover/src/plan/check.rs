@@ -36,6 +36,14 @@ impl From<File> for Draft {
     }
 }
 
+impl TryFrom<File> for Plan {
+    type Error = PlanErrors;
+
+    fn try_from(file: File) -> Result<Self, PlanErrors> {
+        Draft::from(file).check(None, Problems::default())
+    }
+}
+
 /// Problems, in the order in which they are found.
 #[derive(Default)]
 pub(super) struct Problems(Vec<PlanProblem>);

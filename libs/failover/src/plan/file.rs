@@ -2,10 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Allow, Plan, PlanErrors,
-    check::{Draft, Problems},
-};
+use super::{Allow, Plan};
 use crate::Rule;
 
 /// A plan as it is written in files and in the stored state.
@@ -56,13 +53,5 @@ impl From<Plan> for File {
             allow: plan.allow,
             rule: plan.rules.iter().cloned().collect(),
         }
-    }
-}
-
-impl TryFrom<File> for Plan {
-    type Error = PlanErrors;
-
-    fn try_from(file: File) -> Result<Self, PlanErrors> {
-        Draft::from(file).check(None, Problems::default())
     }
 }
