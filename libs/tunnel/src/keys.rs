@@ -74,7 +74,7 @@ impl SecretKey {
     #[must_use]
     pub fn shared(&self, public: &PublicKey, label: &[u8]) -> Option<Zeroizing<[u8; KEY_BYTES]>> {
         let agreed = self.agree(public.as_bytes())?;
-        Some(crate::mac::derive(&agreed, &[label]))
+        Some(crate::hash::derive(&agreed, &[label]))
     }
 
     /// X25519 (RFC 7748); `None` for a point of small order, with which the result is zero.

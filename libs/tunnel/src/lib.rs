@@ -46,6 +46,7 @@ mod error;
 #[cfg(test)]
 mod freed_memory;
 mod handshake;
+mod hash;
 mod keys;
 mod load;
 mod mac;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use crate::mac::mac;
+use crate::hash::mac;
 use crate::path::PeerPath;
 use crate::random::Random;
 use crate::time::Instant;

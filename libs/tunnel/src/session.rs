@@ -8,8 +8,8 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::cipher::{AeadKey, Cipher};
+use crate::hash::derive;
 use crate::keys::Secrets;
-use crate::mac::derive;
 use crate::replay::ReplayWindow;
 use crate::time::Instant;
 
