@@ -202,17 +202,6 @@ fn subscribed(subscription: &Object<Subscription>) -> Conflict {
         .of(subscription.tenant())
 }
 
-/// A network that is used, as a conflict with the object that uses it.
-pub(super) fn used(network: &Object<Network>, uses: &[Conflict]) -> String {
-    let users: Vec<_> = uses.iter().map(Conflict::to_string).collect();
-    format!(
-        "network {:?} of tenant {:?} ({})",
-        network.name(),
-        network.tenant(),
-        users.join(", ")
-    )
-}
-
 /// The VLAN pool of a plan.
 ///
 /// # Errors

@@ -2,6 +2,7 @@
 
 mod address;
 mod address_pool;
+mod agent;
 mod appliance;
 mod gateway;
 mod gateway_pool;
@@ -14,11 +15,12 @@ mod policy;
 mod rule;
 mod subscription;
 mod tenant;
+mod uplink;
 mod vlan_pool;
 
 pub use address::{Address, AddressStatus};
 pub use address_pool::AddressPool;
-pub use appliance::{Appliance, ApplianceStatus, Uplink};
+pub use appliance::{Appliance, ApplianceStatus};
 pub use gateway::{Gateway, gateways_of};
 pub use gateway_pool::GatewayPool;
 pub use hardware_plan::HardwarePlan;
@@ -32,6 +34,7 @@ pub use subscription::{
     AllocatedNetwork, Allocation, SubscribedAppliance, Subscription, SubscriptionStatus,
 };
 pub use tenant::{Limits, Mode, Tenant, TenantStatus};
+pub use uplink::Uplink;
 pub use vlan_pool::VlanPool;
 
 pub(crate) use gateway::Gateways;

@@ -241,3 +241,14 @@ pub(crate) fn uses(state: &State, network: &Object<Network>) -> Vec<Conflict> {
     }
     uses
 }
+
+/// A network that is used, as a conflict with the object that uses it.
+pub(super) fn used(network: &Object<Network>, uses: &[Conflict]) -> String {
+    let users: Vec<_> = uses.iter().map(Conflict::to_string).collect();
+    format!(
+        "network {:?} of tenant {:?} ({})",
+        network.name(),
+        network.tenant(),
+        users.join(", ")
+    )
+}

@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    Appliance, ApplianceStatus, HardwarePlan, Network, NetworkStatus, Uplink, VlanPool,
-    appliance::{refuse_inside, refuse_router, refuse_taken},
-    hardware_plan::used,
-    kind, uses_of_network,
+    Appliance, ApplianceStatus, HardwarePlan, Network, NetworkStatus, Uplink, VlanPool, kind,
+    network::used,
+    uplink::{refuse_inside, refuse_router, refuse_taken},
+    uses_of_network,
     vlan_pool::{claim_vlan, claim_vlans, release_vlan},
 };
 use crate::{
