@@ -17,7 +17,7 @@ use gateway_core::{
 use service::config::Checker;
 
 use crate::{
-    model::{Backend, Circuit, Tenant},
+    checked::{Backend, Circuit, Tenant},
     objects::{BackendSpec, CircuitSpec, RouteSpec, TenantSpec},
 };
 

@@ -15,12 +15,14 @@
 //! is there: a delta of one circuit checks one circuit.
 
 mod check;
+mod checked;
 mod model;
 mod objects;
 mod update;
 
 pub use check::{Bounds, address, covers};
-pub use model::{Applied, Backend, Changes, Circuit, Counts, DesiredPage, Model, Prepared, Tenant};
+pub use checked::{Backend, Circuit, Tenant};
+pub use model::{Applied, Changes, Counts, DesiredPage, Model, Prepared};
 pub use objects::{BackendSpec, CircuitSpec, Ids, Objects, RouteSpec, TenantSpec};
 pub use service::desired::{Source, UpdateRefusal, Withdrawal};
 pub use update::{Delta, Snapshot, Update};

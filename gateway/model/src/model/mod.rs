@@ -11,10 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use gateway_client::{
-    dial::ServiceAddress,
-    wire::{CircuitId, Key},
-};
+use gateway_client::wire::{CircuitId, Key};
 use gateway_core::route::{Names, Route};
 use serde::{Deserialize, Serialize};
 use service::{
@@ -26,37 +23,10 @@ pub use page::DesiredPage;
 
 use crate::{
     check::{self, Bounds},
+    checked::{Backend, Circuit, Tenant},
     objects::Objects,
     update::{Delta, Snapshot, Update},
 };
-
-/// A checked tenant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tenant {
-    /// Connections at most.
-    pub connections: u32,
-    /// Datagrams a second; `None`: no limit.
-    pub datagrams: Option<u64>,
-    /// Bytes a second; `None`: no limit.
-    pub bytes: Option<u64>,
-}
-
-/// A checked backend.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Backend {
-    /// In order of preference.
-    pub addresses: Vec<ServiceAddress>,
-    /// Whether the gateway sends a PROXY protocol header.
-    pub proxy: bool,
-}
-
-/// A checked circuit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Circuit {
-    pub tenant: Arc<str>,
-    /// Keys of the sides a and b.
-    pub keys: [Key; 2],
-}
 
 /// Numbers of objects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use service::desired::Source;
 
-use super::{Backend, Circuit, Model, Tenant};
+use super::Model;
 use crate::{
     check,
+    checked::{Backend, Circuit, Tenant},
     objects::{BackendSpec, CircuitSpec, Objects, RouteSpec, TenantSpec},
 };
 
