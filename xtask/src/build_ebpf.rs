@@ -9,7 +9,7 @@ use crate::{
     bpf::{Route, cargo},
     step::{run, step},
     target,
-    test::Workspace,
+    targets::Workspace,
 };
 
 const TARGET: &str = "bpfel-unknown-none";

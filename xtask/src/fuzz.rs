@@ -17,11 +17,10 @@ use anyhow::{Context as _, bail};
 
 use crate::{
     bpf::{self, Route},
-    run,
+    cargo::cargo,
     step::{output, show, step},
-    target,
-    test::summary::Counts,
-    workspace,
+    summary::Counts,
+    target, workspace,
 };
 
 /// Longest input, bytes; `fuzzing::MAX_LEN`.
@@ -122,7 +121,7 @@ pub fn check(filter: Option<&str>) -> anyhow::Result<Counts> {
 
 fn check_command(folder: &str) -> Command {
     let manifest = workspace().join(folder).join("Cargo.toml");
-    let mut command = run::cargo();
+    let mut command = cargo();
     command
         .args(["clippy", "--release", "--locked", "--bins"])
         .arg("--manifest-path")

@@ -22,6 +22,7 @@ mod stdout;
 
 mod bpf;
 mod build_ebpf;
+mod cargo;
 mod contenders;
 mod doctor;
 mod fuzz;
@@ -30,6 +31,8 @@ mod run;
 mod schemathesis;
 mod setup;
 mod step;
+mod summary;
+mod targets;
 mod test;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -37,7 +40,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
-use test::Tier;
+use targets::Tier;
 
 /// Set up, build, test, demonstrate and measure this workspace.
 #[derive(Parser)]

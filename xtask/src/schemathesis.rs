@@ -15,7 +15,7 @@ use anyhow::{Context as _, bail};
 
 use crate::{
     bpf::tools,
-    run::cargo,
+    cargo::cargo,
     step::{output, run, step},
     target,
 };

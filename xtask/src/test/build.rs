@@ -9,10 +9,10 @@ use std::{
 use anyhow::{Context as _, bail};
 use serde_json::Value;
 
-use super::targets::{Target, Workspace};
 use crate::{
-    run::cargo,
+    cargo::cargo,
     step::{show, step},
+    targets::{Target, Workspace},
 };
 
 /// A built test program.

@@ -1,8 +1,8 @@
 //! `cargo xtask test`: every test of the workspace, tier by tier, timed and counted.
 //!
 //! For: building everything once, running each test program, and a summary whose last line is
-//! `N passed, N failed, N skipped`. Never: a list of packages or files ([`targets`] asks
-//! cargo), nor a lab that a person raised (only those that ended tests left are taken down).
+//! `N passed, N failed, N skipped`. Never: a list of packages or files ([`targets`](crate::targets)
+//! asks cargo), nor a lab that a person raised (only those that ended tests left are taken down).
 //!
 //! ```text
 //!   build ─▶ ┌ unit tests, fuzz targets, examples ┐ ─▶ lab tests, four at once ─▶ timed ones
@@ -15,8 +15,6 @@ mod libtest;
 mod program;
 mod repeat;
 mod report;
-pub mod summary;
-mod targets;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -24,68 +22,26 @@ use std::{
     process::{Command, ExitCode, Stdio},
     sync::{Mutex, PoisonError},
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::Context as _;
-use clap::ValueEnum;
 
-pub use self::targets::Workspace;
 use self::{
     build::{Profile, Program, build, whole_workspace},
     libtest::{Outcome, Status},
     program::{Settings, TestOrder},
     report::{Part, Report, Stage},
-    summary::{Counts, total},
 };
 use crate::{
     bpf::{Route, ToolchainChoice},
-    fuzz, qemu,
-    run::{self, cargo},
-    setup,
+    cargo::cargo,
+    fuzz, qemu, run, setup,
     step::step,
+    summary::{Counts, total},
     target,
+    targets::{Tier, Workspace},
 };
-
-/// When a test runs, by what it needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub enum Tier {
-    /// Unit and property tests; no privilege.
-    Unit,
-    /// Packet fixtures and the verifier; needs root and BPF.
-    Packets,
-    /// Network namespaces; needs root.
-    Lab,
-    /// Virtual machines with the NICs of hypervisors; needs root and QEMU.
-    Qemu,
-}
-
-impl Tier {
-    /// Its name in folders and manifests.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Unit => "unit",
-            Self::Packets => "packets",
-            Self::Lab => "lab",
-            Self::Qemu => "qemu",
-        }
-    }
-
-    /// The tier of that name.
-    pub fn named(name: &str) -> Option<Self> {
-        [Self::Unit, Self::Packets, Self::Lab, Self::Qemu]
-            .into_iter()
-            .find(|tier| tier.name() == name)
-    }
-
-    /// After which time a test is ended, and has failed. The longest takes a quarter of it.
-    const fn limit(self) -> Duration {
-        Duration::from_secs(match self {
-            Self::Unit => 300,
-            Self::Packets | Self::Lab | Self::Qemu => 600,
-        })
-    }
-}
 
 /// The variable that `--long` sets: each test then runs its whole series instead of the bounded
 /// form.
@@ -502,9 +458,10 @@ fn take_down_abandoned_labs() -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{path::Path, time::Duration};
 
     use super::*;
+    use crate::targets::Target;
 
     #[test]
     fn the_long_lab_tests_exist() {
@@ -529,7 +486,7 @@ mod tests {
 
     #[test]
     fn timed_lab_tests_are_those_in_a_module_of_that_name() {
-        let target = targets::Target {
+        let target = Target {
             package: String::new(),
             package_id: String::new(),
             folder: "/".into(),
@@ -557,7 +514,7 @@ mod tests {
     #[test]
     fn a_program_that_cannot_list_its_tests_has_failed_and_the_others_run() {
         let program = |path: &str| Program {
-            target: targets::Target {
+            target: Target {
                 package: path.to_owned(),
                 package_id: String::new(),
                 folder: "/".into(),

@@ -389,7 +389,7 @@ mod tests {
     use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
     use super::*;
-    use crate::test::{Tier, targets::Target};
+    use crate::targets::{Target, Tier};
 
     /// A program that is a shell script, in place of a test program.
     fn script(name: &str, text: &str) -> (PathBuf, Program) {

@@ -5,13 +5,13 @@
 //! listed as unstable at the end, and `--long` repeats nothing.
 
 use super::{
-    Tier,
     build::Program,
     libtest::Status,
     part,
     program::{self, Settings, TestOrder},
     report::{Failure, Report},
 };
+use crate::targets::Tier;
 
 /// More failures than this are a fault, not chance: none of them is repeated.
 const MAX_FAILURES: usize = 3;
@@ -72,7 +72,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::test::{libtest::Outcome, targets::Target};
+    use crate::{targets::Target, test::libtest::Outcome};
 
     /// A test program with the tests `a` and `b` that fails in its first `failing` runs.
     fn program(name: &str, failing: u32) -> (PathBuf, Program) {

@@ -6,11 +6,8 @@ use std::{
     time::Instant,
 };
 
-use super::{
-    Tier,
-    libtest::{Outcome, Status},
-    summary::Counts,
-};
+use super::libtest::{Outcome, Status};
+use crate::{summary::Counts, targets::Tier};
 
 /// How many of the slowest tests are listed.
 const SLOWEST: usize = 10;

@@ -8,14 +8,57 @@
 //!
 //! A test target without a tier is an error: no test may be forgotten.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
+use clap::ValueEnum;
 use serde_json::Value;
 use test_support::modules;
 
-use super::Tier;
-use crate::{run::cargo, step::show};
+use crate::{cargo::cargo, step::show};
+
+/// When a test runs, by what it needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Tier {
+    /// Unit and property tests; no privilege.
+    Unit,
+    /// Packet fixtures and the verifier; needs root and BPF.
+    Packets,
+    /// Network namespaces; needs root.
+    Lab,
+    /// Virtual machines with the NICs of hypervisors; needs root and QEMU.
+    Qemu,
+}
+
+impl Tier {
+    /// Its name in folders and manifests.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unit => "unit",
+            Self::Packets => "packets",
+            Self::Lab => "lab",
+            Self::Qemu => "qemu",
+        }
+    }
+
+    /// The tier of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Unit, Self::Packets, Self::Lab, Self::Qemu]
+            .into_iter()
+            .find(|tier| tier.name() == name)
+    }
+
+    /// After which time a test is ended, and has failed. The longest takes a quarter of it.
+    pub const fn limit(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::Unit => 300,
+            Self::Packets | Self::Lab | Self::Qemu => 600,
+        })
+    }
+}
 
 /// A target of a workspace package that has tests.
 #[derive(Clone, Debug, PartialEq, Eq)]
