@@ -1,13 +1,7 @@
 //! Gateways as data: their sites, the circuits that they carry, the backends that they relay to.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
-};
-
+use gateway_client::wire::Key;
 use serde::{Deserialize, Serialize};
-
-use crate::topology::{Kind, Topology};
 
 /// The gateways' port.
 pub const GATEWAY_PORT: u16 = 6180;
@@ -67,6 +61,29 @@ pub struct Director {
     pub name: String,
 }
 
+/// A circuit, generated when the lab was raised.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drawn {
+    pub tenant: String,
+    /// Its id: 16 hexadecimal digits.
+    pub id: String,
+    /// Keys of side a and of side b, base64.
+    pub keys: [String; 2],
+}
+
+impl Drawn {
+    /// The keys that a gateway of this name has, base64. A drawn text that is no key is kept.
+    #[must_use]
+    pub fn keys_at(&self, gateway: &str) -> [String; 2] {
+        self.keys
+            .each_ref()
+            .map(|text| match Key::from_base64(text) {
+                Some(key) => key.for_gateway(gateway).to_base64(),
+                None => text.clone(),
+            })
+    }
+}
+
 impl Cloud {
     /// The circuit between two appliances' hosts, and the side that the first one is: 0 is a.
     #[must_use]
@@ -91,102 +108,9 @@ impl Cloud {
     }
 }
 
-impl Topology {
-    /// Addresses of a host that others may use: of all its links.
-    pub fn addresses_of(&self, host: &str) -> impl Iterator<Item = IpAddr> {
-        let links = self.find_host(host).into_iter().flat_map(|h| &h.links);
-        links.flat_map(|l| &l.addresses).map(|c| c.addr)
-    }
-
-    /// A gateway's addresses with the gateways' port.
-    #[must_use]
-    pub fn gateway_addresses(&self, host: &str) -> Vec<SocketAddr> {
-        let all = self.addresses_of(host);
-        all.map(|a| SocketAddr::new(a, GATEWAY_PORT)).collect()
-    }
-
-    pub(crate) fn check_cloud(&self) -> Result<(), String> {
-        let cloud = &self.cloud;
-        for gateway in &cloud.gateways {
-            let name = &gateway.host;
-            if self.find_host(name).map(|h| h.kind) != Some(Kind::Gateway) {
-                return Err(format!(
-                    "gateway {name:?}: there is no host of kind gateway"
-                ));
-            }
-            let families: Vec<_> = self.addresses_of(name).map(|a| a.is_ipv4()).collect();
-            if families.is_empty() || families.iter().filter(|v4| **v4).count() > 1 {
-                return Err(format!("gateway {name:?}: one address of a family, or two"));
-            }
-        }
-        let mut tenants = BTreeSet::new();
-        for circuit in &cloud.circuits {
-            let tenant = &circuit.tenant;
-            if !self.options.encrypted {
-                return Err("circuits carry encrypted tunnels only".to_owned());
-            }
-            if cloud.gateways.is_empty() {
-                return Err(format!("circuit of {tenant:?}: there is no gateway"));
-            }
-            if !tenants.insert(tenant) {
-                return Err(format!("there are two circuits of {tenant:?}"));
-            }
-            for end in &circuit.ends {
-                let appliance = self.appliances.iter().find(|a| &a.host == end);
-                if !appliance.is_some_and(|a| a.tenants.iter().any(|t| &t.name == tenant)) {
-                    return Err(format!(
-                        "circuit of {tenant:?}: there is no appliance {end:?} with that tenant"
-                    ));
-                }
-            }
-            let pools: BTreeSet<_> = cloud.gateways.iter().flat_map(|g| &g.pool).collect();
-            if let Some(pool) = circuit.access.pools.iter().find(|p| !pools.contains(p)) {
-                return Err(format!(
-                    "circuit of {tenant:?}: no gateway is in pool {pool:?}"
-                ));
-            }
-        }
-        if let Some(director) = &cloud.director
-            && self.find_host(&director.host).is_none()
-        {
-            return Err(format!("there is no host {:?}", director.host));
-        }
-        for rules in &self.rules {
-            if self.find_host(&rules.host).is_none() {
-                return Err(format!("rules: there is no host {:?}", rules.host));
-            }
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::{sites, topology::Options};
-
-    fn reason(change: impl FnOnce(&mut Topology)) -> String {
-        let mut t = sites::gateways(Options::default());
-        change(&mut t);
-        t.validate().unwrap_err().to_string()
-    }
-
-    #[test]
-    fn circuits_need_gateways_appliances_and_pools_that_are_there() {
-        let no_host = reason(|t| t.cloud.gateways[0].host = "cloud".to_owned());
-        assert!(no_host.contains("no host of kind gateway"), "{no_host}");
-        let stranger = reason(|t| t.cloud.circuits[0].ends[1] = "globex-appliance".to_owned());
-        assert!(stranger.contains("no appliance \"globex-appliance\" with that tenant"));
-        let pool = reason(|t| t.cloud.circuits[0].access.pools = vec!["tin".to_owned()]);
-        assert!(pool.contains("no gateway is in pool \"tin\""), "{pool}");
-        let twice = reason(|t| {
-            let twin = t.cloud.circuits[0].clone();
-            t.cloud.circuits.push(twin);
-        });
-        assert!(twice.contains("two circuits of \"acme\""), "{twice}");
-        let plain = reason(|t| t.options.encrypted = false);
-        assert!(plain.contains("encrypted"), "{plain}");
-    }
 
     #[test]
     fn a_circuit_has_a_side_for_each_of_its_ends() {

@@ -9,8 +9,7 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    cloud::{Access, Gateway, TLS_PORT},
-    gateway::Drawn,
+    cloud::{Access, Drawn, Gateway, TLS_PORT},
     topology::{Appliance, Role, Topology},
 };
 

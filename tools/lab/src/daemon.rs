@@ -14,8 +14,7 @@ use crate::{
     error::{Error, Result},
     interrupt,
     process::{self, Output, Process},
-    record::{Entry, Record},
-    site::{Lab, wait},
+    site::{Lab, running, wait},
 };
 
 /// Time for one command to a daemon.
@@ -32,19 +31,6 @@ pub(crate) struct Daemon<'a> {
     pub kind: &'static str,
     pub program: &'a Path,
     pub hint: &'static str,
-}
-
-/// The process of that kind on `host`, if it runs.
-pub(crate) fn running(lab: &Lab, kind: &str, host: &str) -> Result<Option<Process>> {
-    let wanted = format!("{kind}:{host}");
-    Ok(Record::read(lab.run_dir())?
-        .into_iter()
-        .rev()
-        .filter_map(|e| match e {
-            Entry::Process { pid, start, name } if name == wanted => Some(Process { pid, start }),
-            _ => None,
-        })
-        .find(|p| p.is_alive()))
 }
 
 impl Daemon<'_> {

@@ -12,40 +12,16 @@ use std::{
 
 use gateway_client::wire::Key;
 use nix::sys::signal::Signal;
-use serde::{Deserialize, Serialize};
 
 use crate::{
-    cloud::Gateway,
+    cloud::{Drawn, Gateway},
     config::render_gateway,
-    daemon::{Daemon, running},
+    daemon::Daemon,
     error::{During as _, Error, Result},
     interrupt,
     process::{self, Output, Process},
-    site::{Lab, wait},
+    site::{Lab, running, wait},
 };
-
-/// A circuit, generated when the lab was raised.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Drawn {
-    pub tenant: String,
-    /// Its id: 16 hexadecimal digits.
-    pub id: String,
-    /// Keys of side a and of side b, base64.
-    pub keys: [String; 2],
-}
-
-impl Drawn {
-    /// The keys that a gateway of this name has, base64. A drawn text that is no key is kept.
-    #[must_use]
-    pub fn keys_at(&self, gateway: &str) -> [String; 2] {
-        self.keys
-            .each_ref()
-            .map(|text| match Key::from_base64(text) {
-                Some(key) => key.for_gateway(gateway).to_base64(),
-                None => text.clone(),
-            })
-    }
-}
 
 /// One gateway of a lab.
 #[derive(Clone, Copy, Debug)]

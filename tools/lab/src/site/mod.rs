@@ -24,12 +24,11 @@ use nix::{
 };
 
 use crate::{
-    daemon,
     error::{During as _, Error, Result},
     interrupt, netns,
     paths::Paths,
     process::{self, Output, Process},
-    record::Record,
+    record::{Entry, Record},
     topology::{Host, Topology},
 };
 
@@ -147,18 +146,18 @@ impl Lab {
                 });
                 continue;
             };
-            let running = |kind: &str, hosts: &mut dyn Iterator<Item = &String>| -> Vec<String> {
-                let runs =
-                    |host: &&String| matches!(daemon::running(&lab, kind, host), Ok(Some(_)));
-                hosts.filter(runs).cloned().collect()
-            };
+            let running_of =
+                |kind: &str, hosts: &mut dyn Iterator<Item = &String>| -> Vec<String> {
+                    let runs = |host: &&String| matches!(running(&lab, kind, host), Ok(Some(_)));
+                    hosts.filter(runs).cloned().collect()
+                };
             let appliances = lab.topology.appliances.iter();
             let gateways = lab.topology.cloud.gateways.iter();
             labs.push(Listed {
                 topology: lab.topology.name.clone(),
                 hosts: lab.topology.hosts.iter().map(|h| h.name.clone()).collect(),
-                appliances: running("appliance", &mut appliances.map(|a| &a.host)),
-                gateways: running("gateway", &mut gateways.map(|g| &g.host)),
+                appliances: running_of("appliance", &mut appliances.map(|a| &a.host)),
+                gateways: running_of("gateway", &mut gateways.map(|g| &g.host)),
                 failed_over: lab.failed_over()?,
                 name,
             });
@@ -377,6 +376,19 @@ pub fn wait<T>(
             Err(_) => thread::sleep(pause),
         }
     }
+}
+
+/// The process of that kind on `host`, if it runs.
+pub(crate) fn running(lab: &Lab, kind: &str, host: &str) -> Result<Option<Process>> {
+    let wanted = format!("{kind}:{host}");
+    Ok(Record::read(lab.run_dir())?
+        .into_iter()
+        .rev()
+        .filter_map(|e| match e {
+            Entry::Process { pid, start, name } if name == wanted => Some(Process { pid, start }),
+            _ => None,
+        })
+        .find(|p| p.is_alive()))
 }
 
 fn need_root() -> Result<()> {

@@ -1,6 +1,7 @@
 //! Sites as data: hosts, switches, WAN links, appliances, machines that can fail over.
 
 mod check;
+mod cloud;
 mod text;
 
 use std::{collections::BTreeSet, net::IpAddr};
