@@ -23,7 +23,7 @@ use crate::{
 
 /// Why a machine is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Refused {
+pub(super) enum EnrolmentRefusal {
     /// The request cannot be used.
     #[error("{0}")]
     Request(String),
@@ -93,12 +93,15 @@ pub(super) async fn enrol(
     agents: &Agents,
     (secret, request): (&[u8], &[u8]),
     peer: IpAddr,
-) -> Result<Granted, Refused> {
+) -> Result<Granted, EnrolmentRefusal> {
     let secret = Secret::from_slice(secret)
-        .ok_or_else(|| Refused::Request("the secret does not have 16 bytes".to_owned()))?;
+        .ok_or_else(|| EnrolmentRefusal::Request("the secret does not have 16 bytes".to_owned()))?;
     let hash = secret.hash();
     let (enrolment, machine) = {
-        let live = director.live().await.map_err(|_| Refused::Unavailable)?;
+        let live = director
+            .live()
+            .await
+            .map_err(|_| EnrolmentRefusal::Unavailable)?;
         let found = live.enrolments.get(&hash).map(|(found, _)| found.clone());
         let known = found.and_then(|found| machine_of(&found.machine).map(|of| (found, of)));
         let Some(known) = known else {
@@ -106,7 +109,7 @@ pub(super) async fn enrol(
             agents
                 .strangers
                 .warn(peer, "no enrolment token has this secret");
-            return Err(Refused::UnknownToken);
+            return Err(EnrolmentRefusal::UnknownToken);
         };
         known
     };
@@ -116,7 +119,10 @@ pub(super) async fn enrol(
     let subject = subject("enrol", &machine, peer);
     let key = request.key().to_string();
     {
-        let live = director.live().await.map_err(|_| Refused::Unavailable)?;
+        let live = director
+            .live()
+            .await
+            .map_err(|_| EnrolmentRefusal::Unavailable)?;
         let refused = refusal(&enrolment, &key, &live, director.environment.now());
         drop(live);
         if let Some(refused) = refused {
@@ -190,16 +196,19 @@ pub(super) async fn enrol(
     let Err(problem) = done.await else {
         return Ok(granted);
     };
-    let live = director.live().await.map_err(|_| Refused::Unavailable)?;
+    let live = director
+        .live()
+        .await
+        .map_err(|_| EnrolmentRefusal::Unavailable)?;
     let now = director.environment.now();
     let refused = match live.enrolments.get(&hash) {
-        None => Refused::UnknownToken,
+        None => EnrolmentRefusal::UnknownToken,
         Some((found, _)) => match refusal(found, &key, &live, now) {
             Some(refused) => refused,
             // The store, then, or a director that stops.
             None => {
                 tracing::warn!(?problem, "cannot enrol a machine");
-                return Err(Refused::Unavailable);
+                return Err(EnrolmentRefusal::Unavailable);
             }
         },
     };
@@ -210,15 +219,20 @@ pub(super) async fn enrol(
 
 /// Why a token may not be used with a key at this time. One that was used enrols its key again only
 /// while the identity is still as that use has left it.
-fn refusal(enrolment: &Enrolment, key: &str, live: &Live, now: Timestamp) -> Option<Refused> {
+fn refusal(
+    enrolment: &Enrolment,
+    key: &str,
+    live: &Live,
+    now: Timestamp,
+) -> Option<EnrolmentRefusal> {
     let id = enrolment.id.clone();
     let identity = live.identities.get(&enrolment.machine);
     let may_repeat = identity.is_some_and(|(identity, _)| identity.may_repeat(&id, key));
     if let Some(at) = enrolment.used.filter(|_| !may_repeat) {
-        return Some(Refused::Used { id, at });
+        return Some(EnrolmentRefusal::Used { id, at });
     }
     let at = enrolment.expires;
-    (now >= at).then_some(Refused::Expired { id, at })
+    (now >= at).then_some(EnrolmentRefusal::Expired { id, at })
 }
 
 /// Issues another certificate for a machine, by the one that it has.
@@ -227,14 +241,17 @@ pub(super) async fn renew(
     agents: &Agents,
     (certificate, request): (&Certificate, &[u8]),
     peer: IpAddr,
-) -> Result<Granted, Refused> {
+) -> Result<Granted, EnrolmentRefusal> {
     let machine = certificate.name.machine().clone();
     let key = machine_key(&machine).unwrap_or_default();
     let now = director.environment.now();
     let at = certificate.validity.not_after;
     let is_late = now.duration_since(at).unsigned_abs() > agents.settings.grace && now > at;
     let known = {
-        let live = director.live().await.map_err(|_| Refused::Unavailable)?;
+        let live = director
+            .live()
+            .await
+            .map_err(|_| EnrolmentRefusal::Unavailable)?;
         let found = live
             .identities
             .get(&key)
@@ -247,12 +264,12 @@ pub(super) async fn renew(
     let at = known.issued();
     let age = now.duration_since(at);
     if !age.is_negative() && age < RENEWAL_INTERVAL {
-        return Err(Refused::TooSoon { at });
+        return Err(EnrolmentRefusal::TooSoon { at });
     }
     let request = read(request)?;
     if request.key() == certificate.key {
         let text = "a renewal needs another key than that of the certificate in use";
-        return Err(Refused::Request(text.to_owned()));
+        return Err(EnrolmentRefusal::Request(text.to_owned()));
     }
     let issued = agents.trusted.issue(machine, &known.enrolment, &request);
     let issued = issued.map_err(|error| internal(&error))?;
@@ -280,10 +297,13 @@ pub(super) async fn accept(
     agents: &Agents,
     certificate: &Certificate,
     peer: IpAddr,
-) -> Result<(String, String), Refused> {
+) -> Result<(String, String), EnrolmentRefusal> {
     let key = machine_key(certificate.name.machine()).unwrap_or_default();
     let known = {
-        let live = director.live().await.map_err(|_| Refused::Unavailable)?;
+        let live = director
+            .live()
+            .await
+            .map_err(|_| EnrolmentRefusal::Unavailable)?;
         let found = live.identities.get(&key).map(|(identity, _)| identity);
         let found = found.filter(|identity| identity.accepts(certificate));
         found.map(|found| (found.is_new(certificate), found.enrolment.clone()))
@@ -293,7 +313,7 @@ pub(super) async fn accept(
     };
     if !certificate.validity.contains(director.environment.now()) {
         let at = certificate.validity.not_after;
-        return Err(Refused::Renew { at });
+        return Err(EnrolmentRefusal::Renew { at });
     }
     if !is_new {
         return Ok((key, enrolment));
@@ -312,12 +332,12 @@ async fn change_identity(
     key: &str,
     peer: IpAddr,
     change: impl Fn(MachineIdentity) -> MachineIdentity,
-) -> Result<String, Refused> {
+) -> Result<String, EnrolmentRefusal> {
     let enrolment = std::sync::Mutex::new(String::new());
     let recorded = director.record(|live: &Live, _| {
         let found = live.identities.get(key);
         let found = found.filter(|(identity, _)| identity.accepts(certificate));
-        let (identity, revision) = found.ok_or_else(|| Refused::Certificate {
+        let (identity, revision) = found.ok_or_else(|| EnrolmentRefusal::Certificate {
             name: key.to_owned(),
         })?;
         let mut of = enrolment.lock().unwrap_or_else(PoisonError::into_inner);
@@ -338,7 +358,7 @@ async fn change_identity(
         let mut transaction = Transaction::default();
         let stored = format!("{IDENTITIES}{key}");
         must_be(&mut transaction, &stored, Some(*revision));
-        let text = serde_json::to_string(&after).map_err(|_| Refused::Unavailable)?;
+        let text = serde_json::to_string(&after).map_err(|_| EnrolmentRefusal::Unavailable)?;
         transaction.put.insert(stored, text);
         Ok(Some(transaction))
     });
@@ -346,11 +366,11 @@ async fn change_identity(
         Ok(()) => Ok(enrolment
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner)),
-        Err(RecordError::Refused(Refused::Certificate { .. })) => {
+        Err(RecordError::Refused(EnrolmentRefusal::Certificate { .. })) => {
             Err(refuse(director, agents, certificate, peer))
         }
         Err(RecordError::Refused(refused)) => Err(refused),
-        Err(RecordError::Unavailable) => Err(Refused::Unavailable),
+        Err(RecordError::Unavailable) => Err(EnrolmentRefusal::Unavailable),
     }
 }
 
@@ -360,9 +380,9 @@ fn refuse(
     agents: &Agents,
     certificate: &Certificate,
     peer: IpAddr,
-) -> Refused {
+) -> EnrolmentRefusal {
     let machine = certificate.name.machine();
-    let refused = Refused::Certificate {
+    let refused = EnrolmentRefusal::Certificate {
         name: machine_key(machine).unwrap_or_default(),
     };
     let token = format!("certificate {}", certificate.serial);
@@ -371,13 +391,13 @@ fn refuse(
     refused
 }
 
-fn read(request: &[u8]) -> Result<Request, Refused> {
-    Request::read(request).map_err(|error| Refused::Request(error.to_string()))
+fn read(request: &[u8]) -> Result<Request, EnrolmentRefusal> {
+    Request::read(request).map_err(|error| EnrolmentRefusal::Request(error.to_string()))
 }
 
-fn internal(error: &authority::Error) -> Refused {
+fn internal(error: &authority::Error) -> EnrolmentRefusal {
     tracing::error!(%error, "cannot issue a certificate");
-    Refused::Unavailable
+    EnrolmentRefusal::Unavailable
 }
 
 fn text(value: &impl serde::Serialize) -> Result<String, Problem> {
@@ -434,17 +454,17 @@ fn note(
     agents: &Agents,
     actor: Actor,
     mut subject: Subject,
-    refused: &Refused,
+    refused: &EnrolmentRefusal,
 ) {
     let problem = match refused {
-        Refused::Expired { .. } => "token-expired",
-        Refused::Used { .. } => "token-used",
-        Refused::UnknownToken => "token-unknown",
-        Refused::Certificate { .. } => "certificate",
-        Refused::Renew { .. }
-        | Refused::TooSoon { .. }
-        | Refused::Request(_)
-        | Refused::Unavailable => return,
+        EnrolmentRefusal::Expired { .. } => "token-expired",
+        EnrolmentRefusal::Used { .. } => "token-used",
+        EnrolmentRefusal::UnknownToken => "token-unknown",
+        EnrolmentRefusal::Certificate { .. } => "certificate",
+        EnrolmentRefusal::Renew { .. }
+        | EnrolmentRefusal::TooSoon { .. }
+        | EnrolmentRefusal::Request(_)
+        | EnrolmentRefusal::Unavailable => return,
     };
     if let Some(address) = subject.address {
         agents

@@ -24,7 +24,7 @@ use tokio::{
 use tonic::{Extensions, Request, Response, Status, Streaming};
 
 use super::{
-    enrol::{self, Granted, Refused},
+    enrol::{self, EnrolmentRefusal, Granted},
     shared::Agents,
 };
 use crate::{
@@ -169,11 +169,11 @@ impl agents_server::Agents for Service {
 /// Awaits work that runs to its end also if the client closes the connection: a commit is not cut
 /// from its consequences.
 async fn to_its_end<T: Send + 'static>(
-    work: impl Future<Output = Result<T, Refused>> + Send + 'static,
-) -> Result<T, Refused> {
+    work: impl Future<Output = Result<T, EnrolmentRefusal>> + Send + 'static,
+) -> Result<T, EnrolmentRefusal> {
     tokio::spawn(work)
         .await
-        .unwrap_or(Err(Refused::Unavailable))
+        .unwrap_or(Err(EnrolmentRefusal::Unavailable))
 }
 
 impl Service {
@@ -186,17 +186,21 @@ impl Service {
         &self,
         certificate: &Certificate,
         peer: IpAddr,
-    ) -> Result<(String, String), Refused> {
+    ) -> Result<(String, String), EnrolmentRefusal> {
         let (director, agents) = self.both();
         let certificate = certificate.clone();
         to_its_end(async move { enrol::accept(&director, &agents, &certificate, peer).await }).await
     }
 
     /// Counts a result.
-    fn count<T>(&self, call: &'static str, result: Result<T, Refused>) -> Result<T, Status> {
+    fn count<T>(
+        &self,
+        call: &'static str,
+        result: Result<T, EnrolmentRefusal>,
+    ) -> Result<T, Status> {
         let name = match &result {
             Ok(_) => "ok",
-            Err(Refused::Unavailable) => "unavailable",
+            Err(EnrolmentRefusal::Unavailable) => "unavailable",
             Err(_) => "refused",
         };
         let result_of = AgentResult { call, result: name };
@@ -211,7 +215,7 @@ impl Service {
     fn answer(
         &self,
         call: &'static str,
-        granted: Result<Granted, Refused>,
+        granted: Result<Granted, EnrolmentRefusal>,
     ) -> Result<Response<Identity>, Status> {
         let Granted { issued, roots } = self.count(call, granted)?;
         Ok(Response::new(Identity {
@@ -242,7 +246,7 @@ impl Connected {
                 _ = looks.tick() => {
                     let at = self.until;
                     if self.environment.now() > at {
-                        return Some(status(&Refused::Renew { at }));
+                        return Some(status(&EnrolmentRefusal::Renew { at }));
                     }
                     continue;
                 }
@@ -301,16 +305,16 @@ fn closed(closing: Closing) -> Status {
     }
 }
 
-fn status(refused: &Refused) -> Status {
+fn status(refused: &EnrolmentRefusal) -> Status {
     let text = refused.to_string();
     match refused {
-        Refused::Request(_) => Status::invalid_argument(text),
-        Refused::Unavailable => Status::unavailable(text),
-        Refused::Renew { .. } => Status::failed_precondition(text),
-        Refused::TooSoon { .. } => Status::resource_exhausted(text),
-        Refused::UnknownToken
-        | Refused::Expired { .. }
-        | Refused::Used { .. }
-        | Refused::Certificate { .. } => Status::permission_denied(text),
+        EnrolmentRefusal::Request(_) => Status::invalid_argument(text),
+        EnrolmentRefusal::Unavailable => Status::unavailable(text),
+        EnrolmentRefusal::Renew { .. } => Status::failed_precondition(text),
+        EnrolmentRefusal::TooSoon { .. } => Status::resource_exhausted(text),
+        EnrolmentRefusal::UnknownToken
+        | EnrolmentRefusal::Expired { .. }
+        | EnrolmentRefusal::Used { .. }
+        | EnrolmentRefusal::Certificate { .. } => Status::permission_denied(text),
     }
 }

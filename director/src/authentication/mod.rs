@@ -2,9 +2,9 @@
 //! tokens that had ended before the clock was set back. A process that starts knows none of it.
 
 mod attempts;
-mod ended;
+mod expired_tokens;
 mod last_use;
 
 pub(crate) use attempts::{Attempts, WRONG_CODE};
-pub(crate) use ended::Ended;
+pub(crate) use expired_tokens::Ended;
 pub(crate) use last_use::LastUses;

@@ -1,6 +1,6 @@
 //! TLS of the API: the certificate and its key from files, read again on reload.
 
-mod stalled;
+mod write_timeout;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,7 +30,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use stalled::Unstalled;
+use write_timeout::WriteTimeout;
 
 use crate::source::network;
 
@@ -218,7 +218,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let router = router.layer(axum::Extension(Peer(from)));
-    let stream = Box::pin(Unstalled::new(stream, WRITE_TIMEOUT));
+    let stream = Box::pin(WriteTimeout::new(stream, WRITE_TIMEOUT));
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)

@@ -1,6 +1,5 @@
 //! The API through a real server: HTTP in, HTTP out.
 
-mod again;
 mod audit;
 mod bad_input;
 mod changes;
@@ -17,6 +16,7 @@ mod offline;
 mod password;
 mod people;
 mod process;
+mod reused_names;
 mod roles;
 mod schema;
 mod usage;

@@ -9,8 +9,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray},
 };
 use gateway_common::maps::{
-    Admission, Bucket, Circuit, Known, MAX_PORTS, MIN_BUCKETS, MIN_CIRCUITS,
-    Outcome, Port, SLOTS_PER_CIRCUIT, SOURCE_BUCKETS, Stats,
+    Admission, Bucket, Circuit, Known, MAX_PORTS, MIN_BUCKETS, MIN_CIRCUITS, Outcome, Port,
+    SLOTS_PER_CIRCUIT, SOURCE_BUCKETS, Stats,
 };
 
 /// Circuit ID, as on the wire, to slot in [`CIRCUITS`]. Written by user space.

@@ -16,7 +16,7 @@ use crate::{
         TenantStatus, XdpStatus,
     },
     relay::{
-        Refused,
+        ConnectionRefusal,
         carry::End,
         counters::{Reason, Tenant},
     },
@@ -228,7 +228,7 @@ impl Controller {
             connections: self.relay.connections(),
             limit: self.limits.connections,
             accepted: counters.accepted.get(),
-            refused: Refused::REASONS
+            refused: ConnectionRefusal::REASONS
                 .into_iter()
                 .map(|reason| count(&counters.refused, reason))
                 .collect(),

@@ -17,11 +17,11 @@ use super::{
     carry::{End, Traffic, abort, carry},
     config::{RelayConfig, Times},
     counters, limits, open,
-    refused::Refused,
+    refusal::ConnectionRefusal,
     threads::Busy,
 };
 
-pub(super) fn refuse(from: SocketAddr, refused: &Refused, shared: &Shared) {
+pub(super) fn refuse(from: SocketAddr, refused: &ConnectionRefusal, shared: &Shared) {
     shared.counters.refuse(refused);
     tracing::debug!(%from, reason = refused.reason(), error = %refused, "connection refused");
 }

@@ -10,7 +10,7 @@ use prometheus_client::{
 
 use super::{
     carry::{End, Traffic},
-    refused::Refused,
+    refusal::ConnectionRefusal,
 };
 
 /// Label `reason`.
@@ -81,7 +81,7 @@ impl Counters {
             lost_records: Counter::default(),
         };
         // Series exist from the start, so that their rates are right.
-        for reason in Refused::REASONS {
+        for reason in ConnectionRefusal::REASONS {
             drop(counters.refused.get_or_create(&Reason { reason }));
         }
         for end in End::ALL {
@@ -92,7 +92,7 @@ impl Counters {
     }
 
     /// Counts a refused connection.
-    pub fn refuse(&self, refused: &Refused) {
+    pub fn refuse(&self, refused: &ConnectionRefusal) {
         let reason = refused.reason();
         self.refused.get_or_create(&Reason { reason }).inc();
     }

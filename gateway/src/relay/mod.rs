@@ -30,7 +30,7 @@ mod listener;
 mod open;
 mod pipe;
 mod received;
-mod refused;
+mod refusal;
 mod threads;
 
 use std::{
@@ -58,7 +58,7 @@ use self::{
 pub use self::{
     config::{Backend, Desired, Limits, RelayConfig, Times},
     dial::ServiceAddress,
-    refused::Refused,
+    refusal::ConnectionRefusal,
 };
 
 /// Time that the accept tasks of a drain have to close their sockets.

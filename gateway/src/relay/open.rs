@@ -14,7 +14,7 @@ use super::{
     dial::{Backends, dial},
     limits::Counted,
     pipe::receive,
-    refused::Refused,
+    refusal::ConnectionRefusal,
 };
 use gateway_client::proxy_header;
 use gateway_core::hello::{Hello, Progress, Reader};
@@ -56,7 +56,7 @@ pub(super) async fn open(
     counted: &mut Counted,
     config: &RelayConfig,
     (counters, backends): (&Counters, &Backends),
-) -> Result<Opened, Refused> {
+) -> Result<Opened, ConnectionRefusal> {
     let opened = opened(client, info, counted, config, (counters, backends)).await;
     if let Err(refused) = &opened
         && let Some(number) = refused.alert()
@@ -73,7 +73,7 @@ async fn opened(
     counted: &mut Counted,
     config: &RelayConfig,
     (counters, backends): (&Counters, &Backends),
-) -> Result<Opened, Refused> {
+) -> Result<Opened, ConnectionRefusal> {
     let end = Instant::now() + config.times.hello;
     let mut header = 0;
     if config.is_proxy(info.from.ip()) {
@@ -98,7 +98,7 @@ async fn opened(
         counted.assign(tenant, most)?;
         limit = Some(most);
     }
-    let unreachable = |source| Refused::Unreachable {
+    let unreachable = |source| ConnectionRefusal::Unreachable {
         backend: (*route.backend).to_owned(),
         source,
     };
@@ -146,42 +146,46 @@ async fn opened(
 async fn read_proxy_header(
     client: &TcpStream,
     end: Instant,
-) -> Result<(Option<SocketAddr>, usize), Refused> {
+) -> Result<(Option<SocketAddr>, usize), ConnectionRefusal> {
     let mut head = [0; proxy_header::HEAD_BYTES];
     read_exactly(client, &mut head, end).await?;
-    let length = proxy_header::body_length(&head).map_err(|_| Refused::NoProxyHeader)?;
+    let length = proxy_header::body_length(&head).map_err(|_| ConnectionRefusal::NoProxyHeader)?;
     let mut body = vec![0; length];
     read_exactly(client, &mut body, end).await?;
-    let named = proxy_header::client(&head, &body).map_err(|_| Refused::NoProxyHeader)?;
+    let named = proxy_header::client(&head, &body).map_err(|_| ConnectionRefusal::NoProxyHeader)?;
     Ok((named, head.len() + length))
 }
 
 /// Fills `room`, and reads no byte more.
-async fn read_exactly(client: &TcpStream, room: &mut [u8], end: Instant) -> Result<(), Refused> {
+async fn read_exactly(
+    client: &TcpStream,
+    room: &mut [u8],
+    end: Instant,
+) -> Result<(), ConnectionRefusal> {
     let mut read = 0;
     while read < room.len() {
         match timeout_at(end, client.readable()).await {
             Ok(Ok(())) => {}
-            Ok(Err(_)) | Err(_) => return Err(Refused::NoProxyHeader),
+            Ok(Err(_)) | Err(_) => return Err(ConnectionRefusal::NoProxyHeader),
         }
         match client.try_read(&mut room[read..]) {
-            Ok(0) => return Err(Refused::NoProxyHeader),
+            Ok(0) => return Err(ConnectionRefusal::NoProxyHeader),
             Ok(some) => read += some,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => return Err(Refused::NoProxyHeader),
+            Err(_) => return Err(ConnectionRefusal::NoProxyHeader),
         }
     }
     Ok(())
 }
 
 /// Reads the hello, and the bytes that came with it.
-async fn read(client: &TcpStream, end: Instant) -> Result<(Hello, Vec<u8>), Refused> {
+async fn read(client: &TcpStream, end: Instant) -> Result<(Hello, Vec<u8>), ConnectionRefusal> {
     let mut reader = Reader::new();
     loop {
         match timeout_at(end, client.readable()).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(cut(&reader)),
-            Err(_) => return Err(Refused::SlowHello),
+            Err(_) => return Err(ConnectionRefusal::SlowHello),
         }
         if let Some(hello) = read_some(client, &mut reader)? {
             return Ok((hello, reader.into_bytes()));
@@ -190,7 +194,7 @@ async fn read(client: &TcpStream, end: Instant) -> Result<(Hello, Vec<u8>), Refu
 }
 
 /// Reads the bytes that are available.
-fn read_some(client: &TcpStream, reader: &mut Reader) -> Result<Option<Hello>, Refused> {
+fn read_some(client: &TcpStream, reader: &mut Reader) -> Result<Option<Hello>, ConnectionRefusal> {
     let mut bytes = [0; READ];
     // The reader decides before its room is used up.
     let room = reader.room().clamp(1, READ);
@@ -205,11 +209,11 @@ fn read_some(client: &TcpStream, reader: &mut Reader) -> Result<Option<Hello>, R
     }
 }
 
-fn cut(reader: &Reader) -> Refused {
+fn cut(reader: &Reader) -> ConnectionRefusal {
     if reader.is_empty() {
-        Refused::NoHello
+        ConnectionRefusal::NoHello
     } else {
-        Refused::CutHello
+        ConnectionRefusal::CutHello
     }
 }
 
@@ -217,11 +221,11 @@ fn cut(reader: &Reader) -> Refused {
 async fn dial_while_connected(
     client: &TcpStream,
     dialed: impl Future<Output = io::Result<(TcpStream, SocketAddr)>>,
-) -> Result<io::Result<(TcpStream, SocketAddr)>, Refused> {
+) -> Result<io::Result<(TcpStream, SocketAddr)>, ConnectionRefusal> {
     tokio::select! {
         biased;
         dialed = dialed => Ok(dialed),
-        () = client_closed(client) => Err(Refused::Gone),
+        () = client_closed(client) => Err(ConnectionRefusal::Gone),
     }
 }
 

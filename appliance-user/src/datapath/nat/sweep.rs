@@ -106,7 +106,7 @@ impl Pool {
 
 /// A tenant's entries as a pass has seen them.
 #[derive(Debug, Default)]
-struct Seen {
+struct PassTotals {
     usage: TenantUsage,
     expired: u64,
     demand: Demand,
@@ -175,7 +175,7 @@ pub struct Sweep<'a> {
     /// Hashes of endpoints whose mapping a connection uses. If two have the same hash, a mapping is
     /// kept for longer.
     in_use: HashSet<u64, RandomState>,
-    tenants: BTreeMap<u16, Seen>,
+    tenants: BTreeMap<u16, PassTotals>,
     expired: Vec<FlowKey>,
     stale: Vec<FlowKey>,
     unused: Vec<MappingKey>,
@@ -190,14 +190,14 @@ impl<'a> Sweep<'a> {
     pub fn new(now: u32, timeouts: Timeouts, epochs: &'a Epochs, demands: &Demands) -> Self {
         let tenants = epochs.zones().map(|zone| {
             let demand = demands.get(&zone).copied().unwrap_or_default();
-            let seen = Seen {
+            let seen = PassTotals {
                 demand,
                 spare: Pool::new(demand.connections.max(demand.mappings)),
                 unanswered: Pool::new(demand.mappings),
                 // Some turn out to be less idle in the other direction.
                 over_quota: Pool::new(2 * demand.over_quota),
                 mapped_over_quota: Pool::new(2 * demand.mappings_over_quota),
-                ..Seen::default()
+                ..PassTotals::default()
             };
             (zone, seen)
         });

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{Action, Key, Plan, Step, changeable, is_as_declared, made, owner_of, shown};
 use crate::failure::{Exit, Failure};
 
-mod ease;
+mod intermediate;
 
 /// Margin within which a lease counts as ended: the clock of the director may differ.
 const LEASE_MARGIN: SignedDuration = SignedDuration::from_hours(1);
@@ -100,7 +100,7 @@ pub(super) fn order(plan: &Plan, permission: Permission) -> Result<Vec<Request>,
         let before = (pending.len(), work.requests.len());
         work.sweep(&mut pending);
         let is_stuck = (pending.len(), work.requests.len()) == before;
-        if is_stuck && !ease::any(&mut work, &pending, &mut tried) {
+        if is_stuck && !intermediate::any(&mut work, &pending, &mut tried) {
             return Err(refused(&pending));
         }
     }

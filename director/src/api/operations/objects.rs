@@ -252,7 +252,7 @@ async fn list<K: Served>(call: Call) -> Result<Answer, Problem> {
         let Some(object) = objects.next() else {
             break;
         };
-        let text = serde_json::to_string(&Seen::new(object, &mut observed));
+        let text = serde_json::to_string(&ObjectView::new(object, &mut observed));
         let text = text.map_err(|error| Problem::internal(&error))?;
         if count > 0 {
             items.push(',');
@@ -302,7 +302,7 @@ async fn get<K: Served>(call: Call) -> Result<Answer, Problem> {
     let agents = call.director.agents_of(&live);
     let observed = Observed::new(&live.state, call.director.environment.now());
     let mut observed = observed.with_agents(&agents);
-    let answer = json_text(&Seen::new(object, &mut observed))?;
+    let answer = json_text(&ObjectView::new(object, &mut observed))?;
     Ok(answer.tagged(object.metadata.revision))
 }
 
@@ -310,7 +310,7 @@ async fn get<K: Served>(call: Call) -> Result<Answer, Problem> {
 /// the time and on other objects, and do not change the object's revision.
 #[derive(Serialize)]
 #[serde(bound = "")]
-struct Seen<'o, K: Kind> {
+struct ObjectView<'o, K: Kind> {
     metadata: &'o Metadata,
     spec: &'o K,
     status: &'o K::Status,
@@ -318,7 +318,7 @@ struct Seen<'o, K: Kind> {
     conditions: Vec<Condition>,
 }
 
-impl<'o, K: Kind> Seen<'o, K> {
+impl<'o, K: Kind> ObjectView<'o, K> {
     fn new(object: &'o Object<K>, observed: &mut Observed<'_>) -> Self {
         Self {
             metadata: &object.metadata,

@@ -55,13 +55,13 @@ pub(super) struct Attached {
 
 /// The interfaces as they were when the program was attached the last time.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Seen {
+pub(super) struct LinkSnapshot {
     wanted: Vec<String>,
     devices: BTreeMap<String, Device>,
     vlans: BTreeMap<String, (String, u16)>,
 }
 
-impl Seen {
+impl LinkSnapshot {
     /// The wanted interfaces and their VLANs, without addresses.
     fn now(wanted: &[String]) -> Result<Self, Error> {
         let mut vlans = vlans();
@@ -201,7 +201,7 @@ impl Fast {
             Setting::Auto => AttachMode::Native,
             Setting::Only(mode) => mode,
         };
-        let seen = Seen::now(interfaces)?;
+        let seen = LinkSnapshot::now(interfaces)?;
         let (devices, vlans) = (seen.devices.clone(), seen.vlans.clone());
         *lock(&self.seen) = seen;
         let mut links = lock(&self.links);
@@ -276,7 +276,7 @@ impl Fast {
     /// # Errors
     /// When the interfaces cannot be listed.
     pub fn differs(&self, interfaces: &[String]) -> Result<bool, Error> {
-        Ok(Seen::now(interfaces)? != *lock(&self.seen))
+        Ok(LinkSnapshot::now(interfaces)? != *lock(&self.seen))
     }
 
     /// Whether the program is attached to all of these interfaces.

@@ -203,7 +203,7 @@ pub struct Fast {
     known: Mutex<HashMap<MapData, u64, Known>>,
     admission: Mutex<(Array<MapData, Admission>, Admission)>,
     links: Mutex<Vec<links::Attached>>,
-    seen: Mutex<links::Seen>,
+    seen: Mutex<links::LinkSnapshot>,
 }
 
 impl std::fmt::Debug for Fast {

@@ -37,7 +37,7 @@ pub(super) fn start(restores: &Restores) {
         .name("restore-watch".to_owned())
         .spawn(move || {
             loop {
-                watcher.turn(&restores);
+                watcher.poll_once(&restores);
             }
         });
     if let Err(error) = started {
@@ -67,7 +67,7 @@ impl Watcher {
     }
 
     /// Waits for uevents or the next look at the clocks, and notes a restore.
-    fn turn(&mut self, restores: &Restores) {
+    fn poll_once(&mut self, restores: &Restores) {
         let timeout = PollTimeout::from(SAMPLE_INTERVAL.as_millis() as u16);
         let fds = self.socket.iter();
         let fds = fds.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN));
@@ -290,8 +290,8 @@ mod tests {
     fn a_watcher_on_a_calm_machine_notes_no_restore() {
         let restores = Restores::default();
         let mut watcher = Watcher::new();
-        watcher.turn(&restores);
-        watcher.turn(&restores);
+        watcher.poll_once(&restores);
+        watcher.poll_once(&restores);
         assert_eq!(restores.count(), 0);
     }
 }

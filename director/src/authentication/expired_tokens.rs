@@ -15,10 +15,10 @@ const TOLERANCE: SignedDuration = SignedDuration::from_secs(60);
 /// The latest time of requests, and the tokens that had ended by then, by hash of the secret. A
 /// process that starts knows neither.
 #[derive(Debug, Default)]
-pub(crate) struct Ended(Mutex<Seen>);
+pub(crate) struct Ended(Mutex<ClockState>);
 
 #[derive(Debug, Default)]
-struct Seen {
+struct ClockState {
     latest: Timestamp,
     ended: HashSet<String>,
 }

@@ -14,7 +14,7 @@ use tokio::{
 
 /// A stream whose writes fail when the other end has taken nothing for a time.
 #[derive(Debug)]
-pub(crate) struct Unstalled<S> {
+pub(crate) struct WriteTimeout<S> {
     stream: S,
     limit: Duration,
     timer: Pin<Box<Sleep>>,
@@ -22,7 +22,7 @@ pub(crate) struct Unstalled<S> {
     is_waiting: bool,
 }
 
-impl<S> Unstalled<S> {
+impl<S> WriteTimeout<S> {
     /// A stream whose other end may keep a write waiting for this long.
     pub fn new(stream: S, limit: Duration) -> Self {
         Self {
@@ -54,7 +54,7 @@ impl<S> Unstalled<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Unstalled<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -64,7 +64,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Unstalled<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Unstalled<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -108,7 +108,7 @@ mod tests {
     async fn a_write_to_a_peer_that_reads_nothing_fails() {
         let limit = Duration::from_millis(200);
         let (ours, mut theirs) = duplex(1000);
-        let mut stream = Unstalled::new(ours, limit);
+        let mut stream = WriteTimeout::new(ours, limit);
         let reader = tokio::spawn(async move {
             let mut bytes = [0; 100];
             for _ in 0..30 {

@@ -8,7 +8,7 @@ use super::{limits::Full, route::NoRoute};
 
 /// Why a connection is not relayed.
 #[derive(Debug, thiserror::Error)]
-pub enum Refused {
+pub enum ConnectionRefusal {
     /// A limit is reached.
     #[error(transparent)]
     Full(#[from] Full),
@@ -44,7 +44,7 @@ pub enum Refused {
     },
 }
 
-impl Refused {
+impl ConnectionRefusal {
     /// All reasons.
     pub const REASONS: [&'static str; 21] = [
         "limit-gateway",
