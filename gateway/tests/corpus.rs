@@ -41,6 +41,21 @@ fn only_valid_new_binds_move_an_end() {
 }
 
 #[test]
+fn updates_of_the_desired_state_do_as_objects_in_maps() {
+    corpus("updates", 2_000);
+}
+
+#[test]
+fn a_stored_state_is_read_whole_or_to_its_last_good_line() {
+    corpus("stored", 2_000);
+}
+
+#[test]
+fn addresses_of_services_and_stored_names_read_as_simple_parsers_read_them() {
+    corpus("names", 4_000);
+}
+
+#[test]
 fn seeds_equal_the_generated_ones() {
     all().check_seeds(&fuzz::TARGETS, &fuzz::seeds::all());
 }

@@ -19,6 +19,9 @@ pub fn all() -> Vec<Seed> {
     all.extend(proxies());
     all.extend(circuits());
     all.extend(binds());
+    all.extend(updates());
+    all.extend(stored());
+    all.extend(names());
     all
 }
 
@@ -459,6 +462,156 @@ fn binds() -> Vec<Seed> {
                 change, 0, 0, 9, 4, 5, 0, 0, 0, wait, 3, 20, change, 1, 0, 30, 0, 1, 0, 1, 0,
                 admin, 2,
             ]),
+        ),
+    ]
+}
+
+/// Objects of an update: kind, number, and three choices.
+const TENANT: [u8; 5] = [0, 1, 0, 3, 5];
+const BACKEND: [u8; 5] = [3, 0, 0, 1, 0];
+const ROUTE: [u8; 5] = [4, 0, 1, 0, 0];
+const CIRCUIT: [u8; 5] = [6, 1, 1, 2, 3];
+
+/// A snapshot of the objects before and these, of the next revision.
+fn snapshot(put: &[[u8; 5]]) -> Vec<u8> {
+    [&[2, 3, 1, 1, put.len() as u8], put.as_flattened()].concat()
+}
+
+/// A delta of the state in force, of the next revision. Removed objects: kind and number.
+fn delta(put: &[[u8; 5]], remove: &[[u8; 2]]) -> Vec<u8> {
+    let head = [4, 3, 1, put.len() as u8];
+    let middle = [2, remove.len() as u8];
+    [&head, put.as_flattened(), &middle, remove.as_flattened()].concat()
+}
+
+/// Updates that put objects of every kind in force, and remove some.
+fn several() -> Vec<u8> {
+    [
+        snapshot(&[TENANT, BACKEND, ROUTE, CIRCUIT]),
+        delta(&[[6, 2, 1, 4, 5]], &[]),
+        delta(&[], &[[3, 1], [2, 0]]),
+    ]
+    .concat()
+}
+
+const SNAPSHOT: &str = concat!(
+    r#"{"revision":7,"objects":{"tenants":{"acme":{}},"#,
+    r#""backends":{"b":{"addresses":["b.example:443"]}},"#,
+    r#""routes":{"r":{"name":"d.example","protocols":["h2"],"tenant":"acme","backend":"b"}},"#,
+    r#""circuits":{"0123456789abcdef":{"tenant":"acme","#,
+    r#""keys":["AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=","#,
+    r#""ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8="]}}}}"#,
+);
+const DELTA: &str =
+    r#"{"base":7,"revision":8,"put":{"tenants":{"globex":{}}},"remove":{"routes":["r"]}}"#;
+
+fn updates() -> Vec<Seed> {
+    let choices = |steps: Vec<Vec<u8>>| [vec![0], steps.concat()].concat();
+    let tenants =
+        |from: u8, to: u8| -> Vec<[u8; 5]> { (from..to).map(|n| [0, n, 0, 3, 0]).collect() };
+    let text = format!("\x01{{\"snapshot\":{SNAPSHOT}}}\n{{\"delta\":{DELTA}}}\n");
+    vec![
+        ("updates", "as-json", text.into_bytes()),
+        ("updates", "of-every-kind", choices(vec![several()])),
+        // The first one again, which is older.
+        (
+            "updates",
+            "an-older-one",
+            choices(vec![several(), vec![1, 0]]),
+        ),
+        // The last one again.
+        (
+            "updates",
+            "the-same-again",
+            choices(vec![several(), vec![1, 2]]),
+        ),
+        (
+            "updates",
+            "a-tenant-that-is-used-is-removed",
+            choices(vec![several(), delta(&[], &[[0, 1]])]),
+        ),
+        (
+            "updates",
+            "more-than-fit",
+            choices(vec![snapshot(&tenants(0, 8)), delta(&tenants(8, 12), &[])]),
+        ),
+        (
+            "updates",
+            "most-tenants-are-removed",
+            choices(vec![
+                snapshot(&tenants(0, 10)),
+                delta(&[], &[[0, 0], [0, 1], [0, 2], [0, 3], [0, 4], [0, 5]]),
+            ]),
+        ),
+        (
+            "updates",
+            "keys-change-places",
+            choices(vec![
+                snapshot(&[TENANT, CIRCUIT, [6, 2, 1, 4, 5]]),
+                delta(&[[6, 1, 1, 4, 5], [6, 2, 1, 2, 3]], &[]),
+            ]),
+        ),
+        (
+            "updates",
+            "a-file-between",
+            choices(vec![
+                several(),
+                [&[0, 2][..], &TENANT, &CIRCUIT].concat(),
+                delta(&[TENANT], &[]),
+                snapshot(&[BACKEND]),
+            ]),
+        ),
+    ]
+}
+
+fn stored() -> Vec<Seed> {
+    let file = format!("{{\"version\":1,\"snapshot\":{SNAPSHOT}}}\n{DELTA}\n");
+    let raw = |text: &str| [b"\x01", text.as_bytes()].concat();
+    let written = |changes: u8, steps: Vec<u8>| [vec![0, changes], steps].concat();
+    vec![
+        ("stored", "a-file", raw(&file)),
+        ("stored", "cut-off", raw(&file[..file.len() - 9])),
+        ("stored", "of-the-file-of-the-gateway", {
+            raw("{\"version\":1,\"snapshot\":{\"revision\":0,\
+                 \"objects\":{\"tenants\":{\"a\":{}}}}}\n")
+        }),
+        ("stored", "of-a-newer-version", raw("{\"version\":2}\n")),
+        ("stored", "written", written(0, several())),
+        ("stored", "written-and-changed", {
+            written(2, [several(), vec![0, 90, 0, 3, 0, 40, 4, 1]].concat())
+        }),
+    ]
+}
+
+fn names() -> Vec<Seed> {
+    let is = |kind: u8, text: &str| [&[kind], text.as_bytes()].concat();
+    vec![
+        ("names", "a-name", is(0, "GW1.Example.net:6180")),
+        ("names", "an-address", is(0, "198.51.100.7:443")),
+        ("names", "an-address-of-ipv6", is(0, "[2001:db8::1]:6180")),
+        ("names", "of-one-link", is(0, "[fe80::1%2]:443")),
+        ("names", "a-hyphen-outside", is(0, "a.-b.net:1")),
+        ("names", "no-port", is(0, "gw1.example.net:0")),
+        ("names", "a-backend", is(1, "\x08directorb.example:443")),
+        (
+            "names",
+            "a-file",
+            is(
+                2,
+                r#"{"version":1,"names":{"gw1.example.net":["192.0.2.1","2001:db8::1"],"":[]}}"#,
+            ),
+        ),
+        (
+            "names",
+            "a-written-file",
+            vec![
+                3, 0, 2, 2, 1, 192, 0, 2, 1, 1, 127, 0, 0, 1, 1, 0, 32, 1, 13, 184,
+            ],
+        ),
+        (
+            "names",
+            "a-changed-file",
+            vec![3, 2, 1, 1, 1, 192, 0, 2, 1, 0, 40, 0, 3, 0, 20, 1],
         ),
     ]
 }

@@ -18,6 +18,7 @@ mod check;
 mod checked;
 mod model;
 mod objects;
+pub mod stored;
 mod update;
 
 pub use check::{Bounds, address, covers};

@@ -22,12 +22,12 @@ use std::{
     thread::JoinHandle,
 };
 
-use gateway_model::{Bounds, Delta, Model, Snapshot, Update};
-use serde::{Deserialize, Serialize};
-use service::{config::Checker, replace::NewFile};
+use gateway_model::{
+    Delta, Model, Snapshot,
+    stored::{self, VERSION},
+};
+use service::replace::NewFile;
 
-/// Version of the file.
-const VERSION: u32 = 1;
 /// Bytes of deltas after which they are joined with their state, at least.
 const COMPACTION_BYTES: u64 = 1 << 20;
 
@@ -69,20 +69,6 @@ pub struct Stored {
     pub draining: bool,
     /// Whether deltas can be appended to the file.
     complete: bool,
-}
-
-/// The first line.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Head<T> {
-    version: u32,
-    snapshot: T,
-}
-
-/// The version alone, of a file of any version.
-#[derive(Deserialize)]
-struct Version {
-    version: u32,
 }
 
 /// Called on the store's thread with the outcome.
@@ -183,13 +169,12 @@ fn text(path: &Path) -> Result<Option<String>, Error> {
         Err(error) if error.kind() == io::ErrorKind::InvalidData => String::new(),
         Err(source) => return Err(io_error("read", path)(source)),
     };
-    let first = text.lines().next().unwrap_or_default();
-    match serde_json::from_str(first) {
-        Ok(Version { version }) if version != VERSION => Err(Error::Version {
+    match stored::other_version(&text) {
+        Some(found) => Err(Error::Version {
             path: path.to_owned(),
-            found: version,
+            found,
         }),
-        _ => Ok(Some(text)),
+        None => Ok(Some(text)),
     }
 }
 
@@ -201,7 +186,7 @@ fn text(path: &Path) -> Result<Option<String>, Error> {
 pub(super) fn stored_model(dir: &Path) -> Result<Option<Model>, Error> {
     let text = text(&desired(dir))?;
     Ok(text
-        .and_then(|text| join(&text).ok())
+        .and_then(|text| stored::read(&text).ok())
         .map(|(model, _)| model))
 }
 
@@ -215,7 +200,7 @@ fn read(dir: &Path) -> Result<Stored, Error> {
             ..Stored::default()
         });
     };
-    match join(&text) {
+    match stored::read(&text) {
         Ok((model, problem)) => {
             if let Some(problem) = &problem {
                 tracing::warn!(
@@ -243,46 +228,6 @@ fn read(dir: &Path) -> Result<Stored, Error> {
             })
         }
     }
-}
-
-/// The state of a file, and what is wrong with a later line.
-fn join(text: &str) -> Result<(Model, Option<String>), String> {
-    // The last line is cut off if the machine stopped while it was written.
-    let end = text.rfind('\n').map_or(0, |end| end + 1);
-    let mut problem = (end < text.len()).then(|| "the last line is incomplete".to_owned());
-    let mut lines = text[..end].lines();
-    let first = lines.next().ok_or("it has no complete line")?;
-    let head: Head<Snapshot> = serde_json::from_str(first).map_err(|e| e.to_string())?;
-    let mut model = Model::default();
-    let bounds = Bounds::none();
-    let prepared = if head.snapshot.revision == 0 {
-        let mut c = Checker::new();
-        let prepared = model.prepare_file(&mut c, &head.snapshot.objects, &bounds);
-        c.finish(prepared).map_err(|problems| {
-            let problems = problems.first().map(ToString::to_string);
-            problems.unwrap_or_default()
-        })?
-    } else {
-        let update = Update::Snapshot(head.snapshot);
-        model.prepare(&update, &bounds).map_err(|e| e.to_string())?
-    };
-    drop(model.commit(prepared));
-    for (n, line) in (2..).zip(lines) {
-        let changed = serde_json::from_str(line)
-            .map_err(|error| error.to_string())
-            .and_then(|delta| {
-                let update = Update::Delta(delta);
-                model.prepare(&update, &bounds).map_err(|e| e.to_string())
-            });
-        match changed {
-            Ok(prepared) => drop(model.commit(prepared)),
-            Err(error) => {
-                problem = Some(format!("line {n}: {error}"));
-                break;
-            }
-        }
-    }
-    Ok((model, problem))
 }
 
 /// The thread of the store.
@@ -327,12 +272,7 @@ impl Writer {
         let write = || -> io::Result<(File, u64)> {
             let mut new = NewFile::create(&path, 0o600)?;
             let mut file = BufWriter::new(new.file());
-            let head = Head {
-                version: VERSION,
-                snapshot,
-            };
-            serde_json::to_writer(&mut file, &head)?;
-            file.write_all(b"\n")?;
+            stored::write_state(&mut file, snapshot)?;
             file.flush()?;
             drop(file);
             let file = new.commit()?;
@@ -356,15 +296,15 @@ impl Writer {
             Some(open) => open,
             None => reopen(&path).map_err(failed)?,
         };
-        let mut line = serde_json::to_vec(delta).map_err(|e| failed(e.into()))?;
-        line.push(b'\n');
+        let mut line = Vec::new();
+        stored::write_delta(&mut line, delta).map_err(failed)?;
         file.write_all(&line).map_err(failed)?;
         file.sync_data().map_err(failed)?;
         let length = length + line.len() as u64;
         self.open = Some((file, length, first));
         if length > first * 2 + COMPACTION_BYTES {
             let text = fs::read_to_string(&path).map_err(failed)?;
-            match join(&text) {
+            match stored::read(&text) {
                 Ok((model, None)) => self.state(&model.snapshot())?,
                 Ok((_, Some(problem))) | Err(problem) => {
                     return Err(failed(io::Error::other(problem)));

@@ -41,12 +41,52 @@ const WRITE_RETRY_PAUSE: Duration = Duration::from_secs(60);
 /// Looks a name up.
 pub type Lookup = fn(&str) -> io::Result<Vec<IpAddr>>;
 
-/// The stored addresses.
-#[derive(Debug, Serialize, Deserialize)]
+/// The contents of the file: the addresses of names, as JSON. Not the names of this run: those that
+/// an earlier one had, and any that a damaged file has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Stored {
+pub struct StoredNames {
     version: u32,
     names: BTreeMap<String, Vec<IpAddr>>,
+}
+
+impl StoredNames {
+    /// The first 16 384 names that have addresses.
+    #[must_use]
+    pub fn of(names: &Names) -> Self {
+        let known = names.known().take(MAX_NAMES);
+        let known = known.map(|(name, addresses)| (name.to_string(), addresses.to_vec()));
+        Self {
+            version: VERSION,
+            names: known.collect(),
+        }
+    }
+
+    /// Reads the contents of a file.
+    ///
+    /// # Errors
+    /// When it is no such JSON, or of another version.
+    pub fn read(text: &[u8]) -> io::Result<Self> {
+        let stored: Self = serde_json::from_slice(text)?;
+        if stored.version != VERSION {
+            return Err(io::Error::other(format!("version {}", stored.version)));
+        }
+        Ok(stored)
+    }
+
+    /// As [`StoredNames::read`] reads it.
+    ///
+    /// # Errors
+    /// When it cannot be encoded.
+    pub fn write(&self) -> io::Result<Vec<u8>> {
+        Ok(serde_json::to_vec(self)?)
+    }
+
+    /// The first 16 384 names with their addresses, for [`Names::restore`].
+    pub fn into_known(self) -> impl Iterator<Item = (Arc<str>, Vec<IpAddr>)> {
+        let names = self.names.into_iter().take(MAX_NAMES);
+        names.map(|(name, addresses)| (name.into(), addresses))
+    }
 }
 
 /// Progress of lookups, for those who wait.
@@ -105,7 +145,8 @@ impl Resolver {
         lookup: Lookup,
     ) -> io::Result<Self> {
         let mut names = Names::new(settings, seed);
-        names.restore(file.iter().flat_map(|path| load(path)));
+        let stored = file.as_deref().and_then(load);
+        names.restore(stored.into_iter().flat_map(StoredNames::into_known));
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 names,
@@ -289,12 +330,7 @@ impl Shared {
         let Some(path) = state.file.clone() else {
             return state;
         };
-        let known = state.names.known().take(MAX_NAMES);
-        let known = known.map(|(name, addresses)| (name.to_string(), addresses.to_vec()));
-        let stored = Stored {
-            version: VERSION,
-            names: known.collect(),
-        };
+        let stored = StoredNames::of(&state.names);
         drop(state);
         let saved = save(&path, &stored);
         let mut state = self.state();
@@ -314,9 +350,9 @@ fn resolve(name: &str) -> io::Result<Vec<IpAddr>> {
     Ok(found.map(|address| address.ip()).collect())
 }
 
-/// The stored addresses; none where there is no file, or none that can be read.
-fn load(path: &Path) -> BTreeMap<Arc<str>, Vec<IpAddr>> {
-    let read = || -> io::Result<Stored> {
+/// The stored addresses; `None` where there is no file, or none that can be read.
+fn load(path: &Path) -> Option<StoredNames> {
+    let read = || -> io::Result<StoredNames> {
         let mut text = Vec::new();
         let read = File::open(path)?
             .take(MAX_FILE + 1)
@@ -324,36 +360,26 @@ fn load(path: &Path) -> BTreeMap<Arc<str>, Vec<IpAddr>> {
         if read as u64 > MAX_FILE {
             return Err(io::Error::other("it is larger than 8 MiB"));
         }
-        let stored: Stored = serde_json::from_slice(&text)?;
-        if stored.version != VERSION {
-            return Err(io::Error::other(format!("version {}", stored.version)));
-        }
-        Ok(stored)
+        StoredNames::read(&text)
     };
     match read() {
-        Ok(stored) => {
-            let names = stored.names.into_iter().take(MAX_NAMES);
-            names
-                .map(|(name, addresses)| (name.into(), addresses))
-                .collect()
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
+        Ok(stored) => Some(stored),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => {
             tracing::warn!(
                 path = %path.display(), %error,
                 "cannot read the stored addresses of DNS names; they are looked up anew"
             );
-            BTreeMap::new()
+            None
         }
     }
 }
 
 /// Replaces the file: it has the old contents or the new ones, never a part.
-fn save(path: &Path, stored: &Stored) -> io::Result<()> {
+fn save(path: &Path, stored: &StoredNames) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(dir)?;
-    let text = serde_json::to_vec(stored)?;
-    crate::replace::replace(path, 0o644, &text)
+    crate::replace::replace(path, 0o644, &stored.write()?)
 }
 
 #[cfg(test)]
