@@ -158,7 +158,39 @@ pub struct Slots {
     pub rules: BTreeMap<String, u32>,
 }
 
+/// A text is no state that this program reads.
+#[derive(Debug, thiserror::Error)]
+pub enum BadState {
+    /// It is not the JSON of a state.
+    #[error(transparent)]
+    Malformed(#[from] serde_json::Error),
+    /// The state is of another version.
+    #[error("version {0}")]
+    Version(u32),
+}
+
 impl State {
+    /// Reads the contents of a file, of this version or an older one.
+    ///
+    /// # Errors
+    /// [`BadState`].
+    pub fn from_json(text: &str) -> Result<Self, BadState> {
+        let mut state: Self = serde_json::from_str(text)?;
+        if !(OLDEST..=VERSION).contains(&state.version) {
+            return Err(BadState::Version(state.version));
+        }
+        state.version = VERSION;
+        Ok(state)
+    }
+
+    /// As [`State::from_json`] reads it.
+    ///
+    /// # Errors
+    /// When it cannot be encoded.
+    pub fn to_json(&self) -> serde_json::Result<Vec<u8>> {
+        serde_json::to_vec_pretty(self)
+    }
+
     /// Tenants that are in failover by this state, and are not configured any more.
     #[must_use]
     pub fn left_over(&self, config: &Config) -> Vec<String> {
@@ -311,18 +343,11 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(State::default()),
             Err(source) => return Err(self.io("read", source)),
         };
-        let mut state: State = serde_json::from_str(&text).map_err(|source| Error::Corrupt {
-            path: self.path.clone(),
-            source,
-        })?;
-        if !(OLDEST..=VERSION).contains(&state.version) {
-            return Err(Error::Version {
-                path: self.path.clone(),
-                found: state.version,
-            });
-        }
-        state.version = VERSION;
-        Ok(state)
+        let path = self.path.clone();
+        State::from_json(&text).map_err(|error| match error {
+            BadState::Malformed(source) => Error::Corrupt { path, source },
+            BadState::Version(found) => Error::Version { path, found },
+        })
     }
 
     /// Replaces the file, and returns once it is on the disk: the file holds the old state or the
@@ -343,8 +368,9 @@ impl Store {
     pub fn prepare(&self, state: &State) -> Result<PreparedState, Error> {
         let dir = self.path.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(dir).map_err(|e| self.io("create the directory of", e))?;
-        let text =
-            serde_json::to_vec_pretty(state).map_err(|e| self.io("encode", io::Error::other(e)))?;
+        let text = state
+            .to_json()
+            .map_err(|e| self.io("encode", io::Error::other(e)))?;
         let write = || -> io::Result<NewFile> {
             // The state may have keys.
             let mut new = NewFile::create(&self.path, 0o600)?;

@@ -1,8 +1,8 @@
-//! Runs the fuzz targets of tunnel, tunnel workers and gateway under libFuzzer, or lints their
-//! wrappers.
+//! Runs the fuzz targets of tunnel, tunnel workers, gateway and appliance under libFuzzer, or lints
+//! their wrappers.
 //!
-//! The same functions, bounded, are `tests/corpus.rs` of `tunnel`, `tunnel-worker` and `gateway`,
-//! which any `cargo test` runs.
+//! The same functions, bounded, are `tests/corpus.rs` of `tunnel`, `tunnel-worker`, `gateway` and
+//! `appliance-user`, which any `cargo test` runs.
 
 use std::{
     collections::VecDeque,
@@ -326,7 +326,8 @@ fn print_reproduction(name: &str) -> anyhow::Result<()> {
     let regressions = regressions.display();
     errln!("  keep the input: mkdir -p {regressions} && mv {input} {regressions}/WHAT-WAS-WRONG");
     errln!(
-        "  reproduce it: cargo test -p tunnel -p tunnel-worker -p causeway-gateway --test corpus"
+        "  reproduce it: cargo test -p tunnel -p tunnel-worker -p causeway-gateway -p \
+         appliance-user --test corpus"
     );
     errln!("  then fix the defect and commit both");
     Ok(())

@@ -87,10 +87,11 @@ enum Command {
         #[arg(long)]
         long: bool,
     },
-    /// Fuzz the parsers and state machines of tunnel, workers and gateway; fails on a finding.
+    /// Fuzz the parsers and state machines of tunnel, workers, gateway and appliance; fails on a
+    /// finding.
     Fuzz {
-        /// Only this target: bind, circuit, control, handshake, hello, keys, message, pipeline,
-        /// proxy, receiver, segment, stream.
+        /// Only this target: bind, circuit, control, handshake, hello, keys, message, names,
+        /// objects, pipeline, proxy, receiver, segment, state, stored, stream, updates.
         target: Option<String>,
         /// Seconds for each target.
         #[arg(long, default_value_t = 900)]
