@@ -14,6 +14,7 @@ use appliance_common::limits::MAX_RULES;
 use failover::{Plan, mode};
 use serde::{Deserialize, Serialize};
 use service::replace::{NewFile, replace, sync_folder_of};
+use zeroize::Zeroizing;
 
 use crate::config::{Config, desired::Desired};
 
@@ -187,8 +188,8 @@ impl State {
     ///
     /// # Errors
     /// When it cannot be encoded.
-    pub fn to_json(&self) -> serde_json::Result<Vec<u8>> {
-        serde_json::to_vec_pretty(self)
+    pub fn to_json(&self) -> serde_json::Result<Zeroizing<Vec<u8>>> {
+        serde_json::to_vec_pretty(self).map(Zeroizing::new)
     }
 
     /// Tenants that are in failover by this state, and are not configured any more.
@@ -339,7 +340,8 @@ impl Store {
     /// When there is a file that cannot be read or understood.
     pub fn load(&self) -> Result<State, Error> {
         let text = match fs::read_to_string(&self.path) {
-            Ok(text) => text,
+            // It may have keys.
+            Ok(text) => Zeroizing::new(text),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(State::default()),
             Err(source) => return Err(self.io("read", source)),
         };
@@ -368,9 +370,8 @@ impl Store {
     pub fn prepare(&self, state: &State) -> Result<PreparedState, Error> {
         let dir = self.path.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(dir).map_err(|e| self.io("create the directory of", e))?;
-        let text = state
-            .to_json()
-            .map_err(|e| self.io("encode", io::Error::other(e)))?;
+        let text = state.to_json();
+        let text = text.map_err(|e| self.io("encode", io::Error::other(e)))?;
         let write = || -> io::Result<NewFile> {
             // The state may have keys.
             let mut new = NewFile::create(&self.path, 0o600)?;

@@ -26,6 +26,7 @@ use service::{
     socket::{AskError, Client, Page},
     support_bundle::{self, Bundle},
 };
+use zeroize::Zeroizing;
 
 /// The program, and its unit.
 const PROGRAM: &str = "causeway-gateway";
@@ -170,8 +171,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::CircuitKey { gateway, file } => {
             service::config::name(&gateway).map_err(anyhow::Error::msg)?;
-            let text = std::fs::read_to_string(&file)
-                .with_context(|| format!("cannot read {}", file.display()))?;
+            let text = read_secret(&file)?;
             let key = Key::from_base64(text.trim()).with_context(|| {
                 format!(
                     "{}: not 32 bytes in base64: make it with `causeway-appliance \
@@ -182,8 +182,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             service::outln!("{}", key.for_gateway(&gateway).to_base64());
         }
         Command::Apply { file } => {
-            let text = std::fs::read_to_string(&file)
-                .with_context(|| format!("cannot read {}", file.display()))?;
+            let text = read_secret(&file)?;
             let update: Update = serde_json::from_str(&text)
                 .with_context(|| format!("{}: neither a snapshot nor a delta", file.display()))?;
             let update = Box::new(update);
@@ -258,6 +257,13 @@ fn support_bundle(client: &Client, args: support_bundle::Args) -> anyhow::Result
     let written = bundle.write(args.output, SystemTime::now());
     written.context("cannot write the support bundle")?.print();
     Ok(())
+}
+
+/// The text of a file that has keys, or may have some.
+fn read_secret(file: &Path) -> anyhow::Result<Zeroizing<String>> {
+    let text = std::fs::read_to_string(file);
+    let text = text.with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(Zeroizing::new(text))
 }
 
 /// The desired state, of one revision.

@@ -38,8 +38,8 @@ fn read(file: &[u8]) -> Option<State> {
     let text = std::str::from_utf8(file).ok()?;
     let state = State::from_json(text).ok()?;
     let again = state.to_json().expect("JSON");
-    let again = String::from_utf8(again).expect("text");
-    assert_eq!(State::from_json(&again).as_ref().ok(), Some(&state));
+    let again = std::str::from_utf8(&again).expect("text");
+    assert_eq!(State::from_json(again).as_ref().ok(), Some(&state));
     Some(state)
 }
 

@@ -26,6 +26,7 @@ use service::{
 };
 use tunnel::{PresharedKey, SecretKey};
 use tunnel_worker::keys::{self, OsRandom};
+use zeroize::Zeroizing;
 
 use super::{
     args::{Cli, Command, EndpointCommand, FlowArgs, ModeArgs, RuleCommand},
@@ -108,7 +109,9 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
 }
 
 fn apply(client: &Client, file: &Path) -> anyhow::Result<()> {
-    let update: Update = serde_json::from_str(&read(file)?)
+    // It may have keys.
+    let text = Zeroizing::new(read(file)?);
+    let update: Update = serde_json::from_str(&text)
         .with_context(|| format!("{}: neither a snapshot nor a delta", file.display()))?;
     let update = Box::new(update);
     let applied: Applied = client.ask(&Request::Apply { update })?;

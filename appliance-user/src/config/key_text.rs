@@ -1,57 +1,40 @@
 //! Keys that an update carries.
 
-use std::{fmt, path::PathBuf};
+use std::path::PathBuf;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use zeroize::Zeroizing;
+use serde::{Deserialize, Serialize};
+use service::SecretText;
 
 /// Text in the place of a key that is not shown; no key.
 const HIDDEN: &str = "(not shown)";
 
-/// A secret key as an update has it: 32 bytes in base64. Its `Debug` does not show it; it is
-/// serialized for the state file, and for `desired --keys`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct KeyText(Zeroizing<String>);
+/// A secret key as an update has it: 32 bytes in base64. It is serialized for the state file, and
+/// for `desired --keys`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct KeyText(SecretText);
 
 impl KeyText {
     /// The text, as it was written.
     #[must_use]
     pub fn expose(&self) -> &str {
-        &self.0
+        self.0.expose()
     }
 
     /// Replaces it by a text that `apply` refuses.
     pub fn hide(&mut self) {
-        self.0 = Zeroizing::new(HIDDEN.to_owned());
+        self.0 = HIDDEN.to_owned().into();
     }
 
     /// Why it is no key, without the text; `None`: it is one.
     pub(super) fn problem(&self) -> Option<&'static str> {
-        if *self.0 == HIDDEN {
+        if self.expose() == HIDDEN {
             Some("is not in this document: `causeway-appliance desired --keys` writes it")
-        } else if self.0.parse::<tunnel::PresharedKey>().is_err() {
+        } else if self.expose().parse::<tunnel::PresharedKey>().is_err() {
             Some("is not 32 bytes in base64")
         } else {
             None
         }
-    }
-}
-
-impl Serialize for KeyText {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for KeyText {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer).map(|text| Self(Zeroizing::new(text)))
-    }
-}
-
-impl fmt::Debug for KeyText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("KeyText")
     }
 }
 

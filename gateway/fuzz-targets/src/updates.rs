@@ -99,7 +99,8 @@ fn is_good(objects: &Objects) -> bool {
         routes,
         circuits,
     } = objects;
-    let keys: Vec<&String> = circuits.values().flat_map(|c| &c.keys).collect();
+    let keys = circuits.values().flat_map(|c| &c.keys);
+    let keys: Vec<&str> = keys.map(|key| key.expose()).collect();
     let meets = |a: &RouteSpec, b: &RouteSpec| {
         let common = a.protocols.iter().any(|p| b.protocols.contains(p));
         let both_any = a.protocols.is_empty() && b.protocols.is_empty();
@@ -235,7 +236,7 @@ fn put(input: &mut Input<'_>, objects: &mut Objects) {
             objects.routes.insert(format!("r{}", n % 5), spec);
         }
         _ => {
-            let keys = [b, c].map(|n| Key::new([n as u8 % 24; 32]).to_base64());
+            let keys = [b, c].map(|n| Key::new([n as u8 % 24; 32]).to_base64().into());
             let spec = CircuitSpec {
                 tenant,
                 keys: keys.to_vec(),

@@ -258,7 +258,7 @@ pub(crate) fn circuit(
     }
     let mut keys = Vec::new();
     for (n, text) in (1..).zip(&spec.keys) {
-        let key = Key::from_base64(text);
+        let key = Key::from_base64(text.expose());
         if key.is_none() {
             // A message never contains a key.
             c.problem(

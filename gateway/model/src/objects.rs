@@ -2,13 +2,10 @@
 //!
 //! Unknown keys and repeated IDs are refused, so that no part of an update is ignored silently.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use service::desired::unique;
+use service::{SecretText, desired::unique};
 
 /// A tenant. A key that is left out means: no limit; for `connections`, the default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,22 +54,13 @@ pub struct RouteSpec {
 }
 
 /// A circuit, as a configuration file or an update has it.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CircuitSpec {
     /// ID of the tenant.
     pub tenant: String,
     /// Keys of side a and side b at this gateway: 32 bytes in base64 each.
-    pub keys: Vec<String>,
-}
-
-impl fmt::Debug for CircuitSpec {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let tenant = &self.tenant;
-        f.debug_struct("CircuitSpec")
-            .field("tenant", tenant)
-            .finish_non_exhaustive()
-    }
+    pub keys: Vec<SecretText>,
 }
 
 /// Objects by ID.

@@ -7,7 +7,7 @@ use std::{
 
 use gateway_model::{BackendSpec, CircuitSpec, Objects, RouteSpec, TenantSpec};
 use serde::{Deserialize, de::IgnoredAny};
-use service::config::Checker;
+use service::{SecretText, config::Checker};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -105,13 +105,12 @@ pub(super) struct Circuits {
     pub bpf_object: Option<PathBuf>,
 }
 
-// No Debug: the struct holds keys.
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Circuit {
     pub id: String,
     pub tenant: String,
-    pub keys: Vec<String>,
+    pub keys: Vec<SecretText>,
 }
 
 impl File {

@@ -19,6 +19,8 @@ pub use service::config::{Error, Problem};
 
 use gateway_model::{Bounds, Objects};
 
+use zeroize::Zeroizing;
+
 use crate::relay::{Desired, Limits, Prefix, RelayConfig, Times};
 
 /// A checked configuration file.
@@ -102,7 +104,8 @@ impl Config {
     /// # Errors
     /// When the file cannot be read, or has a problem.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let text = config::read(path)?;
+        // It may have keys.
+        let text = Zeroizing::new(config::read(path)?);
         let circuits = config::parse(&text, path, |file: file::File| Ok(file.circuit.len()));
         let has_keys = circuits.is_ok_and(|count| count > 0);
         let exposed = secret_file::check(path, Access::OwnerAndGroup).err();

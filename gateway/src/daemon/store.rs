@@ -27,6 +27,7 @@ use gateway_model::{
     stored::{self, VERSION},
 };
 use service::replace::NewFile;
+use zeroize::Zeroizing;
 
 /// Bytes of deltas after which they are joined with their state, at least.
 const COMPACTION_BYTES: u64 = 1 << 20;
@@ -162,11 +163,11 @@ fn draining(dir: &Path) -> PathBuf {
 }
 
 /// The text of the stored state, of this version; `None`: there is none.
-fn text(path: &Path) -> Result<Option<String>, Error> {
+fn text(path: &Path) -> Result<Option<Zeroizing<String>>, Error> {
     let text = match fs::read_to_string(path) {
-        Ok(text) => text,
+        Ok(text) => Zeroizing::new(text),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => String::new(),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Zeroizing::default(),
         Err(source) => return Err(io_error("read", path)(source)),
     };
     match stored::other_version(&text) {
@@ -296,14 +297,14 @@ impl Writer {
             Some(open) => open,
             None => reopen(&path).map_err(failed)?,
         };
-        let mut line = Vec::new();
-        stored::write_delta(&mut line, delta).map_err(failed)?;
+        let mut line = Zeroizing::new(Vec::new());
+        stored::write_delta(&mut *line, delta).map_err(failed)?;
         file.write_all(&line).map_err(failed)?;
         file.sync_data().map_err(failed)?;
         let length = length + line.len() as u64;
         self.open = Some((file, length, first));
         if length > first * 2 + COMPACTION_BYTES {
-            let text = fs::read_to_string(&path).map_err(failed)?;
+            let text = Zeroizing::new(fs::read_to_string(&path).map_err(failed)?);
             match stored::read(&text) {
                 Ok((model, None)) => self.state(&model.snapshot())?,
                 Ok((_, Some(problem))) | Err(problem) => {

@@ -22,7 +22,7 @@ fn circuit(n: usize, tenant: usize) -> (String, CircuitSpec) {
     let n = n as u64;
     let spec = CircuitSpec {
         tenant: format!("t{tenant}"),
-        keys: vec![key(0), key(1)],
+        keys: vec![key(0).into(), key(1).into()],
     };
     (format!("{:016x}", n << 48 | 1 << 32 | n), spec)
 }

@@ -2,9 +2,10 @@
 //! kernel.
 //!
 //! For: the runtime with its loop, signals and watchdog; the control socket; metrics and health
-//! over HTTP; log output; configuration files that are checked whole; permissions of files with
-//! secrets; revisions of desired states; addresses of DNS names and connections to them; restores
-//! of the machine from a snapshot; support bundles; output of commands; settings and errors of the kernel that XDP
+//! over HTTP; log output; configuration files that are checked whole; secrets as text, and
+//! permissions of files with them; revisions of desired states; addresses of DNS names and
+//! connections to them; restores of the machine from a snapshot; support bundles; output of
+//! commands; settings and errors of the kernel that XDP
 //! programs depend on. Never: the work of a daemon, or the meaning of its requests.
 //!
 //! ```text
@@ -34,6 +35,7 @@ pub mod replace;
 pub mod restore;
 pub mod run;
 pub mod secret_file;
+mod secret_text;
 pub mod socket;
 pub mod stdout;
 pub mod support_bundle;
@@ -44,3 +46,4 @@ pub use logging::{LogFormat, init as init_logging};
 pub use notify::Notifier;
 pub use panic::abort_on_panic;
 pub use run::{Context, Daemon, Health, run};
+pub use secret_text::SecretText;

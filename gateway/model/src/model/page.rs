@@ -66,7 +66,7 @@ fn circuit(circuit: &Circuit, with_keys: bool) -> CircuitSpec {
     let keys = circuit.keys.iter().filter(|_| with_keys);
     CircuitSpec {
         tenant: (*circuit.tenant).to_owned(),
-        keys: keys.map(|key| key.to_base64()).collect(),
+        keys: keys.map(|key| key.to_base64().into()).collect(),
     }
 }
 

@@ -25,7 +25,7 @@ fn key(n: u8) -> String {
 fn circuit(tenant: &str, keys: [u8; 2]) -> CircuitSpec {
     CircuitSpec {
         tenant: tenant.to_owned(),
-        keys: keys.map(key).to_vec(),
+        keys: keys.map(|n| key(n).into()).to_vec(),
     }
 }
 
@@ -101,6 +101,31 @@ fn a_snapshot_is_read_back_as_it_was_applied() {
     let prepared = model.prepare(&read, &bounds()).expect("the same again");
     assert!(prepared.changes().is_empty());
     assert_eq!(applied(model.snapshot().objects), model);
+}
+
+fn is_wiped_by_its_drop<T: zeroize::ZeroizeOnDrop>(_: &T) {}
+
+#[test]
+fn keys_are_wiped_and_shown_in_no_message() {
+    let model = applied(objects());
+    let page = model.page(None, 100, true).expect("a page");
+    let spec = &page.objects.circuits[&circuit_name(1)];
+    for key in &spec.keys {
+        is_wiped_by_its_drop(key);
+    }
+    assert_eq!(spec.keys[0].expose(), key(2));
+    let shown = format!("{model:?}{:?}{:?}", page.objects, model.contents());
+    for n in 2..6 {
+        assert!(!shown.contains(&key(n)), "{shown}");
+    }
+    // In JSON they are as they were written.
+    let json = serde_json::to_value(spec).expect("JSON");
+    assert_eq!(json["keys"], serde_json::json!([key(2), key(3)]));
+    let read: CircuitSpec = serde_json::from_value(json).expect("a circuit");
+    assert_eq!(&read, spec);
+    let mut other = read;
+    other.keys[1] = key(4).into();
+    assert_ne!(&other, spec);
 }
 
 #[test]

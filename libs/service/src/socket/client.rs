@@ -8,6 +8,7 @@ use std::{
 };
 
 use serde::{Serialize, de::DeserializeOwned};
+use zeroize::Zeroizing;
 
 use super::{MAX_LINE, Reply, RequestRefusal, Socket};
 
@@ -136,7 +137,7 @@ pub(super) fn ask_within<Q: Serialize, T: DeserializeOwned>(
         source,
     })?;
     let unread = |source| Error::Reply { of, source };
-    let mut line = serde_json::to_vec(request).map_err(unread)?;
+    let mut line = Zeroizing::new(serde_json::to_vec(request).map_err(unread)?);
     line.push(b'\n');
     send(&stream, &line, timeout).map_err(|source| Error::Unsent {
         of,
@@ -153,7 +154,7 @@ pub(super) fn ask_within<Q: Serialize, T: DeserializeOwned>(
     })?;
     let reply = match receive(&stream, timeout) {
         Ok(reply) if reply.is_empty() => return Err(Error::Closed { of }),
-        Ok(reply) => reply,
+        Ok(reply) => Zeroizing::new(reply),
         Err(error) if is_timeout(&error) => {
             return Err(Error::Silent { of, timeout });
         }

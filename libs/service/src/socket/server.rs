@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use serde::{Serialize, de::DeserializeOwned};
+use zeroize::Zeroizing;
 
 use super::{Reply, RequestRefusal, Socket};
 
@@ -226,8 +227,8 @@ async fn client<Q: DeserializeOwned, T: Serialize>(
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read.take(of.max_request));
     loop {
-        // Bytes that are not UTF-8 get an answer, too.
-        let mut line = Vec::new();
+        // Bytes that are not UTF-8 get an answer, too. Requests and replies may have keys.
+        let mut line = Zeroizing::new(Vec::new());
         if timeout(CLIENT_TIMEOUT, lines.read_until(b'\n', &mut line)).await?? == 0 {
             return Ok(());
         }
@@ -240,7 +241,7 @@ async fn client<Q: DeserializeOwned, T: Serialize>(
                 format!("cannot parse the request: {error}; client and daemon versions may differ"),
             )),
         };
-        let mut bytes = serde_json::to_vec(&reply)?;
+        let mut bytes = Zeroizing::new(serde_json::to_vec(&reply)?);
         bytes.push(b'\n');
         timeout(CLIENT_TIMEOUT, write.write_all(&bytes)).await??;
     }
