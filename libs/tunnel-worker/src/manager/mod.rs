@@ -11,6 +11,7 @@
 //!        peer_table   the state of each peer                pure
 //!        paths        next hops, circuits that are due      pure
 //!        circuit      gateways of a peer                    around `gateway_client::selector`
+//!        circuit_keys  keys of the ends that connect by TLS  pure
 //!        tls_listening  the listener for tunnels over TLS, prepared on another thread
 //!        transport    UDP or TLS                            pure
 //!        ports        AF_XDP sockets of interfaces
@@ -23,7 +24,7 @@
 mod alternation;
 mod cipher;
 mod circuit;
-
+mod circuit_keys;
 mod drive;
 mod handshake_io;
 mod handshake_queue;
@@ -70,6 +71,7 @@ use crate::{
     worker::{Request, WaitMode},
 };
 use circuit::CircuitClient;
+use circuit_keys::CircuitKeys;
 use handshake_io::HandshakeSockets;
 use handshake_queue::HandshakeQueue;
 use paths::PathSelector;
@@ -162,6 +164,8 @@ pub struct TunnelManager {
     sockets: HandshakeSockets,
     handshakes: HandshakeQueue,
     tls: TlsConnections,
+    /// Of the circuits whose other end may connect by TLS.
+    circuit_keys: CircuitKeys,
     ports: WorkerPorts,
     workers: WorkerPool,
     /// Addresses in the programs' map of peers.
@@ -200,6 +204,7 @@ impl TunnelManager {
             sockets: HandshakeSockets::new(port),
             handshakes: HandshakeQueue::default(),
             tls: TlsConnections::new(workers.wakers(), workers.event()),
+            circuit_keys: CircuitKeys::default(),
             ports: WorkerPorts::new(memory),
             workers,
             known_addresses: BTreeSet::new(),
@@ -247,14 +252,14 @@ impl TunnelManager {
                 .command_all(|| Command::PeerRoutes(vni, routes.clone()));
         }
         self.routes = routes;
-        let keys = self.peers.iter().filter_map(|peer| {
+        let followers = self.peers.iter().filter_map(|peer| {
             let circuit = peer.circuit.as_ref().filter(|circuit| circuit.follows())?;
-            let id = circuit.id();
-            let key = tls_connections::key(&self.secret, &peer.spec.public_key, id)?;
-            Some((id, key))
+            Some((circuit.id(), peer.spec.public_key))
         });
-        let keys = keys.collect();
-        self.tls.listening.set_circuits(keys);
+        let derive = |id, end: &_| tls_connections::key(&self.secret, end, id);
+        if self.circuit_keys.set(followers, derive) {
+            self.tls.listening.set_circuits(self.circuit_keys.known());
+        }
         self.drive(maps);
     }
 
