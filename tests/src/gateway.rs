@@ -19,6 +19,7 @@ use std::{
 use gateway::circuit::{
     clock,
     fast::{Fast, Publisher, Size},
+    rate::Bucket,
     table::{Action, Change, CircuitPlan, Path, Table, Tenant},
 };
 use gateway_client::{
@@ -258,7 +259,11 @@ impl GatewayHarness {
             fd.as_fd().try_clone_to_owned().expect("a descriptor")
         });
         let depth = Duration::from_millis(100);
-        let bucket = |rate: Option<u64>| fast.bucket(rate.unwrap_or(0), depth).expect("room");
+        let bucket = |rate: Option<u64>| {
+            let bucket = Bucket::new(rate.unwrap_or(0), depth);
+            assert!(fast.share(&bucket), "room");
+            bucket
+        };
         let tenant = Arc::new(Tenant {
             name: "acme".into(),
             datagrams: bucket(datagrams),

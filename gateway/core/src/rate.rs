@@ -2,7 +2,10 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -16,7 +19,11 @@ pub struct Bucket {
     rate: AtomicU64,
     /// Time to fill an empty bucket, nanoseconds.
     depth: u64,
-    full_at: FullAt,
+    /// The time at which it is full again, nanoseconds since the origin, as long as it is not
+    /// shared.
+    own: AtomicU64,
+    /// The same in memory that an XDP program shares.
+    shared: OnceLock<Box<dyn SharedBucket>>,
 }
 
 /// The state of a bucket that an XDP program uses, too. Its drop releases the map entry.
@@ -31,24 +38,6 @@ pub trait SharedBucket: fmt::Debug + Send + Sync {
     fn set_rate(&self, rate: u64);
 }
 
-/// The time at which a bucket is full again, nanoseconds since the origin.
-#[derive(Debug)]
-enum FullAt {
-    /// In the bucket itself.
-    Own(AtomicU64),
-    /// In memory that an XDP program shares.
-    Shared(Box<dyn SharedBucket>),
-}
-
-impl FullAt {
-    fn get(&self) -> &AtomicU64 {
-        match self {
-            Self::Own(number) => number,
-            Self::Shared(shared) => shared.full_at(),
-        }
-    }
-}
-
 impl Bucket {
     /// A full bucket: `rate` tokens a second, and at once the tokens of the time `depth`. A rate of
     /// 0 is no limit.
@@ -57,27 +46,32 @@ impl Bucket {
         Self {
             rate: AtomicU64::new(rate),
             depth: nanos(depth),
-            full_at: FullAt::Own(AtomicU64::new(0)),
+            own: AtomicU64::new(0),
+            shared: OnceLock::new(),
         }
     }
 
-    /// A bucket that an XDP program uses, too.
-    #[must_use]
-    pub fn shared(rate: u64, depth: Duration, shared: Box<dyn SharedBucket>) -> Self {
-        Self {
-            rate: AtomicU64::new(rate),
-            depth: nanos(depth),
-            full_at: FullAt::Shared(shared),
+    /// Has an XDP program use the bucket, too, with its present level. Tokens that other threads
+    /// take meanwhile are not counted. A bucket that is shared already stays as it is.
+    pub fn share(&self, shared: Box<dyn SharedBucket>) {
+        let level = self.own.load(Ordering::Relaxed);
+        shared.full_at().store(level, Ordering::Relaxed);
+        shared.set_rate(self.rate());
+        // The entry of a second one is released.
+        let _ = self.shared.set(shared);
+    }
+
+    fn full_at(&self) -> &AtomicU64 {
+        match self.shared.get() {
+            Some(shared) => shared.full_at(),
+            None => &self.own,
         }
     }
 
     /// Index of the map entry that an XDP program uses; `None`: the bucket is not shared.
     #[must_use]
     pub fn index(&self) -> Option<u32> {
-        match &self.full_at {
-            FullAt::Own(_) => None,
-            FullAt::Shared(shared) => Some(shared.index()),
-        }
+        self.shared.get().map(|shared| shared.index())
     }
 
     /// Time to fill an empty bucket.
@@ -98,7 +92,7 @@ impl Bucket {
     pub fn set_rate(&self, now: Duration, rate: u64) {
         let now = nanos(now);
         let before = self.rate.swap(rate, Ordering::Relaxed);
-        if let FullAt::Shared(shared) = &self.full_at {
+        if let Some(shared) = self.shared.get() {
             shared.set_rate(rate);
         }
         if before == rate {
@@ -106,8 +100,7 @@ impl Bucket {
         }
         // It fails only if the bucket is full, and then there is no debt.
         let _ = self
-            .full_at
-            .get()
+            .full_at()
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
                 let debt = full_at.checked_sub(now).filter(|debt| *debt > 0)?;
                 let debt = match (before, rate) {
@@ -130,13 +123,12 @@ impl Bucket {
         let Some(cost) = tokens.saturating_mul(SECOND).checked_div(self.rate()) else {
             return true;
         };
-        let taken =
-            self.full_at
-                .get()
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
-                    let full_at = full_at.max(now);
-                    (full_at - now < self.depth).then(|| full_at.saturating_add(cost))
-                });
+        let taken = self
+            .full_at()
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
+                let full_at = full_at.max(now);
+                (full_at - now < self.depth).then(|| full_at.saturating_add(cost))
+            });
         taken.is_ok()
     }
 }

@@ -18,6 +18,7 @@ mod report;
 pub mod socket;
 mod steering;
 mod sys;
+mod tenants;
 
 pub use gateway_core::{rate, table};
 

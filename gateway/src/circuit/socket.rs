@@ -12,7 +12,7 @@
 //! are sent from the buffer that they were received in; an answer overwrites its message.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     io,
     net::SocketAddr,
     os::fd::OwnedFd,
@@ -25,7 +25,7 @@ use std::{
 };
 
 use gateway_client::wire::{KEY_BYTES, Key, Load, MESSAGE_BYTES};
-use gateway_model::{Changes, Tenant as Limits};
+use gateway_model::Changes;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{
@@ -37,7 +37,8 @@ use super::{
     report::{PagePart, SummaryPart},
     steering::{is_mixed, thread_of},
     sys::{BATCH, Batch, Outbox, Poll, Sent, Socket},
-    table::{Action, Change, CircuitPlan, Path, Table, Tenant},
+    table::{Action, Change, CircuitPlan, Path, Table},
+    tenants::Tenants,
 };
 pub use super::{
     observe::Observer,
@@ -52,8 +53,6 @@ const BATCHES_PER_SOCKET: usize = 4;
 const OUTBOX_CAPACITY: usize = BATCH * 64;
 /// Circuits of a command: a thread serves its sockets between two commands.
 const CIRCUITS_PER_COMMAND: usize = 256;
-/// Burst of a tenant: the amount of this time at its rate.
-const BURST_TIME: Duration = Duration::from_millis(100);
 
 /// Why circuits do not start, or keep the old addresses.
 #[derive(Debug, thiserror::Error)]
@@ -123,7 +122,7 @@ impl Setup {
 /// Running circuits. Their drop stops the threads.
 pub struct Circuits {
     workers: Vec<Worker>,
-    tenants: HashMap<Arc<str>, Arc<Tenant>>,
+    tenants: Tenants,
     /// Listen addresses: as configured, and with the port in use.
     listening: Vec<(SocketAddr, SocketAddr)>,
     /// The XDP program, if it is loaded.
@@ -149,7 +148,7 @@ impl Circuits {
         let threads = setup.threads.max(1);
         let mut circuits = Self {
             workers: Vec::new(),
-            tenants: HashMap::new(),
+            tenants: Tenants::default(),
             listening: Vec::new(),
             fast: setup.fast,
         };
@@ -195,9 +194,10 @@ impl Circuits {
     /// its bucket, which all threads and XDP use.
     pub fn change(&mut self, changes: &Changes) -> usize {
         let mut commands = 0;
+        let share = share(self.fast.as_ref());
         for (name, limits) in &changes.tenants {
             if let Some(limits) = limits {
-                self.set_limits(name, limits);
+                self.tenants.set_limits(clock(), name, limits, &share);
             }
         }
         let count = self.workers.len();
@@ -209,7 +209,7 @@ impl Circuits {
                 None => change.removed.push(*id),
                 Some(circuit) => change.put.push(CircuitPlan {
                     id: *id,
-                    tenant: self.tenant(&circuit.tenant),
+                    tenant: self.tenants.get(&circuit.tenant),
                     keys: circuit.keys.clone(),
                 }),
             }
@@ -232,44 +232,17 @@ impl Circuits {
         commands
     }
 
-    /// Sets the limits of a tenant.
-    fn set_limits(&mut self, name: &Arc<str>, limits: &Limits) {
-        let rates = [limits.datagrams, limits.bytes].map(|rate| rate.unwrap_or(0));
-        let Some(tenant) = self.tenants.get(name) else {
-            let [datagrams, bytes] = rates.map(|rate| self.bucket(name, rate));
-            let tenant = Tenant {
-                name: Arc::clone(name),
-                datagrams,
-                bytes,
-            };
-            self.tenants.insert(Arc::clone(name), Arc::new(tenant));
-            return;
-        };
-        for (bucket, rate) in [&tenant.datagrams, &tenant.bytes].into_iter().zip(rates) {
-            bucket.set_rate(clock(), rate);
-        }
+    /// Tries again to have XDP share the rate limits of tenants that found no room in its map. To
+    /// be called every few seconds.
+    pub fn share_buckets(&mut self) {
+        self.tenants.share_again(&share(self.fast.as_ref()));
     }
 
-    fn bucket(&self, tenant: &str, rate: u64) -> Bucket {
-        let Some(fast) = &self.fast else {
-            return Bucket::new(rate, BURST_TIME);
-        };
-        fast.bucket(rate, BURST_TIME).unwrap_or_else(|| {
-            tracing::warn!(
-                tenant,
-                "XDP map BUCKETS is full (entries of removed tenants are reused after a second): \
-                 circuits of this tenant use user space until it is removed and added again"
-            );
-            Bucket::new(rate, BURST_TIME)
-        })
-    }
-
-    /// The tenant of this name; the model has checked that it is there.
-    fn tenant(&self, name: &Arc<str>) -> Arc<Tenant> {
-        match self.tenants.get(name) {
-            Some(tenant) => Arc::clone(tenant),
-            None => Arc::new(Tenant::unlimited(name)),
-        }
+    /// Number of tenants whose circuits use user space, because the map of their rate limits is
+    /// full.
+    #[must_use]
+    pub fn waiting_tenants(&self) -> usize {
+        self.tenants.waiting()
     }
 
     /// Binds new listen addresses. The present ones stay in force.
@@ -402,6 +375,11 @@ impl Circuits {
             bound,
         }
     }
+}
+
+/// Has XDP share a bucket, where it is used; returns false if its map is full.
+fn share(fast: Option<&Arc<Fast>>) -> impl Fn(&Bucket) -> bool {
+    move |bucket| fast.is_none_or(|fast| fast.share(bucket))
 }
 
 impl Drop for Circuits {

@@ -211,6 +211,9 @@ pub struct XdpStatus {
     pub refused: Option<String>,
     /// The interfaces that should have the program.
     pub interfaces: Vec<InterfaceStatus>,
+    /// Tenants whose circuits use user space, because the map of rate limits is full.
+    #[serde(default)]
+    pub waiting_tenants: usize,
     /// Frames, by outcome.
     pub frames: BTreeMap<String, u64>,
 }

@@ -95,6 +95,13 @@ fn xdp(out: &mut String, circuits: &CircuitsStatus) {
     if let Some(refused) = &xdp.refused {
         line!(out, "circuits use user space: {refused}");
     }
+    if xdp.waiting_tenants > 0 {
+        line!(
+            out,
+            "{} tenants use user space: XDP has no room for their rate limits yet",
+            xdp.waiting_tenants
+        );
+    }
     for interface in &xdp.interfaces {
         let mode = match &interface.refused {
             Some(refused) => format!("none, circuits use user space: {refused}"),

@@ -61,6 +61,7 @@ fn circuits() -> CircuitsStatus {
                     target: false,
                 },
             ],
+            waiting_tenants: 29,
             frames: BTreeMap::from([(text("forwarded"), 28)]),
         },
         list: Vec::new(),

@@ -231,6 +231,7 @@ impl service::Daemon for Gateway {
         self.load = self.controller.report_load(self.load);
         let now = std::time::Instant::now();
         self.controller.follow_interfaces(now);
+        self.controller.circuits.share_buckets();
         let draining = (!self.is_stopping()).then_some(self.drain.is_some());
         self.controller.store_again(draining, now);
         Ok(ControlFlow::Continue(()))

@@ -207,6 +207,7 @@ impl Controller {
             configured: self.config.circuits.xdp_name().to_owned(),
             refused,
             interfaces,
+            waiting_tenants: self.circuits.waiting_tenants(),
             frames: frames.collect(),
         }
     }

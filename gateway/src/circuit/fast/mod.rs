@@ -24,7 +24,6 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use aya::{
@@ -295,14 +294,16 @@ impl Fast {
         Ok(fast)
     }
 
-    /// A full bucket that the program shares; `None`: all entries of the map are in use, or were
+    /// Has the program share a bucket. Returns false if all entries of the map are in use, or were
     /// until a moment ago.
     #[must_use]
-    pub fn bucket(&self, rate: u64, depth: Duration) -> Option<rate::Bucket> {
-        let place = lock(&self.buckets.slots).allocate(now())?;
+    pub fn share(&self, bucket: &rate::Bucket) -> bool {
+        let Some(place) = lock(&self.buckets.slots).allocate(now()) else {
+            return false;
+        };
         let value = Bucket {
-            rate,
-            depth: u64::try_from(depth.as_nanos()).unwrap_or(u64::MAX),
+            rate: bucket.rate(),
+            depth: u64::try_from(bucket.depth().as_nanos()).unwrap_or(u64::MAX),
             ..Bucket::default()
         };
         self.buckets.memory.write(place, &value);
@@ -310,7 +311,8 @@ impl Fast {
             buckets: Arc::clone(&self.buckets),
             place,
         };
-        Some(rate::Bucket::shared(rate, depth, Box::new(shared)))
+        bucket.share(Box::new(shared));
+        true
     }
 
     /// The counters at an index of STATS, summed over the processors.
