@@ -277,6 +277,15 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether this user may not do it.
+    #[must_use]
+    pub fn is_denied(&self) -> bool {
+        let denied = io::ErrorKind::PermissionDenied;
+        matches!(self, Self::Io { source, .. } if source.kind() == denied)
+    }
+}
+
 /// The files of the state.
 #[derive(Clone, Debug)]
 pub struct Store {

@@ -133,10 +133,19 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             let config = Config::load(&file)?;
             let Some(desired) = config.desired else {
                 let stored = match daemon::check_stored(&config.local)? {
-                    StoredCheck::Fits(revision, counts) => format!(
-                        "revision {revision}, {} tenants, {} backends, {} circuits",
-                        counts.tenants, counts.backends, counts.circuits
-                    ),
+                    StoredCheck::Fits {
+                        revision,
+                        counts,
+                        cut_off,
+                    } => {
+                        let cut_off = cut_off.map_or_else(String::new, |why| {
+                            format!("; later revisions are lost: {why}")
+                        });
+                        format!(
+                            "revision {revision}, {} tenants, {} backends, {} circuits{cut_off}",
+                            counts.tenants, counts.backends, counts.circuits
+                        )
+                    }
                     StoredCheck::None => "none yet".to_owned(),
                     StoredCheck::Unchecked(why) => format!("not checked: {why}"),
                 };

@@ -13,7 +13,8 @@ use appliance_user::{
         MaintenanceStatus, ModeStatus, Request, RuleStatus, RulesAdded, RulesChecked, RulesRemoved,
         Status, render, rules,
     },
-    daemon, datapath,
+    daemon::{self, StoredCheck},
+    datapath,
     datapath::nat,
 };
 use failover::{IpPrefix, Rule};
@@ -152,9 +153,16 @@ fn status(client: &Client) -> Result<Status, AskError> {
 }
 
 fn check(file: &Path) -> anyhow::Result<()> {
-    let config = daemon::check(file)?;
+    let (config, stored) = daemon::check(file)?;
+    let stored = match stored {
+        StoredCheck::OfFile => String::new(),
+        StoredCheck::Fits(0) => "; objects of an earlier file, which are stored".to_owned(),
+        StoredCheck::Fits(revision) => format!("; stored objects of revision {revision}"),
+        StoredCheck::None => "; no objects are stored yet".to_owned(),
+        StoredCheck::Unchecked(why) => format!("; stored objects are not checked: {why}"),
+    };
     outln!(
-        "{}: good: {} side, {} tenants, {} peers, {} networks",
+        "{}: good: {} side, {} tenants, {} peers, {} networks{stored}",
         file.display(),
         config.role.name(),
         config.tenants.len(),

@@ -25,6 +25,7 @@
 //! | `kernel_drops` | counts of frames that the kernel drops after the programs |
 //! | `conflicts` | other users of our addresses, in the log and in status |
 //! | `status`, `metrics` | the daemon's reports of itself |
+//! | `stored` | the objects that were in force last, at a start and for a check |
 
 mod conflicts;
 mod controller;
@@ -38,6 +39,7 @@ mod packet_health;
 mod requests;
 mod sender;
 mod status;
+mod stored;
 
 use std::{
     path::{Path, PathBuf},
@@ -45,14 +47,10 @@ use std::{
 };
 
 use anyhow::Context as _;
-use service::{
-    Context,
-    cli::RunArgs,
-    desired::{Source, UpdateRefusal},
-    socket::Control,
-};
+use service::{Context, cli::RunArgs, socket::Control};
 use tokio::sync::watch;
 
+pub use self::stored::{StoredCheck, check};
 use self::{
     controller::{Controller, Files, GatewayNames, InForce, Tables, Tunnels},
     disk::DiskWait,
@@ -67,7 +65,7 @@ use self::{
     status::Reports,
 };
 use crate::{
-    config::{Config, Role, desired::Desired},
+    config::{Config, Role},
     control,
     datapath::Datapath,
     datapath::nat::{
@@ -75,7 +73,6 @@ use crate::{
         log::{NatLog, Output},
     },
     kernel::underlay::{Snapshot, Watcher},
-    state::State,
 };
 
 /// How long a start waits for the kernel's view of links and routes.
@@ -113,7 +110,7 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
     let files = Files::new(config_path, &config.state_dir);
     let mut state = files.store.load()?;
     let stored = state.desired.clone();
-    let config = with_stored_objects(config, &mut state)?;
+    let config = stored::with_objects(config, &mut state)?;
     let has_other_objects = state.desired != stored;
     let keys = Keys::load(&config)?;
     config.check_ports()?;
@@ -222,32 +219,6 @@ impl Daemon {
     }
 }
 
-/// The configuration with the objects that were in force last, where the file has none. The state
-/// gets those of a file, with their revision: a later file without objects keeps them, and older
-/// ones that were applied before do not come back.
-fn with_stored_objects(config: Config, state: &mut State) -> anyhow::Result<Config> {
-    if config.source == Source::File {
-        state.desired = Some(Box::new(Desired::of_file(&config)));
-        return Ok(config);
-    }
-    let Some(desired) = &state.desired else {
-        tracing::warn!(
-            "there is no desired state: no network is connected until `apply`, or a reload of a \
-             file with tenants, peers and networks"
-        );
-        return Ok(config);
-    };
-    let config = config.with_objects(&desired.objects).map_err(|problems| {
-        let problems = UpdateRefusal::Invalid(problems);
-        anyhow::anyhow!("the stored desired state does not fit the configuration file: {problems}")
-    })?;
-    tracing::info!(
-        revision = desired.revision,
-        "using the stored desired state"
-    );
-    Ok(config)
-}
-
 /// The kernel's first view of links and routes; `None` if it does not come in time.
 async fn first_snapshot(
     snapshots: &mut watch::Receiver<Snapshot>,
@@ -267,20 +238,6 @@ async fn first_snapshot(
     Ok(first)
 }
 
-/// Reads and checks a file, with the key files that it names and the ports of this machine.
-///
-/// # Errors
-/// When a file cannot be read, or with every problem of the values and of the key files. Two more
-/// are found only without those: a peer with our own public key, and ports that the machine uses.
-pub fn check(path: &Path) -> anyhow::Result<Config> {
-    let text = service::config::read(path)?;
-    let problems = keys::problems(&Config::key_files(&text));
-    let config = service::config::add(Config::parse(&text, path), path, problems)?;
-    Keys::load(&config)?;
-    config.check_ports()?;
-    Ok(config)
-}
-
 fn object_path(config: &Config) -> PathBuf {
     config
         .bpf_object
@@ -293,95 +250,4 @@ fn clock_seed() -> u64 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(1, |d| d.as_nanos() as u64)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::state::Store;
-
-    const LOCAL: &str = "[appliance]\nname = \"edge\"\nrole = \"tenant\"\n\
-        [uplink]\ninterface = \"eth0\"\n";
-
-    fn with_tenant(name: &str) -> String {
-        format!("{LOCAL}[[tenant]]\nname = \"{name}\"\n")
-    }
-
-    /// Starts with a file, as far as the objects are concerned; returns the names of its tenants,
-    /// and source and revision of the state that is on the disk then.
-    fn started(store: &Store, file: &str) -> (Vec<String>, Option<(Source, u64)>) {
-        let config = Config::parse(file, Path::new("t.toml")).expect("good");
-        let mut state = store.load().expect("readable");
-        let config = with_stored_objects(config, &mut state).expect("good");
-        store.save(&state).expect("stored");
-        let tenants = config.tenants.iter().map(|tenant| tenant.name.clone());
-        let stored = store.load().expect("readable").desired;
-        let position = stored.map(|desired| (desired.source, desired.revision));
-        (tenants.collect(), position)
-    }
-
-    #[test]
-    fn the_objects_that_were_in_force_last_stay_with_their_revision() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let store = Store::new(dir.path());
-        assert_eq!(started(&store, LOCAL), (vec![], None));
-        let of_file = Some((Source::File, 0));
-        let acme = (vec!["acme".to_owned()], of_file);
-        assert_eq!(started(&store, &with_tenant("acme")), acme);
-        // The file loses its objects while the daemon is not there.
-        assert_eq!(started(&store, LOCAL), acme);
-        // Others are applied, and the file gets objects again: the applied ones do not come back.
-        let applied = |revision| {
-            let globex = Config::parse(&with_tenant("globex"), Path::new("t.toml")).expect("good");
-            let mut state = store.load().expect("readable");
-            state.desired = Some(Box::new(Desired {
-                source: Source::Applied,
-                revision,
-                objects: (*globex.objects).clone(),
-            }));
-            state
-        };
-        store.save(&applied(7)).expect("stored");
-        let globex = (vec!["globex".to_owned()], Some((Source::Applied, 7)));
-        assert_eq!(started(&store, LOCAL), globex);
-        assert_eq!(started(&store, &with_tenant("acme")), acme);
-        assert_eq!(started(&store, LOCAL), acme);
-    }
-
-    /// Revision and objects are one file, which is replaced as a whole: a crash at any step of
-    /// that leaves either both previous ones or both new ones.
-    #[test]
-    fn a_crash_at_any_step_leaves_a_revision_with_its_objects() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let store = Store::new(dir.path());
-        let state = |revision: u64, tenant: &str| {
-            let config = Config::parse(&with_tenant(tenant), Path::new("t.toml")).expect("good");
-            State {
-                desired: Some(Box::new(Desired {
-                    source: Source::Applied,
-                    revision,
-                    objects: (*config.objects).clone(),
-                })),
-                ..State::default()
-            }
-        };
-        let (before, after) = (state(1, "acme"), state(2, "globex"));
-        store.save(&before).expect("stored");
-        let prepared = store.prepare(&after).expect("written");
-        let new = dir.path().join("state.json.new");
-        let text = std::fs::read(&new).expect("the new state");
-        for length in (0..text.len()).step_by(7).chain([text.len()]) {
-            std::fs::write(&new, &text[..length]).expect("cut off");
-            assert_eq!(store.load().expect("readable"), before, "{length}");
-        }
-        let committed = prepared.commit().expect("in place");
-        assert_eq!(store.load().expect("readable"), after);
-        committed.sync();
-        // A file that a crash left behind does not disturb the next change.
-        std::fs::write(&new, &text[..9]).expect("cut off");
-        assert_eq!(store.load().expect("readable"), after);
-        store.save(&state(3, "initech")).expect("stored");
-        assert_eq!(store.load().expect("readable"), state(3, "initech"));
-        assert!(!new.exists());
-    }
 }

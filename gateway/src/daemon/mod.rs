@@ -71,6 +71,9 @@ pub enum Error {
     Service(#[from] service::run::Error),
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// The stored state cannot be read from the disk.
+    #[error("the gateway would not start: {0}")]
+    StoredState(store::Error),
     /// The desired state does not fit this machine.
     #[error("the desired state does not fit the configuration file: {}", list(.0))]
     Desired(Vec<Problem>),
@@ -103,9 +106,15 @@ fn stopping() -> RequestRefusal {
 /// The check of a stored state, which the next start would use.
 #[derive(Debug)]
 pub enum StoredCheck {
-    /// It fits: its revision, and its numbers of objects.
-    Fits(u64, Counts),
-    /// There is none, or none that can be read.
+    /// It fits.
+    Fits {
+        revision: u64,
+        /// Numbers of objects.
+        counts: Counts,
+        /// Why later revisions of the file are not used, if it has any.
+        cut_off: Option<String>,
+    },
+    /// There is none.
     None,
     /// It could not be checked, and why.
     Unchecked(String),
@@ -115,25 +124,32 @@ pub enum StoredCheck {
 /// nothing.
 ///
 /// # Errors
-/// [`Error::Desired`], or a newer gateway wrote it: the gateway would not start.
+/// [`Error::Desired`], or what is wrong with the file: the gateway would not start, or start without
+/// a state.
 pub fn check_stored(config: &Local) -> Result<StoredCheck, Error> {
     let Some(dir) = config.state_folder() else {
         let text = "gateway.state_dir is not set, and only the service manager knows its folder";
         return Ok(StoredCheck::Unchecked(text.to_owned()));
     };
-    let model = match store::stored_model(&dir) {
-        Ok(Some(model)) => model,
+    let (model, cut_off) = match store::stored_model(&dir) {
+        Ok(Some(stored)) => stored,
         Ok(None) => return Ok(StoredCheck::None),
-        Err(error @ store::Error::Io { .. }) => {
+        // The gateway may have another user.
+        Err(error) if error.is_denied() => {
             return Ok(StoredCheck::Unchecked(error.to_string()));
         }
+        Err(error @ store::Error::Io { .. }) => return Err(Error::StoredState(error)),
         Err(error) => return Err(error.into()),
     };
     let problems = model.check(&config.bounds());
     if !problems.is_empty() {
         return Err(Error::Desired(problems));
     }
-    Ok(StoredCheck::Fits(model.revision(), model.counts()))
+    Ok(StoredCheck::Fits {
+        revision: model.revision(),
+        counts: model.counts(),
+        cut_off,
+    })
 }
 
 /// Opens the store in the folder of the state.

@@ -51,6 +51,23 @@ pub enum Error {
         path.display()
     )]
     Version { path: PathBuf, found: u32 },
+    /// The file has no state: for a check, as a start moves it away.
+    #[error(
+        "the stored desired state {} cannot be read: {problem}; at its start the gateway moves the \
+         file to {}, and refuses everything until `apply`: restore the file from a copy before, or \
+         apply a snapshot then",
+        path.display(),
+        away(path).display()
+    )]
+    Unreadable { path: PathBuf, problem: String },
+}
+
+impl Error {
+    /// Whether this user may not do it.
+    pub fn is_denied(&self) -> bool {
+        let denied = io::ErrorKind::PermissionDenied;
+        matches!(self, Self::Io { source, .. } if source.kind() == denied)
+    }
 }
 
 fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
@@ -179,16 +196,25 @@ fn text(path: &Path) -> Result<Option<Zeroizing<String>>, Error> {
     }
 }
 
-/// The state that the next start would read; `None`: there is none that can be read. Changes
-/// nothing.
+/// The state that the next start would read, and what is wrong with the rest of the file; `None`:
+/// there is none. Changes nothing.
 ///
 /// # Errors
-/// As [`Store::open`], and when the file cannot be read, also for lack of permission.
-pub(super) fn stored_model(dir: &Path) -> Result<Option<Model>, Error> {
-    let text = text(&desired(dir))?;
-    Ok(text
-        .and_then(|text| stored::read(&text).ok())
-        .map(|(model, _)| model))
+/// As [`Store::open`], when the file cannot be read, also for lack of permission, and
+/// [`Error::Unreadable`].
+pub(super) fn stored_model(dir: &Path) -> Result<Option<(Model, Option<String>)>, Error> {
+    let path = desired(dir);
+    let Some(text) = text(&path)? else {
+        return Ok(None);
+    };
+    let read = stored::read(&text);
+    read.map(Some)
+        .map_err(|problem| Error::Unreadable { path, problem })
+}
+
+/// The place of a file that has no state.
+fn away(path: &Path) -> PathBuf {
+    path.with_extension("jsonl.unreadable")
 }
 
 /// Reads what is stored.
@@ -216,7 +242,7 @@ fn read(dir: &Path) -> Result<Stored, Error> {
             })
         }
         Err(problem) => {
-            let away = path.with_extension("jsonl.unreadable");
+            let away = away(&path);
             fs::rename(&path, &away).map_err(io_error("move away", &path))?;
             tracing::error!(
                 path = %away.display(), problem,

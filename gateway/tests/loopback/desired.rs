@@ -297,14 +297,30 @@ fn check_finds_that_the_stored_state_does_not_fit_the_file() {
     let (good, said) = check();
     let hint = "is used: not checked: gateway.state_dir is not set";
     assert!(good && said.contains(hint), "{said}");
-    fs::remove_file(dir.join("state/desired.jsonl")).expect("a file");
-    fs::create_dir(dir.join("state/desired.jsonl")).expect("a folder");
-    gateway.write(&tight);
+    // One that is cut off is used up to there.
+    gateway.write(&local(&dir, ANY_PORT));
+    let stored = dir.join("state/desired.jsonl");
+    let whole = fs::read(&stored).expect("a file");
+    fs::write(&stored, &whole[..whole.len() - 5]).expect("cut off");
     let (good, said) = check();
+    let lost = "is used: revision 9, 1 tenants, 1 backends, 1 circuits; later revisions are lost: \
+        the last line is incomplete\n";
+    assert!(good && said.ends_with(lost), "{said}");
+    // One that no start can use is a problem.
+    fs::write(&stored, "{\"version\":1,\"snap").expect("damaged");
+    let (good, said) = check();
+    let moved = "state/desired.jsonl.unreadable, and refuses everything until `apply`";
     assert!(
-        good && said.contains("is used: not checked: cannot read"),
+        !good && said.contains("cannot be read: it has no complete line"),
         "{said}"
     );
+    assert!(said.contains(moved), "{said}");
+    assert!(stored.exists(), "`check` changes nothing");
+    fs::remove_file(&stored).expect("a file");
+    fs::create_dir(&stored).expect("a folder");
+    let (good, said) = check();
+    let start = "the gateway would not start: cannot read ";
+    assert!(!good && said.contains(start), "{said}");
 }
 
 #[test]
