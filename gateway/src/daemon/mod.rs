@@ -359,18 +359,16 @@ impl Gateway {
         let applied = match self.controller.apply(&update) {
             Ok(applied) => applied,
             Err(error) => {
-                let code = match &error {
-                    Error::FromFile => "conflict",
-                    Error::Update(UpdateRefusal::Invalid(_)) => "invalid",
-                    Error::Update(_) => "conflict",
-                    _ => "internal",
+                let refusal = match &error {
+                    Error::Update(refusal) => RequestRefusal::from(refusal),
+                    Error::FromFile => RequestRefusal::new("conflict", error.to_string()),
+                    _ => RequestRefusal::new("internal", error.to_string()),
                 };
-                let reason = match &error {
-                    Error::Update(refusal) => refusal.line(),
-                    error => error.to_string(),
-                };
-                tracing::warn!(error = reason, "update refused; keeping the state in force");
-                return responder.send(Err(RequestRefusal::new(code, error.to_string())));
+                tracing::warn!(
+                    error = refusal.line(),
+                    "update refused; keeping the state in force"
+                );
+                return responder.send(Err(refusal));
             }
         };
         let answer = move |stored| Answer::Update(UpdateReply { applied, stored });

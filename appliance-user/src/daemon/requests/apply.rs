@@ -27,7 +27,8 @@ pub(super) fn check(
         ));
     }
     let old = desired(controller);
-    let new = old.prepare(update).map_err(|refusal| refused(&refusal))?;
+    let new = old.prepare(update);
+    let new = new.map_err(|refusal| RequestRefusal::from(&refusal))?;
     let (put, removed) = old.objects.replaced_by(&new.objects);
     let applied = Applied {
         revision: new.revision,
@@ -44,16 +45,8 @@ pub(super) fn check(
     } else {
         let config = config
             .with_objects(&new.objects)
-            .map_err(|problems| refused(&UpdateRefusal::Invalid(problems)))?;
+            .map_err(|problems| RequestRefusal::from(&UpdateRefusal::Invalid(problems)))?;
         proposal(controller, config, Box::new(new))?
     };
     Ok((applied, Some(proposal)))
-}
-
-fn refused(refusal: &UpdateRefusal) -> RequestRefusal {
-    let code = match refusal {
-        UpdateRefusal::Invalid(_) => "invalid",
-        _ => "conflict",
-    };
-    RequestRefusal::new(code, refusal.to_string())
 }

@@ -65,6 +65,8 @@ pub enum Error {
 pub const MAX_LISTED: usize = 50;
 /// Bytes of one problem in a message, at most: a value that it quotes may be long.
 const MAX_PROBLEM: usize = 1000;
+/// Before each problem of a list.
+const MARK: &str = "  - ";
 
 /// The number of problems, and a line for each of the first 50: 52 KB at most, so that a message
 /// fits into a log and a reply.
@@ -72,20 +74,28 @@ const MAX_PROBLEM: usize = 1000;
 pub fn list(problems: &[Problem]) -> String {
     let mut lines = vec![format!("{}:", number(problems))];
     let listed = problems.iter().take(MAX_LISTED);
-    lines.extend(listed.map(|problem| format!("  - {}", shown(problem))));
+    lines.extend(listed.map(|problem| format!("{MARK}{}", shown(problem))));
     if problems.len() > MAX_LISTED {
         lines.push(format!("  and {} more", problems.len() - MAX_LISTED));
     }
     lines.join("\n")
 }
 
-/// The number of problems, and the first one: a line for the log.
+/// A message as a line for the log: of a list of problems ([`list`]) their number and the first
+/// one, of other messages of several lines the first two.
 #[must_use]
-pub fn first(problems: &[Problem]) -> String {
-    match problems {
-        [] => number(problems),
-        [only] => format!("1 problem: {}", shown(only)),
-        [first, ..] => format!("{}, first: {}", number(problems), shown(first)),
+pub fn line(message: &str) -> String {
+    let mut lines = message.lines();
+    let first = lines.next().unwrap_or_default();
+    let Some(second) = lines.next() else {
+        return first.to_owned();
+    };
+    let listed = second.strip_prefix(MARK);
+    match (listed, first.strip_suffix(':'), lines.count()) {
+        (Some(problem), _, 0) => format!("{first} {problem}"),
+        (Some(problem), Some(number), _) => format!("{number}, first: {problem}"),
+        (_, _, 0) => format!("{first} {}", second.trim_start()),
+        (_, _, more) => format!("{first} {} (and {more} lines)", second.trim_start()),
     }
 }
 
@@ -250,15 +260,16 @@ mod tests {
             (1..=count).map(problem).collect()
         };
         assert_eq!(list(&problems(1)), "1 problem:\n  - key 1: is wrong");
-        assert_eq!(first(&problems(1)), "1 problem: key 1: is wrong");
+        assert_eq!(line(&list(&problems(1))), "1 problem: key 1: is wrong");
         let fifty = list(&problems(50));
         assert!(fifty.ends_with("\n  - key 50: is wrong"), "{fifty}");
         let many = list(&problems(100_000));
         assert!(many.starts_with("100000 problems:\n  - key 1: is wrong\n"));
         let end = "\n  - key 50: is wrong\n  and 99950 more";
         assert!(many.ends_with(end), "{many}");
-        let line = first(&problems(100_000));
-        assert_eq!(line, "100000 problems, first: key 1: is wrong");
+        let first = "100000 problems, first: key 1: is wrong";
+        assert_eq!(line(&many), first);
+        assert_eq!(line(&format!("f.toml: {many}")), format!("f.toml: {first}"));
         // A value that a problem quotes may be long.
         let long = Problem {
             at: "key".to_owned(),

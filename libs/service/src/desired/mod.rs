@@ -14,7 +14,10 @@ use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use crate::config::{self, Problem};
+use crate::{
+    config::{self, Problem},
+    socket::RequestRefusal,
+};
 
 /// Highest revision: a JSON number that every reader has exactly, and beyond any count of updates.
 pub const MAX_REVISION: u64 = 1 << 53;
@@ -170,15 +173,13 @@ pub enum UpdateRefusal {
     Invalid(Vec<Problem>),
 }
 
-impl UpdateRefusal {
-    /// The refusal as a line of the log: of many problems the number and the first one, as the
-    /// reply has more of them.
-    #[must_use]
-    pub fn line(&self) -> String {
-        match self {
-            Self::Invalid(problems) => config::first(problems),
-            other => other.to_string(),
-        }
+impl From<&UpdateRefusal> for RequestRefusal {
+    fn from(refusal: &UpdateRefusal) -> Self {
+        let code = match refusal {
+            UpdateRefusal::Invalid(_) => "invalid",
+            _ => "conflict",
+        };
+        Self::new(code, refusal.to_string())
     }
 }
 
@@ -404,7 +405,9 @@ mod tests {
             what: "there is no tenant \"acme\"".to_owned(),
         };
         let refusal = UpdateRefusal::Invalid((0..100_000).map(problem).collect());
-        let reply = refusal.to_string();
+        let refusal = RequestRefusal::from(&refusal);
+        assert_eq!(refusal.code, "invalid");
+        let reply = &refusal.message;
         assert!(reply.starts_with("100000 problems:\n  - circuit \"0000"));
         assert!(reply.ends_with("\n  and 99950 more"), "{reply}");
         assert!(reply.len() < 10_000, "{} bytes", reply.len());
@@ -413,10 +416,9 @@ mod tests {
             "100000 problems, first: circuit \"0000000000000000\": tenant: there is no tenant \
              \"acme\""
         );
-        assert_eq!(
-            UpdateRefusal::NoBase.line(),
-            UpdateRefusal::NoBase.to_string()
-        );
+        let other = RequestRefusal::from(&UpdateRefusal::NoBase);
+        let text = UpdateRefusal::NoBase.to_string();
+        assert_eq!((&*other.code, other.line()), ("conflict", text));
     }
 
     #[test]

@@ -11,7 +11,7 @@ pub use server::{Call, Control, Error as BindError, Responder, bind};
 
 use serde::{Deserialize, Serialize};
 
-use crate::render::cut;
+use crate::{config, render::cut};
 
 /// Longest reply, bytes.
 pub const MAX_LINE: u64 = 16 << 20;
@@ -76,20 +76,10 @@ impl RequestRefusal {
         }
     }
 
-    /// The message as a line of the log: of several lines the first two, which are the number of
-    /// problems and the first one. The client has them all.
+    /// The message as a line of the log ([`config::line`]). The client has all of it.
     #[must_use]
     pub fn line(&self) -> String {
-        let mut lines = self.message.lines();
-        let first = lines.next().unwrap_or_default();
-        let Some(second) = lines.next() else {
-            return first.to_owned();
-        };
-        let second = second.trim_start().trim_start_matches("- ");
-        match lines.count() {
-            0 => format!("{first} {second}"),
-            more => format!("{first} {second} (and {more} lines)"),
-        }
+        config::line(&self.message)
     }
 }
 

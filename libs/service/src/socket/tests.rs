@@ -108,7 +108,8 @@ fn a_refusal_is_a_line_in_the_log() {
     assert_eq!(line("it is day"), "it is day");
     assert_eq!(line("1 problem:\n  - watts: 0"), "1 problem: watts: 0");
     let many = "3 problems:\n  - watts: 0\n  - volts: 0\n  - lamp: none";
-    assert_eq!(line(many), "3 problems: watts: 0 (and 2 lines)");
+    assert_eq!(line(many), "3 problems, first: watts: 0");
+    assert_eq!(line("it is\n  dark\n  there"), "it is dark (and 1 lines)");
 }
 
 #[tokio::test]
