@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use gateway_client::backoff::Backoff;
 use prometheus_client::registry::Registry;
 use service::{Context, Health, http, run::ProcessMetrics, xdp::Setting};
 
@@ -39,28 +40,27 @@ const BPF_OBJECT: &str = "/usr/lib/causeway/gateway.bpf.o";
 
 /// Pause before an interface that refused the XDP program, or a disk that refused the state, is
 /// tried again: the least, and the most.
-const RETRY_PAUSE: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(60)];
+const RETRY_PAUSES: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(60)];
 
 /// When something that failed is tried again.
 #[derive(Debug)]
 struct Retry {
     at: Instant,
-    pause: Duration,
+    backoff: Backoff,
 }
 
 impl Retry {
     fn new(now: Instant) -> Self {
-        let [pause, _] = RETRY_PAUSE;
+        let [first, longest] = RETRY_PAUSES;
         Self {
-            at: now + pause,
-            pause,
+            at: now + first,
+            backoff: Backoff::new(first, longest),
         }
     }
 
     /// Tried without success: the next pause is twice as long.
     fn failed(&mut self, now: Instant) {
-        self.at = now + self.pause;
-        self.pause = (self.pause * 2).min(RETRY_PAUSE[1]);
+        self.at = now + self.backoff.pause(Duration::ZERO, Backoff::WHOLE);
     }
 }
 

@@ -9,16 +9,16 @@
 //!                               │                     ▲ renewed at half of its life
 //!                               ▼                     │
 //!   service addresses ─▶ Connector: TCP, TLS, HTTP/2 ─┴▶ stream: hello, reports ─▶ director
-//!                               ▲──── backoff ◀────────── ended
+//!                               ▲──── pauses ◀─────────── ended
 //!                               ▲──── at once ◀────────── the machine was restored from a snapshot
 //! ```
 
 #![warn(missing_docs)]
 
-mod backoff;
 mod connector;
 mod daemon;
 mod folder;
+mod pauses;
 mod run;
 
 pub use daemon::{Config, Handle, Section, Status};

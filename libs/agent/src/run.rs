@@ -22,9 +22,9 @@ use tokio::{
 use tonic::{Code, Status, Streaming, transport::Channel};
 
 use crate::{
-    backoff::Backoff,
     connector::{self, CALL_TIMEOUT, Connector},
     folder::{Folder, Kept, Unusable, fingerprint},
+    pauses::Pauses,
 };
 
 /// Time between looks for a token, without an identity.
@@ -220,7 +220,7 @@ pub async fn run(
         folder: Folder::new(settings.folder.clone()),
         connector: Connector::start(settings.seed, settings.restores.clone())
             .map_err(Error::Start)?,
-        backoff: Backoff::new(settings.seed),
+        pauses: Pauses::new(settings.seed),
         kept: None,
         is_loaded: false,
         tried: None,
@@ -236,13 +236,13 @@ pub async fn run(
         let begun = Instant::now();
         let restored = agent.settings.restores.count();
         let result = agent.once().await;
-        agent.backoff.was_open(begun.elapsed());
+        agent.pauses.was_open(begun.elapsed());
         let pause = match result {
             Ok(Next::NoToken) => {
                 agent.tell(Phase::NoToken);
                 TOKEN_PAUSE
             }
-            Ok(Next::Again) => agent.backoff.pause(Duration::ZERO),
+            Ok(Next::Again) => agent.pauses.next(Duration::ZERO),
             // Whatever the error is, its connection ended by that.
             Err(_) if agent.settings.restores.count() != restored => {
                 agent.tell_error(&Error::Restored);
@@ -258,7 +258,7 @@ pub async fn run(
                     false => REFUSED_PAUSE,
                 };
                 agent.tell_error(&error);
-                agent.backoff.pause(least)
+                agent.pauses.next(least)
             }
         };
         agent.pause(pause).await;
@@ -277,7 +277,7 @@ struct Agent {
     settings: Settings,
     folder: Folder,
     connector: Connector,
-    backoff: Backoff,
+    pauses: Pauses,
     kept: Option<Arc<Kept>>,
     is_loaded: bool,
     /// Hash of the secret of the token that the last pass has found.
@@ -470,7 +470,7 @@ impl Agent {
             }
             Err(error) => return Err(error),
         };
-        let jitter = self.backoff.random();
+        let jitter = self.pauses.random();
         let mut looks = interval(LONGEST_WAIT);
         // The first one is at once.
         looks.reset();

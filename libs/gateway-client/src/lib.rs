@@ -18,9 +18,11 @@
 //!   liveness: whether the peer of such a connection answers
 //!   proxy_header: the address of the client, from the gateway to a backend
 //!   source: the source of a connection, as limits count it
+//!   backoff: pauses between attempts
 //!   random: numbers from a seed that the caller passes
 //! ```
 
+pub mod backoff;
 pub mod dial;
 pub mod end;
 pub mod liveness;

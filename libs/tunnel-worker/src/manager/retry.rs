@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use gateway_client::backoff::Backoff;
 use tunnel::Instant;
 
 /// Pause after the first failure.
@@ -11,10 +12,20 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_secs(8);
 
 /// Attempts at one thing.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Retry {
-    failures: u32,
+    backoff: Backoff,
     next: Option<Instant>,
+}
+
+impl Default for Retry {
+    /// Nothing has failed.
+    fn default() -> Self {
+        Self {
+            backoff: Backoff::new(FIRST_PAUSE, MAX_PAUSE),
+            next: None,
+        }
+    }
 }
 
 impl Retry {
@@ -24,10 +35,7 @@ impl Retry {
             *self = Self::default();
             return;
         }
-        let pause = FIRST_PAUSE
-            .saturating_mul(1 << self.failures.min(8))
-            .min(MAX_PAUSE);
-        self.failures = self.failures.saturating_add(1);
+        let pause = self.backoff.pause(Duration::ZERO, Backoff::WHOLE);
         self.next = Some(now + pause);
     }
 
