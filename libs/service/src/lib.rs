@@ -5,8 +5,8 @@
 //! over HTTP; log output; configuration files that are checked whole; secrets as text, and
 //! permissions of files with them; revisions of desired states; addresses of DNS names and
 //! connections to them; restores of the machine from a snapshot; support bundles; output of
-//! commands; settings and errors of the kernel that XDP
-//! programs depend on. Never: the work of a daemon, or the meaning of its requests.
+//! commands; settings and errors of the kernel that XDP programs depend on. Never: the work of a
+//! daemon, or the meaning of its requests.
 //!
 //! ```text
 //!   systemd ◀── READY, RELOADING, WATCHDOG, STOPPING, STATUS ──┐

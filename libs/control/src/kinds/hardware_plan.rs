@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    Network, Subscription, Tenant, VlanPool, kind,
+    Subscription, Tenant, VlanPool, kind,
     subscription::{add_networks, remove_networks},
 };
 use crate::{

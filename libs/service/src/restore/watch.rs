@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use gateway_client::backoff::Backoff;
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -20,6 +21,9 @@ use super::{ClockSample, RestoreDetector, RestoreSign, Restores};
 
 /// Interval at which the clocks are read.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
+/// Longest pause before a socket is opened in the place of one that failed. One that works for this
+/// long is a good one.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Multicast group of the kernel's uevents.
 const KERNEL_GROUP: u32 = 1;
 /// Receive buffer of uevents, bytes, of which the kernel counts about 2 KiB for each.
@@ -31,7 +35,7 @@ const UEVENTS: usize = 1024;
 
 /// Starts the thread. What happens after this call is detected.
 pub(super) fn start(restores: &Restores) {
-    let mut watcher = Watcher::new();
+    let mut watcher = Watcher::new(uevents);
     let restores = restores.clone();
     let started = std::thread::Builder::new()
         .name("restore-watch".to_owned())
@@ -46,22 +50,44 @@ pub(super) fn start(restores: &Restores) {
     }
 }
 
+/// Opens a socket that receives the kernel's uevents.
+type Open = fn() -> io::Result<OwnedFd>;
+
 /// State of the thread.
 struct Watcher {
     detector: RestoreDetector,
-    /// `None`: the kernel sends none.
+    open: Open,
+    /// `None`: the kernel sends none, or `next` is set.
     socket: Option<OwnedFd>,
+    /// When the socket was opened, by `CLOCK_MONOTONIC`.
+    opened: Duration,
+    /// When a socket is opened again after one that failed.
+    next: Option<Duration>,
+    pauses: Backoff,
+    /// Uevents are lost, from a failure that was noted until a socket works.
+    is_deaf: bool,
     uevents: Uevents,
 }
 
 impl Watcher {
-    fn new() -> Self {
+    fn new(open: Open) -> Self {
         let mut detector = RestoreDetector::default();
         // There is no earlier sample.
         let _ = detector.sample(sample());
+        let socket = open().inspect_err(|error| {
+            tracing::warn!(
+                %error,
+                "the kernel sends no uevents; only jumps of clocks detect a restored snapshot"
+            );
+        });
         Self {
             detector,
-            socket: open(),
+            open,
+            socket: socket.ok(),
+            opened: time(ClockId::CLOCK_MONOTONIC),
+            next: None,
+            pauses: Backoff::new(SAMPLE_INTERVAL, LONGEST_PAUSE),
+            is_deaf: false,
             uevents: Uevents::default(),
         }
     }
@@ -72,17 +98,7 @@ impl Watcher {
         let fds = self.socket.iter();
         let fds = fds.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN));
         let _ = poll(&mut fds.collect::<Vec<_>>(), timeout);
-        let taken = self.socket.as_ref().map_or(Ok(None), |socket| {
-            let receive =
-                |buffer: &mut [u8]| recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT);
-            self.uevents.take(&self.detector, receive)
-        });
-        let uevent = taken.unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot receive the kernel's uevents; opening another socket");
-            // Uevents until the other socket is there are lost.
-            self.socket = open();
-            Some(RestoreSign::UeventsLost)
-        });
+        let uevent = self.receive(time(ClockId::CLOCK_MONOTONIC));
         let clocks = self.detector.sample(sample());
         if let Some(sign) = uevent.or(clocks) {
             restores.note();
@@ -92,6 +108,61 @@ impl Watcher {
                  used"
             );
         }
+    }
+
+    /// Takes the uevents that wait. A socket that fails after it has worked for a minute is
+    /// replaced at once; one that fails earlier, after a pause that grows to a minute. Uevents are
+    /// lost meanwhile: that is one sign at the failure and one at the end, however many sockets
+    /// fail between them.
+    fn receive(&mut self, now: Duration) -> Option<RestoreSign> {
+        if self.next.is_some_and(|next| next <= now) {
+            self.reopen(now);
+        }
+        let socket = self.socket.as_ref()?;
+        let receive = |buffer: &mut [u8]| recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT);
+        match self.uevents.take(&self.detector, receive) {
+            Ok(sign) => {
+                let was_deaf = std::mem::take(&mut self.is_deaf);
+                sign.or(was_deaf.then_some(RestoreSign::UeventsLost))
+            }
+            Err(error) => {
+                if now.saturating_sub(self.opened) >= LONGEST_PAUSE {
+                    self.pauses.reset();
+                    self.reopen(now);
+                } else {
+                    self.close(now);
+                }
+                let was_deaf = std::mem::replace(&mut self.is_deaf, self.socket.is_none());
+                if was_deaf {
+                    return None;
+                }
+                tracing::warn!(
+                    %error,
+                    "cannot receive the kernel's uevents; opening another socket, again and again \
+                     until one works. Meanwhile only jumps of clocks detect a restored snapshot"
+                );
+                Some(RestoreSign::UeventsLost)
+            }
+        }
+    }
+
+    /// Opens another socket, or sets the time of the next attempt.
+    fn reopen(&mut self, now: Duration) {
+        match (self.open)() {
+            Ok(socket) => {
+                self.socket = Some(socket);
+                (self.opened, self.next) = (now, None);
+            }
+            Err(error) => {
+                tracing::debug!(%error, "cannot open a socket for uevents");
+                self.close(now);
+            }
+        }
+    }
+
+    fn close(&mut self, now: Duration) {
+        self.socket = None;
+        self.next = Some(now + self.pauses.pause(Duration::ZERO, Backoff::WHOLE));
     }
 }
 
@@ -138,10 +209,14 @@ impl Uevents {
     }
 }
 
+/// A clock, since its origin.
+fn time(clock: ClockId) -> Duration {
+    // The clocks exist in every kernel that runs this.
+    clock_gettime(clock).map_or(Duration::ZERO, Duration::from)
+}
+
 /// All clocks.
 fn sample() -> ClockSample {
-    // The clocks exist in every kernel that runs this.
-    let time = |clock| clock_gettime(clock).map_or(Duration::ZERO, Duration::from);
     let read = || ClockSample {
         monotonic: time(ClockId::CLOCK_MONOTONIC),
         boot: time(ClockId::CLOCK_BOOTTIME),
@@ -157,18 +232,6 @@ fn sample() -> ClockSample {
         sample = read();
     }
     sample
-}
-
-/// A socket that receives the kernel's uevents, unless it refuses.
-fn open() -> Option<OwnedFd> {
-    uevents()
-        .inspect_err(|error| {
-            tracing::warn!(
-                %error,
-                "the kernel sends no uevents; only jumps of clocks detect a restored snapshot"
-            );
-        })
-        .ok()
 }
 
 fn uevents() -> io::Result<OwnedFd> {
@@ -188,6 +251,8 @@ fn uevents() -> io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
+    use std::{cell::Cell, fs::File, os::unix::net::UnixDatagram};
+
     use nix::sys::socket::getsockopt;
 
     use super::*;
@@ -289,9 +354,62 @@ mod tests {
     #[test]
     fn a_watcher_on_a_calm_machine_notes_no_restore() {
         let restores = Restores::default();
-        let mut watcher = Watcher::new();
+        let mut watcher = Watcher::new(uevents);
         watcher.poll_once(&restores);
         watcher.poll_once(&restores);
         assert_eq!(restores.count(), 0);
+    }
+
+    thread_local! {
+        /// Sockets that fail at once, of those that are opened next.
+        static USELESS: Cell<usize> = const { Cell::new(0) };
+        static OPENED: Cell<usize> = const { Cell::new(0) };
+    }
+
+    /// A file, which is of no use as a socket, or a socket that receives nothing.
+    fn open() -> io::Result<OwnedFd> {
+        OPENED.set(OPENED.get() + 1);
+        match USELESS.get() {
+            0 => Ok(UnixDatagram::unbound()?.into()),
+            left => {
+                USELESS.set(left - 1);
+                Ok(File::open("/dev/null")?.into())
+            }
+        }
+    }
+
+    /// The signs within a time, a look each quarter of a second.
+    fn signs(watcher: &mut Watcher, now: &mut Duration, seconds: u32) -> usize {
+        let looks = (0..seconds * 4).filter(|_| {
+            *now += SAMPLE_INTERVAL;
+            watcher.receive(*now).is_some()
+        });
+        looks.count()
+    }
+
+    #[test]
+    fn sockets_that_fail_at_once_are_one_sign_and_are_opened_seldom() {
+        USELESS.set(usize::MAX);
+        let mut watcher = Watcher::new(open);
+        let mut now = watcher.opened;
+        OPENED.set(0);
+        assert_eq!(signs(&mut watcher, &mut now, 600), 1);
+        assert!((10..25).contains(&OPENED.get()), "{}", OPENED.get());
+        // One that works ends the loss, which is a sign, too.
+        USELESS.set(0);
+        assert_eq!(signs(&mut watcher, &mut now, 600), 1);
+        assert!(!watcher.is_deaf && watcher.socket.is_some());
+    }
+
+    #[test]
+    fn a_good_socket_that_fails_is_replaced_at_once() {
+        USELESS.set(0);
+        let mut watcher = Watcher::new(open);
+        let mut now = watcher.opened;
+        assert_eq!(signs(&mut watcher, &mut now, 61), 0);
+        watcher.socket = Some(File::open("/dev/null").expect("a file").into());
+        assert_eq!(signs(&mut watcher, &mut now, 1), 1);
+        assert!(!watcher.is_deaf && watcher.next.is_none());
+        assert_eq!(signs(&mut watcher, &mut now, 60), 0, "nothing more is lost");
     }
 }
