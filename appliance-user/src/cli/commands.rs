@@ -5,8 +5,8 @@ use std::{fs::File, io::Read as _, os::unix::net::UnixStream, path::Path, time::
 use anyhow::Context as _;
 use appliance_user::{
     config::{
-        Config,
-        desired::{Applied, Desired, Snapshot, Update},
+        Config, DesiredPage,
+        desired::{Applied, Snapshot, Update},
     },
     control::{
         self, Connections, CounterStatus, Done, Endpoints, EndpointsAdded, EndpointsRemoved,
@@ -89,15 +89,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Trace(args) => trace::run(&client, args)?,
         Command::Apply { file } => apply(&client, &file)?,
         Command::Desired { keys } => {
-            let Desired {
-                revision, objects, ..
-            } = client.ask(&Request::Desired { keys })?;
-            let snapshot = Update::Snapshot(Snapshot {
-                revision,
-                objects,
-                ..Snapshot::default()
-            });
-            cli::print_json(&snapshot)?;
+            let snapshot = desired(|after| client.ask(&Request::Desired { after, keys }))?;
+            cli::print_json(&Update::Snapshot(snapshot))?;
         }
         Command::Reload => {
             let _: Done = client.ask(&Request::Reload {})?;
@@ -152,6 +145,31 @@ fn status(client: &Client) -> Result<Status, AskError> {
     Ok(status)
 }
 
+/// The desired state, of one revision, whose pages `ask` gets.
+fn desired(
+    mut ask: impl FnMut(Option<String>) -> Result<DesiredPage, AskError>,
+) -> Result<Snapshot, AskError> {
+    loop {
+        let mut snapshot = Snapshot::default();
+        let mut after = None;
+        let mut position = None;
+        loop {
+            let page = ask(after)?;
+            // Another state is in force since the page before: begin again.
+            if *position.get_or_insert((page.source, page.revision)) != (page.source, page.revision)
+            {
+                break;
+            }
+            snapshot.revision = page.revision;
+            snapshot.objects.add(page.objects);
+            after = page.next;
+            if after.is_none() {
+                return Ok(snapshot);
+            }
+        }
+    }
+}
+
 fn check(file: &Path) -> anyhow::Result<()> {
     let (config, stored) = daemon::check(file)?;
     let stored = match stored {
@@ -179,16 +197,17 @@ fn support_bundle(client: &Client, args: support_bundle::Args) -> anyhow::Result
     bundle.json("status.json", status);
     // A daemon that hangs would be waited for with each of them.
     if answers {
-        let counters = client.ask::<Vec<CounterStatus>>(&Request::Counters {});
+        let counters: Result<Vec<CounterStatus>, _> = client.ask(&Request::Counters {});
         bundle.json("counters.json", counters);
-        let endpoints = client.ask::<Endpoints>(&Request::EndpointList { network: None });
+        let endpoints: Result<Endpoints, _> = client.ask(&Request::EndpointList { network: None });
         bundle.json("endpoints.json", endpoints);
         let rules: Result<Vec<RuleStatus>, _> = Page::collect(|after| {
             let tenant = None;
             client.ask(&Request::RuleList { tenant, after })
         });
         bundle.json("rules.json", rules);
-        let desired = client.ask::<Desired>(&Request::Desired { keys: false });
+        let keys = false;
+        let desired = desired(|after| client.ask(&Request::Desired { after, keys }));
         bundle.json("desired.json", desired);
     }
     bundle.configuration(args.config.as_deref().unwrap_or(Path::new(CONFIG)));
@@ -345,4 +364,40 @@ fn endpoint(client: &Client, command: EndpointCommand) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use appliance_user::config::Objects;
+
+    use super::*;
+
+    /// So many tenants, at a revision.
+    fn state(count: usize, revision: u64) -> (Objects, u64) {
+        let tenants = (0..count).map(|n| (format!("t{n:02}"), serde_json::json!({})));
+        let tenants: serde_json::Map<_, _> = tenants.collect();
+        let objects = serde_json::json!({ "tenants": tenants });
+        (serde_json::from_value(objects).expect("objects"), revision)
+    }
+
+    #[test]
+    fn a_state_that_changes_between_two_pages_is_read_again() {
+        let (before, after) = (state(9, 5), state(7, 6));
+        let mut asked = 0;
+        let read = desired(|key| {
+            asked += 1;
+            let (objects, revision) = if asked < 3 { &before } else { &after };
+            let (objects, next) = objects.page(key.as_deref(), 4).expect("a page");
+            Ok(DesiredPage {
+                revision: *revision,
+                objects,
+                next,
+                ..DesiredPage::default()
+            })
+        });
+        let read = read.expect("a state");
+        assert_eq!((read.objects, read.revision), after);
+        // Two pages, one of the other state, and two of that.
+        assert_eq!(asked, 5);
+    }
 }

@@ -15,6 +15,7 @@ mod file;
 mod gateways;
 mod key_text;
 mod nat;
+mod pages;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,6 +36,7 @@ pub use failover::IpPrefix;
 pub use gateways::{Circuit, Gateway, Gateways, Tls, TlsListen};
 pub use key_text::{KeySource, KeyText};
 pub use nat::{LogTarget, Nat, PortsInUse};
+pub use pages::DesiredPage;
 pub use service::config::{Error, Problem};
 
 /// Which side of the tunnel the appliance is on.

@@ -14,7 +14,7 @@ use std::{
 use failover::Rule;
 pub use reply::{
     Answer, Connections, Done, Endpoints, EndpointsAdded, EndpointsRemoved, MaintenanceStatus,
-    ModeStatus, NEIGHBOURS_PAGE, RULES_PAGE, RuleStatus, RulesAdded, RulesChecked, RulesRemoved,
+    ModeStatus, NEIGHBOURS_PAGE, OBJECTS_PAGE, RULES_PAGE, RuleStatus, RulesAdded, RulesChecked, RulesRemoved,
 };
 use serde::{Deserialize, Serialize};
 pub use service::socket::RequestRefusal;
@@ -126,8 +126,11 @@ pub enum Request {
     },
     /// Put a snapshot or delta of the desired state in force, whole or not at all.
     Apply { update: Box<Update> },
-    /// Get the desired state in force.
+    /// Get a page of the desired state in force.
     Desired {
+        /// `next` of the page before.
+        #[serde(default)]
+        after: Option<String>,
         /// Whether it has the keys that updates brought.
         #[serde(default)]
         keys: bool,

@@ -8,13 +8,15 @@ use service::socket::Page;
 
 use super::{CounterStatus, NeighbourStatus, Status};
 use crate::{
-    config::desired::{Applied, Desired},
+    config::{DesiredPage, desired::Applied},
     datapath::nat::ConnectionRow,
     trace::Step,
 };
 
 /// Neighbours in a page, at most.
 pub const NEIGHBOURS_PAGE: usize = 10_000;
+/// Objects of the desired state in a page, at most.
+pub const OBJECTS_PAGE: usize = 1000;
 /// Rules in a page, at most.
 pub const RULES_PAGE: usize = 1000;
 
@@ -52,7 +54,7 @@ pub enum Answer {
     /// To [`Request::Apply`](super::Request::Apply).
     Applied(Applied),
     /// To [`Request::Desired`](super::Request::Desired).
-    Desired(Box<Desired>),
+    Desired(Box<DesiredPage>),
     /// To [`Request::TraceNext`](super::Request::TraceNext).
     Steps(Vec<Step>),
     /// To [`Request::Flows`](super::Request::Flows).

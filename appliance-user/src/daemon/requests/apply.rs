@@ -4,8 +4,11 @@ use service::desired::{Source, UpdateRefusal};
 
 use super::reload::{desired, proposal};
 use crate::{
-    config::desired::{Applied, Update},
-    control::RequestRefusal,
+    config::{
+        DesiredPage, Objects,
+        desired::{Applied, Update},
+    },
+    control::{OBJECTS_PAGE, RequestRefusal},
     daemon::controller::{Controller, Proposal},
 };
 
@@ -49,4 +52,35 @@ pub(super) fn check(
         proposal(controller, config, Box::new(new))?
     };
     Ok((applied, Some(proposal)))
+}
+
+/// A page of the objects in force.
+///
+/// # Errors
+/// When `after` is no `next` of a page.
+pub(super) fn page(
+    controller: &Controller,
+    after: Option<&str>,
+    keys: bool,
+) -> Result<Box<DesiredPage>, RequestRefusal> {
+    let none = Objects::default();
+    let (config, state) = (controller.config(), controller.state());
+    let (source, revision, objects) = match (config.source, &state.desired) {
+        (Source::File, _) => (Source::File, 0, &*config.objects),
+        (_, Some(desired)) => (desired.source, desired.revision, &desired.objects),
+        (_, None) => (Source::None, 0, &none),
+    };
+    let Some((mut objects, next)) = objects.page(after, OBJECTS_PAGE) else {
+        let message = format!("after: {after:?}: write the `next` of the page before");
+        return Err(RequestRefusal::new("bad-request", message));
+    };
+    if !keys {
+        objects.hide_keys();
+    }
+    Ok(Box::new(DesiredPage {
+        source,
+        revision,
+        objects,
+        next,
+    }))
 }

@@ -120,12 +120,8 @@ impl Daemon {
             }
             Request::EndpointList { network } => endpoints::list(controller, network.as_deref()),
             Request::Apply { update } => self.apply(&update).await,
-            Request::Desired { keys } => {
-                let mut desired = reload::desired(controller);
-                if !keys {
-                    desired.objects.hide_keys();
-                }
-                Ok(Answer::Desired(Box::new(desired)))
+            Request::Desired { after, keys } => {
+                apply::page(controller, after.as_deref(), keys).map(Answer::Desired)
             }
             Request::TraceStart(filter) => requests.packet_trace.start(controller, &filter),
             Request::TraceNext {} => requests.packet_trace.next(controller),
