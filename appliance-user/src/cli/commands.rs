@@ -138,9 +138,12 @@ fn print<T: Serialize>(
     Ok(())
 }
 
-/// The status with all neighbours.
+/// The status with the lists that come in pages.
 fn status(client: &Client) -> Result<Status, AskError> {
     let mut status: Status = client.ask(&Request::Status {})?;
+    status.tenants = Page::collect(|after| client.ask(&Request::Tenants { after }))?;
+    status.networks = Page::collect(|after| client.ask(&Request::Networks { after }))?;
+    status.peers = Page::collect(|after| client.ask(&Request::Peers { after }))?;
     status.neighbours = Page::collect(|after| client.ask(&Request::Neighbours { after }))?;
     Ok(status)
 }

@@ -14,7 +14,8 @@ use std::{
 use failover::Rule;
 pub use reply::{
     Answer, Connections, Done, Endpoints, EndpointsAdded, EndpointsRemoved, MaintenanceStatus,
-    ModeStatus, NEIGHBOURS_PAGE, OBJECTS_PAGE, RULES_PAGE, RuleStatus, RulesAdded, RulesChecked, RulesRemoved,
+    ModeStatus, NEIGHBOURS_PAGE, OBJECTS_PAGE, RULES_PAGE, RuleStatus, RulesAdded, RulesChecked,
+    RulesRemoved, STATUS_ENDPOINTS, STATUS_PAGE,
 };
 use serde::{Deserialize, Serialize};
 pub use service::socket::RequestRefusal;
@@ -42,8 +43,26 @@ pub type Reply = service::socket::Reply<Answer>;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
-    /// Get the state of the daemon, without neighbours.
+    /// Get the state of the daemon, without tenants, networks, peers and neighbours.
     Status {},
+    /// Get a page of the tenants, in the order of names.
+    Tenants {
+        /// [`Page::next`](service::socket::Page::next) of the page before.
+        #[serde(default)]
+        after: Option<String>,
+    },
+    /// Get a page of the networks, in the order of names.
+    Networks {
+        /// [`Page::next`](service::socket::Page::next) of the page before.
+        #[serde(default)]
+        after: Option<String>,
+    },
+    /// Get a page of the peers, in the order of names.
+    Peers {
+        /// [`Page::next`](service::socket::Page::next) of the page before.
+        #[serde(default)]
+        after: Option<String>,
+    },
     /// Get a page of the neighbours, in the order of VNIs and addresses.
     Neighbours {
         /// [`Page::next`](service::socket::Page::next) of the page before.
@@ -198,8 +217,11 @@ pub struct Status {
     pub local: Vec<IpAddr>,
     /// Interfaces with XDP.
     pub interfaces: Vec<InterfaceStatus>,
+    /// Empty in a reply: see [`Request::Tenants`].
     pub tenants: Vec<TenantStatus>,
+    /// Empty in a reply: see [`Request::Networks`].
     pub networks: Vec<NetworkStatus>,
+    /// Empty in a reply: see [`Request::Peers`].
     pub peers: Vec<PeerStatus>,
     /// DNS names of gateways.
     #[serde(default)]

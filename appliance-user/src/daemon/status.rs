@@ -24,7 +24,7 @@ use crate::{
     config::{Network, Peer},
     control::{
         CounterStatus, NEIGHBOURS_PAGE, NeighbourStatus, NetworkStatus, PeerStatus, RequestRefusal,
-        Status, TenantStatus, mac_text,
+        STATUS_ENDPOINTS, STATUS_PAGE, Status, TenantStatus, mac_text,
     },
     datapath,
     datapath::reconcile::{local_addresses, mode_of, network_mtu, plan_tenant},
@@ -62,21 +62,40 @@ impl Daemon {
         }
     }
 
-    /// The status without the neighbours, of which there may be many.
+    /// The status with all lists but that of neighbours.
     ///
     /// # Errors
     /// When a map cannot be read.
     pub(super) fn status(&self) -> Result<Status, RequestRefusal> {
         let controller = &self.controller;
-        let InForce { config, state, .. } = controller.in_force();
+        let in_force = controller.in_force();
         let peers = peers(controller);
-        let not_ready = self.not_ready(&peers);
-        let networks = config.networks.iter();
+        let networks = in_force.config.networks.iter();
         let networks: Result<_, RequestRefusal> =
             networks.map(|n| network_status(controller, n)).collect();
+        let tenants = tenants(in_force).into_iter();
+        let tenant = |name: String| tenant_status(in_force, controller.snapshot(), &name);
+        let summary = self.summary_with(&peers);
+        Ok(Status {
+            tenants: tenants.map(tenant).collect(),
+            networks: networks?,
+            peers,
+            ..summary
+        })
+    }
+
+    /// The status without the lists that may be long: they come in pages.
+    pub(super) fn summary(&self) -> Status {
+        self.summary_with(&peers(&self.controller))
+    }
+
+    fn summary_with(&self, peers: &[PeerStatus]) -> Status {
+        let controller = &self.controller;
+        let InForce { config, state, .. } = controller.in_force();
+        let not_ready = self.not_ready(peers);
         let (datapath, tunnels) = (controller.datapath(), controller.tunnels());
         let (tables, snapshot) = (controller.tables(), controller.snapshot());
-        Ok(Status {
+        Status {
             name: config.name.clone(),
             role: config.role.name().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -104,16 +123,16 @@ impl Daemon {
             tls: tunnels.tls(config),
             local: local_addresses(config, snapshot),
             interfaces: controller.interfaces().status(config, snapshot, datapath),
-            tenants: tenants(controller.in_force(), snapshot),
-            networks: networks?,
-            peers,
+            tenants: Vec::new(),
+            networks: Vec::new(),
+            peers: Vec::new(),
             gateway_names: controller.gateway_names().status(),
             workers: tunnels.workers(),
             neighbours: Vec::new(),
             conflicts: conflicts::status(controller, &self.engines),
             warnings: self.warnings(),
             user_counters: self.user_counters(),
-        })
+        }
     }
 
     /// The parts of the configuration that are not in force, with reasons.
@@ -264,6 +283,78 @@ impl Daemon {
     }
 }
 
+/// A page of things by name: at most `limit`, and not more than those whose weights together reach
+/// `heaviest`, but at least one.
+fn page<'a, T>(
+    things: impl Iterator<Item = &'a T>,
+    name: impl Fn(&T) -> &str,
+    after: Option<&str>,
+    (limit, heaviest, weight): (usize, usize, impl Fn(&T) -> usize),
+) -> Page<&'a T> {
+    let mut rest: Vec<&T> = things
+        .filter(|thing| after.is_none_or(|after| name(thing) > after))
+        .collect();
+    rest.sort_unstable_by_key(|thing| name(thing).to_owned());
+    let mut left = heaviest;
+    let mut fits = 0;
+    while fits < rest.len().min(limit) && left > 0 {
+        left = left.saturating_sub(weight(rest[fits]));
+        fits += 1;
+    }
+    let next = (fits < rest.len()).then(|| name(rest[fits - 1]).to_owned());
+    rest.truncate(fits);
+    Page { items: rest, next }
+}
+
+/// A page of the configured tenants, and of those in failover that are no longer configured.
+pub(super) fn tenants_page(controller: &Controller, after: Option<&str>) -> Page<TenantStatus> {
+    let all = tenants(controller.in_force());
+    let page = page(
+        all.iter(),
+        |name| name,
+        after,
+        (STATUS_PAGE, usize::MAX, |_| 0),
+    );
+    page.map(|name| tenant_status(controller.in_force(), controller.snapshot(), name))
+}
+
+/// A page of the networks.
+///
+/// # Errors
+/// When a map cannot be read.
+pub(super) fn networks_page(
+    controller: &Controller,
+    after: Option<&str>,
+) -> Result<Page<NetworkStatus>, RequestRefusal> {
+    let InForce { config, state, .. } = controller.in_force();
+    let endpoints = |network: &Network| state.endpoints.get(&network.name).map_or(0, |e| e.len());
+    let page = page(
+        config.networks.iter(),
+        |network| &network.name,
+        after,
+        (STATUS_PAGE, STATUS_ENDPOINTS, endpoints),
+    );
+    let networks = page.items.into_iter();
+    let networks: Result<_, RequestRefusal> =
+        networks.map(|n| network_status(controller, n)).collect();
+    Ok(Page {
+        items: networks?,
+        next: page.next,
+    })
+}
+
+/// A page of the peers.
+pub(super) fn peers_page(controller: &Controller, after: Option<&str>) -> Page<PeerStatus> {
+    let peers = controller.config().peers.iter();
+    let page = page(
+        peers,
+        |peer| &peer.name,
+        after,
+        (STATUS_PAGE, usize::MAX, |_| 0),
+    );
+    page.map(|peer| peer_status(controller, peer))
+}
+
 fn peers(controller: &Controller) -> Vec<PeerStatus> {
     let peers = controller.config().peers.iter();
     peers.map(|p| peer_status(controller, p)).collect()
@@ -346,31 +437,63 @@ fn neighbour_of(text: &str) -> Option<HostKey> {
 }
 
 /// The configured tenants, and tenants in failover that are no longer configured.
-fn tenants(in_force: &InForce, snapshot: &Snapshot) -> Vec<TenantStatus> {
+fn tenants(in_force: &InForce) -> Vec<String> {
     let InForce { config, state, .. } = in_force;
-    let status = |name: String| {
-        let mode = state.modes.get(&name);
-        let plan = mode.and_then(|m| m.failover.plan());
-        let of = plan_tenant(config, snapshot, &name);
-        let rules = plan
-            .zip(of)
-            .map(|(plan, of)| plan.active_rules(&of).0.len());
-        TenantStatus {
-            mode: mode_of(state, &name).name().to_owned(),
-            epoch: mode.map_or(0, |m| m.epoch),
-            plan: plan.map(|plan| plan.name().to_owned()),
-            rules: rules.unwrap_or_default(),
-            name,
-        }
-    };
     let configured = config.tenants.iter().map(|tenant| tenant.name.clone());
-    configured
-        .chain(state.left_over(config))
-        .map(status)
-        .collect()
+    configured.chain(state.left_over(config)).collect()
+}
+
+fn tenant_status(in_force: &InForce, snapshot: &Snapshot, name: &str) -> TenantStatus {
+    let InForce { config, state, .. } = in_force;
+    let mode = state.modes.get(name);
+    let plan = mode.and_then(|m| m.failover.plan());
+    let of = plan_tenant(config, snapshot, name);
+    let rules = plan
+        .zip(of)
+        .map(|(plan, of)| plan.active_rules(&of).0.len());
+    TenantStatus {
+        name: name.to_owned(),
+        mode: mode_of(state, name).name().to_owned(),
+        epoch: mode.map_or(0, |m| m.epoch),
+        plan: plan.map(|plan| plan.name().to_owned()),
+        rules: rules.unwrap_or_default(),
+    }
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn internal(error: datapath::Error) -> RequestRefusal {
     RequestRefusal::new("internal", error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All pages of so many things, of which each weighs its number.
+    fn pages(count: usize, limit: usize, heaviest: usize) -> Vec<Vec<usize>> {
+        // In another order than that of the names.
+        let things = (0..count).rev().map(|n| (format!("n{n:05}"), n));
+        let things: Vec<(String, usize)> = things.collect();
+        let (mut pages, mut after) = (Vec::new(), None);
+        loop {
+            let bounds = (limit, heaviest, |thing: &(String, usize)| thing.1);
+            let page = page(things.iter(), |thing| &thing.0, after.as_deref(), bounds);
+            pages.push(page.items.iter().map(|thing| thing.1).collect());
+            after = page.next;
+            if after.is_none() {
+                return pages;
+            }
+        }
+    }
+
+    #[test]
+    fn pages_of_the_status_are_bounded_and_have_each_thing_once() {
+        assert_eq!(pages(0, 3, 10), [Vec::<usize>::new()]);
+        assert_eq!(pages(4, 3, 100), [vec![0, 1, 2], vec![3]]);
+        // A page ends once it is heavy enough.
+        assert_eq!(pages(5, 9, 3), [vec![0, 1, 2], vec![3], vec![4]]);
+        let many = pages(10_000, STATUS_PAGE, usize::MAX);
+        assert!(many.iter().all(|page| page.len() == STATUS_PAGE));
+        assert_eq!(many.concat(), (0..10_000).collect::<Vec<_>>());
+    }
 }

@@ -6,7 +6,7 @@ use failover::Rule;
 use serde::{Deserialize, Serialize};
 use service::socket::Page;
 
-use super::{CounterStatus, NeighbourStatus, Status};
+use super::{CounterStatus, NeighbourStatus, NetworkStatus, PeerStatus, Status, TenantStatus};
 use crate::{
     config::{DesiredPage, desired::Applied},
     datapath::nat::ConnectionRow,
@@ -15,6 +15,10 @@ use crate::{
 
 /// Neighbours in a page, at most.
 pub const NEIGHBOURS_PAGE: usize = 10_000;
+/// Tenants, networks or peers of the status in a page, at most.
+pub const STATUS_PAGE: usize = 1000;
+/// Failed-over addresses in a page of networks, after which it ends.
+pub const STATUS_ENDPOINTS: usize = 10_000;
 /// Objects of the desired state in a page, at most.
 pub const OBJECTS_PAGE: usize = 1000;
 /// Rules in a page, at most.
@@ -27,8 +31,14 @@ pub type Endpoints = BTreeMap<String, Vec<IpAddr>>;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Answer {
-    /// To [`Request::Status`](super::Request::Status), without neighbours.
+    /// To [`Request::Status`](super::Request::Status).
     Status(Box<Status>),
+    /// To [`Request::Tenants`](super::Request::Tenants).
+    Tenants(Page<TenantStatus>),
+    /// To [`Request::Networks`](super::Request::Networks).
+    Networks(Page<NetworkStatus>),
+    /// To [`Request::Peers`](super::Request::Peers).
+    Peers(Page<PeerStatus>),
     /// To [`Request::Neighbours`](super::Request::Neighbours).
     Neighbours(Page<NeighbourStatus>),
     /// To [`Request::Counters`](super::Request::Counters).

@@ -364,7 +364,7 @@ fn status_counters_neighbours_and_steps_have_their_exact_text() {
 }
 
 /// The longest lists fit one reply: all endpoints of an appliance, a page of rules with the
-/// longest descriptions, a page of neighbours.
+/// longest descriptions, a page of neighbours, networks, tenants or peers.
 #[test]
 fn the_longest_lists_fit_one_reply() {
     let address = ip("2fff:ffff:ffff:ffff:ffff:ffff:ffff:ffff");
@@ -396,7 +396,26 @@ fn the_longest_lists_fit_one_reply() {
         items: vec![neighbour; NEIGHBOURS_PAGE],
         next: Some(name),
     });
-    for list in [endpoints, rules, neighbours] {
+    let Status {
+        tenants,
+        mut networks,
+        peers,
+        ..
+    } = status();
+    networks[0].endpoints = vec![address; STATUS_ENDPOINTS / STATUS_PAGE];
+    let networks = Answer::Networks(Page {
+        items: vec![networks[0].clone(); STATUS_PAGE],
+        next: None,
+    });
+    let tenants = Answer::Tenants(Page {
+        items: vec![tenants[0].clone(); STATUS_PAGE],
+        next: None,
+    });
+    let peers = Answer::Peers(Page {
+        items: vec![peers[0].clone(); STATUS_PAGE],
+        next: None,
+    });
+    for list in [endpoints, rules, neighbours, networks, tenants, peers] {
         let bytes = serde_json::to_string(&list).expect("serializable").len();
         assert!((bytes as u64) < MAX_LINE / 2, "{bytes} bytes");
     }

@@ -23,6 +23,7 @@ use self::{modes::SwitchOptions, packet_trace::PacketTrace, takeover::Takeover};
 use super::{
     Daemon,
     controller::{Controller, Proposal},
+    status,
 };
 use crate::{
     config::desired::Update,
@@ -80,7 +81,18 @@ impl Daemon {
             ..
         } = self;
         match request {
-            Request::Status {} => self.status().map(|status| Answer::Status(Box::new(status))),
+            Request::Status {} => Ok(Answer::Status(Box::new(self.summary()))),
+            Request::Tenants { after } => {
+                let page = status::tenants_page(controller, after.as_deref());
+                Ok(Answer::Tenants(page))
+            }
+            Request::Networks { after } => {
+                status::networks_page(controller, after.as_deref()).map(Answer::Networks)
+            }
+            Request::Peers { after } => {
+                let page = status::peers_page(controller, after.as_deref());
+                Ok(Answer::Peers(page))
+            }
             Request::Neighbours { after } => self
                 .neighbours_page(after.as_deref())
                 .map(Answer::Neighbours),
