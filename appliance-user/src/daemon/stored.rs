@@ -60,8 +60,8 @@ fn joined(config: &Config, desired: &Desired) -> anyhow::Result<Config> {
 ///
 /// # Errors
 /// When a file cannot be read, or with every problem of the values and of the key files. Three more
-/// are found only without those: a stored state that no start can use or that does not fit the file,
-/// a peer with our own public key, and ports that the machine uses.
+/// are found only without those: a stored state that no start can use or that does not fit the
+/// file, a peer with our own public key, and ports that the machine uses.
 pub fn check(path: &Path) -> anyhow::Result<(Config, StoredCheck)> {
     let text = service::config::read(path)?;
     let problems = keys::problems(&Config::key_files(&text));

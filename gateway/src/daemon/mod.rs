@@ -124,8 +124,8 @@ pub enum StoredCheck {
 /// nothing.
 ///
 /// # Errors
-/// [`Error::Desired`], or what is wrong with the file: the gateway would not start, or start without
-/// a state.
+/// [`Error::Desired`], or what is wrong with the file: the gateway would not start, or start
+/// without a state.
 pub fn check_stored(config: &Local) -> Result<StoredCheck, Error> {
     let Some(dir) = config.state_folder() else {
         let text = "gateway.state_dir is not set, and only the service manager knows its folder";
