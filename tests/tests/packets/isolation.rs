@@ -10,8 +10,8 @@ use std::{collections::BTreeMap, net::IpAddr};
 use appliance_common::{counters::Counter, maps::Mode};
 use causeway_tests::{
     harness::{Action, Harness, Program},
-    nat::{End, HostPort, Message, ends, fragments, packet},
-    packet::{frame, icmp, ip, l2, mac_at},
+    nat::{End, HostPort, Message, Verdict, end, ends, fragments, inside, outside, packet},
+    packet::{frame, icmp, ip, l2, mac_at, tcp_flags::SYN},
     rng::{Seeded, seed_from_env},
     series,
     world::*,
@@ -421,4 +421,66 @@ fn change(h: &mut Harness, rng: &mut Seeded) {
         }
     }
     h.refill_rules(&world).expect("refilled");
+}
+
+/// A redirect (RFC 792, RFC 4861 section 8) is for its own link. Hosts accept one from their
+/// gateway only, whose address no host may send from.
+#[test]
+fn a_redirect_crosses_no_router() {
+    let Some(mut h) = Harness::new(World::nat()) else {
+        return;
+    };
+    let host = HostPort::trunk(101, A_MAC);
+    let redirect = |from: &str, to: &str, about: &[u8]| {
+        let rest = if ip(from).is_ipv4() {
+            [&[10, 1, 0, 99][..], &about[..28]].concat()
+        } else {
+            [&[0; 4][..], &about[8..40]].concat()
+        };
+        let kind = if ip(from).is_ipv4() { 5 } else { 137 };
+        icmp(ip(from), ip(to), kind, 1, &rest)
+    };
+    for (a, gateway, public, other, remote) in [
+        ("10.1.0.10", "10.1.0.1", PUBLIC4, Some(PUBLIC2), REMOTE),
+        ("2001:db8:1::10", "2001:db8:1::1", PUBLIC6, None, REMOTE6),
+    ] {
+        // About a connection that is open, by both ends' addresses.
+        let syn = packet(Message::Tcp(SYN), end(remote, 50_000), end(public, 443));
+        assert!(matches!(outside(&mut h, &syn), Verdict::Host(_)));
+        let back = packet(Message::Tcp(SYN), end(public, 443), end(remote, 50_000));
+        assert_eq!(
+            outside(&mut h, &redirect(remote, public, &back)),
+            Verdict::Dropped(Counter::DropNatProtocol),
+            "from outside"
+        );
+        let discovery = ip(a).is_ipv6();
+        for to in [Some(remote), other].into_iter().flatten() {
+            let reason = if discovery {
+                Counter::DropNotCarried
+            } else {
+                Counter::DropNatProtocol
+            };
+            assert_eq!(
+                inside(&mut h, host, &redirect(a, to, &syn)),
+                Verdict::Dropped(reason),
+                "from {a} to {to}"
+            );
+        }
+        // To another network of the tenant, as from the gateway.
+        let neighbour = if discovery {
+            "2001:db8:4::10"
+        } else {
+            "10.4.0.10"
+        };
+        let reason = if discovery {
+            Counter::DropNotCarried
+        } else {
+            Counter::DropSourceGuard
+        };
+        assert_eq!(
+            inside(&mut h, host, &redirect(gateway, neighbour, &syn)),
+            Verdict::Dropped(reason),
+            "from {gateway} to {neighbour}"
+        );
+    }
 }
