@@ -398,6 +398,46 @@ fn the_provider_side_answers_for_all_others() {
 }
 
 #[test]
+fn a_host_is_where_its_arp_message_says_and_not_where_the_frame_came_from() {
+    let Some(mut h) = Harness::new(World::tenant()) else {
+        return;
+    };
+    // As from a team of NICs, of which another one sends.
+    let team = [0x02, 0, 0, 0xaa, 0, 0x7e];
+    let said = [0x02, 0, 0, 0xaa, 0, 0x98];
+    let sent = |to: Mac, operation: u16, target: &str| {
+        let body = arp(operation, said, v4("10.1.0.98"), NONE, v4(target));
+        eth(to, team, &[], 0x0806, &body)
+    };
+    let c = Program::Combined;
+    run(
+        &mut h,
+        vec![
+            Case::new("a request", c, UPLINK, sent(ANY, 1, "10.1.0.10"))
+                .gives(
+                    Action::Tx,
+                    reply(&[], UPLINK_MAC, said, "10.1.0.10", "10.1.0.98"),
+                )
+                .counts(Counter::ArpAnswered)
+                .counts(Counter::NeighbourSeen)
+                .records(neighbour_event(
+                    Some(NeighbourEventKind::RequestToUs),
+                    "10.1.0.98",
+                    said,
+                )),
+            Case::new("a reply", c, UPLINK, sent(UPLINK_MAC, 2, "10.1.0.5"))
+                .passed()
+                .counts(Counter::NeighbourSeen)
+                .records(neighbour_event(
+                    Some(NeighbourEventKind::Reply),
+                    "10.1.0.98",
+                    said,
+                )),
+        ],
+    );
+}
+
+#[test]
 fn malformed_or_unusual_arp_gets_no_answer() {
     let Some(mut h) = Harness::new(World::provider()) else {
         return;
