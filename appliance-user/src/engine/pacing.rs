@@ -31,6 +31,11 @@ impl RateLimiter {
         }
     }
 
+    /// Time between two slots in the long run.
+    pub(crate) const fn interval(&self) -> Duration {
+        self.interval
+    }
+
     /// The time of the next slot: `now` or later.
     pub(crate) fn next_slot(&self, now: Instant) -> Instant {
         let arrival = self.next.map_or(now, |next| next.max(now));

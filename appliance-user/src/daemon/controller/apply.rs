@@ -64,6 +64,12 @@ impl Controller {
         self.tunnels
             .set_sockets(&self.snapshot, &mut self.tables.datapath);
         engines.set_ports(now, interfaces::network_ports(config, &self.snapshot));
+        let slots = &self.in_force.state.slots.tenants;
+        let tenant = |network: &crate::config::Network| {
+            let slot = slots.get(&network.tenant)?;
+            Some((network.vni, *slot))
+        };
+        engines.set_tenants(config.networks.iter().filter_map(tenant));
         Ok(())
     }
 

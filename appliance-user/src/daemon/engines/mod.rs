@@ -471,6 +471,11 @@ impl Engines {
         self.ports = ports;
     }
 
+    /// Names the tenants of the networks, by VNI, which share the rates of questions.
+    pub fn set_tenants(&mut self, tenants: impl IntoIterator<Item = (u32, u32)>) {
+        self.neighbours.set_tenants(tenants);
+    }
+
     /// Sets the addresses with which hosts of the uplink are asked for, and its index.
     pub const fn set_outside_senders(&mut self, senders: Option<(u32, Senders)>) {
         self.outside_senders = senders;

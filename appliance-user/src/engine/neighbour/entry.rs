@@ -14,6 +14,8 @@ use crate::frame::{self, Port};
 /// A tenant's network and its probe budgets.
 #[derive(Debug)]
 pub(super) struct Net {
+    /// Number of the tenant, whose networks have one share of the total budgets.
+    pub(super) tenant: u32,
     pub(super) port: Port,
     pub(super) senders: Senders,
     pub(super) entries: usize,
@@ -26,12 +28,16 @@ pub(super) struct Net {
 /// Order of eviction: failed and incomplete entries first, then by last use or sign of life.
 pub(super) type Rank = (u8, Instant, HostKey);
 
-/// The budgets in which an entry's next probe has a reserved slot.
+/// How far an entry's next probe is on its way through the budgets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reserved {
     None,
+    /// It has a slot in the budget of its network.
     Network,
-    Both,
+    /// It also has the place of this number in the queue for the total budget.
+    Queued(u64),
+    /// It has a slot in both: its turn has come.
+    Turn,
 }
 
 #[derive(Debug)]

@@ -26,8 +26,8 @@
 //! that has the programs drop packets to the host. Kept hosts (endpoints, gateways) skip Stale and
 //! Delay, never leave the table, and are still probed in Failed. A changed MAC address replaces the
 //! old one at once, as in ARP; an address that changes too often is damped. Probes are limited in
-//! each network and in total. Kept hosts have a budget of their own, so that a scan of one tenant's
-//! unused addresses does not delay any other host.
+//! each network and in total, where tenants take turns. Kept hosts have a budget of their own, so
+//! that a scan of one tenant's unused addresses does not delay any other host.
 
 mod entry;
 #[cfg(test)]
@@ -36,6 +36,7 @@ mod probing;
 mod status;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod types;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -46,6 +47,7 @@ use appliance_common::maps::{HostKey, Neighbour, neighbour_flags};
 
 pub(crate) use entry::question;
 use entry::{Entry, Net, Reserved, is_host, keys_of, map_entry};
+use turns::Turns;
 pub use types::{Action, Counters, EntryStatus, Senders, Settings, State};
 
 use super::pacing::{Jitter, RateLimiter};
@@ -70,8 +72,10 @@ pub struct NeighbourTable {
     deadlines: BTreeSet<(Instant, HostKey)>,
     /// Networks by number of evictable entries.
     sizes: BTreeSet<(usize, u32)>,
-    kept_budget: RateLimiter,
-    other_budget: RateLimiter,
+    kept_turns: Turns,
+    other_turns: Turns,
+    /// Places that probes have had in the queues for the total budgets.
+    places: u64,
     actions: VecDeque<Action>,
     /// Hosts that are confirmed more often.
     routers: BTreeSet<HostKey>,
@@ -84,14 +88,21 @@ impl NeighbourTable {
     /// A table without networks. `seed` starts the jitter of its timers.
     #[must_use]
     pub fn new(settings: Settings, seed: u64) -> Self {
+        let total = || {
+            Turns::new(RateLimiter::new(
+                settings.probes_total,
+                settings.probe_burst,
+            ))
+        };
         Self {
             jitter: Jitter::new(seed),
             networks: BTreeMap::new(),
             entries: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             sizes: BTreeSet::new(),
-            kept_budget: RateLimiter::new(settings.probes_total, settings.probe_burst),
-            other_budget: RateLimiter::new(settings.probes_total, settings.probe_burst),
+            kept_turns: total(),
+            other_turns: total(),
+            places: 0,
             actions: VecDeque::new(),
             routers: BTreeSet::new(),
             group_macs: BTreeMap::new(),
@@ -122,6 +133,7 @@ impl NeighbourTable {
         self.networks.insert(
             vni,
             Net {
+                tenant: 0,
                 port,
                 senders: Senders::default(),
                 entries: 0,
@@ -131,6 +143,16 @@ impl NeighbourTable {
             },
         );
         self.sizes.insert((0, vni));
+    }
+
+    /// Names the tenants of networks, by VNI; until then a network is tenant 0's. In the total
+    /// budgets of probes, each tenant takes one turn, however many networks it has.
+    pub fn set_tenants(&mut self, tenants: impl IntoIterator<Item = (u32, u32)>) {
+        for (vni, tenant) in tenants {
+            if let Some(net) = self.networks.get_mut(&vni) {
+                net.tenant = tenant;
+            }
+        }
     }
 
     /// Sets the addresses with which the appliance asks on a network. A kept host that could not be
@@ -360,7 +382,7 @@ impl NeighbourTable {
         let Some(entry) = self.entries.get_mut(&key) else {
             return;
         };
-        let fresh = entry.deadline.is_none();
+        let fresh = entry.deadline.is_none() && entry.reserved == Reserved::None;
         let newly_kept = keep && !entry.keep;
         entry.keep |= keep;
         entry.awaited |= !keep;
@@ -440,6 +462,9 @@ impl NeighbourTable {
             if let Some(action) = self.actions.pop_front() {
                 return Some(action);
             }
+            if self.next_turn(now) {
+                continue;
+            }
             let (at, key) = *self.deadlines.first()?;
             if at > now {
                 return None;
@@ -451,7 +476,9 @@ impl NeighbourTable {
     /// When [`poll`](Self::poll), having returned `None`, must be called again without an event.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.deadlines.first().map(|(at, _)| *at)
+        let entries = self.deadlines.first().map(|(at, _)| *at);
+        let turns = [self.kept_turns.deadline(), self.other_turns.deadline()];
+        turns.into_iter().chain([entries]).flatten().min()
     }
 
     /// Handles the deadline of an entry.

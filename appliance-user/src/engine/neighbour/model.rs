@@ -15,7 +15,7 @@ const HOSTS: u8 = 6;
 const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 /// Longest wait of a packet: the probes of an absent host with doubled pauses (2.1 s), or the time
 /// after which a kept host is reported (3 s, and up to 1.25 s to its next probe), each after
-/// waiting for a slot in two budgets.
+/// waiting for a slot in the budget of its network, and for its tenant's turn in the total budget.
 const LONGEST_WAIT: Duration = Duration::from_secs(8);
 
 #[derive(Clone, Debug)]
@@ -173,6 +173,7 @@ impl Model {
                     .and_modify(|network| network.0 = port)
                     .or_insert((port, false));
                 self.table.set_network(*vni, port);
+                self.table.set_tenants([(*vni, u32::from(*outer % 2))]);
             }
             Event::Remove(vni) => {
                 self.networks.remove(vni);
@@ -283,9 +284,12 @@ proptest! {
     fn map_waits_and_questions_hold_over_any_events(
         events in prop::collection::vec(events(), 1..120),
         small in any::<bool>(),
+        slow in any::<bool>(),
     ) {
         let settings = Settings {
             max_per_network: if small { 3 } else { 100 },
+            probes_total: if slow { 20 } else { 5_000 },
+            probe_burst: if slow { 2 } else { 100 },
             ..Settings::default()
         };
         let mut model = Model::new(settings);

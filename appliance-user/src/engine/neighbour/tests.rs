@@ -416,6 +416,76 @@ fn a_scan_of_absent_hosts_is_paced_and_delays_no_other_host() {
     assert!(scan.count() <= 1000 + 20, "probes in a second");
 }
 
+/// Six networks are asked for 2000 absent hosts a second each, of which they may ask for 1000:
+/// together more than the total rate of 5000. How long after its packet each tenth turn's host of
+/// another network is asked for, in milliseconds; and the number of other questions.
+fn beside_scans(tenant_of_other: u32) -> (Vec<Option<u128>>, usize) {
+    let start = Instant::now();
+    let mut table = NeighbourTable::new(Settings::default(), 7);
+    let networks = 3001..=3006;
+    for vni in networks.clone().chain([OTHER_VNI]) {
+        let port = Port {
+            ifindex: vni,
+            ..PORT
+        };
+        table.set_network(vni, port);
+        table.set_senders(start, vni, SENDERS);
+    }
+    table.set_tenants(networks.clone().map(|vni| (vni, 1)));
+    table.set_tenants([(OTHER_VNI, tenant_of_other)]);
+    let host = |vni, n: u16| {
+        let [high, low] = n.to_be_bytes();
+        let address = v4_mapped([10, 1, high + 1, low]);
+        HostKey { vni, address }
+    };
+    let mut asked = BTreeMap::new();
+    let mut scans = 0;
+    let turns = 400u16;
+    for n in 0..turns {
+        let after = Duration::from_millis(10) * n.into();
+        let now = start + after;
+        for vni in networks.clone() {
+            for scanned in 0..20 {
+                table.resolve(now, host(vni, n * 20 + scanned));
+            }
+        }
+        if n % 10 == 9 {
+            table.resolve(now, host(OTHER_VNI, n));
+        }
+        for (at, action) in run(&mut table, now, Duration::from_millis(9)) {
+            match action {
+                Action::Send { ifindex, frame } if ifindex == OTHER_VNI => {
+                    let target = *frame[42..].first_chunk().expect("a target");
+                    let at = after.as_millis() + at;
+                    asked.entry(v4_mapped(target)).or_insert(at);
+                }
+                Action::Send { .. } => scans += 1,
+                _ => {}
+            }
+        }
+    }
+    let delay = |n: u16| {
+        let at = asked.get(&host(OTHER_VNI, n).address)?;
+        Some(at - 10 * u128::from(n))
+    };
+    ((9..turns).step_by(10).map(delay).collect(), scans)
+}
+
+#[test]
+fn scans_of_six_networks_of_a_tenant_delay_no_host_of_another() {
+    let (delays, scans) = beside_scans(2);
+    let at_once = |delay: &Option<u128>| delay.is_some_and(|ms| ms <= 1);
+    assert!(delays.iter().all(at_once), "{delays:?}");
+    // The scans have what is left of the total rate.
+    assert!(
+        (18_000..=20_200).contains(&scans),
+        "{scans} in four seconds"
+    );
+    // A host of the same tenant waits behind them.
+    let (delays, _) = beside_scans(1);
+    assert!(!delays.iter().all(at_once), "{delays:?}");
+}
+
 #[test]
 fn a_full_table_evicts_unused_entries_and_never_kept_ones() {
     let now = Instant::now();

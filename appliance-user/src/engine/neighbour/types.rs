@@ -198,11 +198,13 @@ pub struct Settings {
     /// Maximum probes per second in one network. Kept hosts and other hosts each have such a
     /// budget.
     pub probes_per_network: u32,
-    /// Maximum probes per second in total. Kept hosts and other hosts each have such a budget.
+    /// Maximum probes per second in total, in which tenants take turns. Kept hosts and other hosts
+    /// each have such a budget.
     pub probes_total: u32,
     /// Probes that may be sent at once before those rates apply, in a network and in total.
     pub probe_burst: u32,
-    /// Maximum wait for a probe slot. A host that would wait longer fails.
+    /// Maximum wait for a slot in the budget of a network, and then in total. A host that would
+    /// wait longer fails.
     pub probe_backlog: Duration,
     /// See [`Counters::conflicts`].
     pub conflict_window: Duration,
