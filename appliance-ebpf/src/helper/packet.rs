@@ -10,7 +10,7 @@ use appliance_common::{
 };
 use aya_ebpf::{
     bindings::xdp_action,
-    helpers::{bpf_redirect, bpf_xdp_adjust_tail},
+    helpers::{bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
     programs::XdpContext,
 };
 pub use xdp_frame::{Plain, Window, frame_len, ingress};
@@ -20,7 +20,7 @@ use crate::maps::JUMPS;
 /// The verdict on a packet, and its counter.
 #[derive(Clone, Copy)]
 pub enum Outcome {
-    /// Pass it to the kernel's stack, unchanged.
+    /// Pass it to the kernel's stack, unchanged; on the tunnels' port without priority tags.
     Pass(Counter),
     /// Drop it.
     Drop(Counter),
@@ -137,6 +137,38 @@ impl L2 {
         }
         Ok(l2)
     }
+}
+
+/// Length of a VLAN tag, bytes.
+const TAG_LEN: usize = 4;
+/// Priority tags that are removed from a frame; the kernel's stack removes any number.
+const MAX_PRIORITY_TAGS: usize = 2;
+
+/// Removes priority tags (VLAN identifier 0) at the front: without them the frame means the same
+/// (IEEE 802.1Q section 6.9). `false`: the driver could not, and the frame is destroyed.
+#[inline(never)]
+pub fn remove_priority_tags(ctx: &XdpContext) -> bool {
+    for _ in 0..MAX_PRIORITY_TAGS {
+        let Some(w) = Window::<18>::at(ctx, 0) else {
+            return true;
+        };
+        if !is_tag(u16::from_be(w.get::<u16, 12>()))
+            || u16::from_be(w.get::<u16, 14>()) & 0x0fff != NO_VLAN
+        {
+            return true;
+        }
+        let destination = Mac(w.get::<u32, 0>(), w.get::<u16, 4>());
+        let source = Mac(w.get::<u32, 6>(), w.get::<u16, 10>());
+        w.set::<u32, 4>(destination.0);
+        w.set::<u16, 8>(destination.1);
+        w.set::<u32, 10>(source.0);
+        w.set::<u16, 14>(source.1);
+        // SAFETY: no pointer into the packet outlives the call; the verifier checks it.
+        if unsafe { bpf_xdp_adjust_head(ctx.ctx, TAG_LEN as i32) } != 0 {
+            return false;
+        }
+    }
+    true
 }
 
 /// Cuts everything behind the first `len` bytes: Ethernet padding, or a trailer that the IP header

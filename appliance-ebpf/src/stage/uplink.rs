@@ -47,7 +47,7 @@ use crate::{
         mss,
         nat::{self, proxy},
         nd,
-        packet::{Mac, Outcome, Window, frame_len, trim},
+        packet::{Mac, Outcome, Window, frame_len, remove_priority_tags, trim},
         partial, slow_path, worker,
     },
     maps::TUNNELS,
@@ -62,6 +62,9 @@ const UDP_VXLAN: usize = UDP_LEN + VXLAN_LEN;
 /// A frame on a port that only tunnels and public addresses use.
 #[inline(always)]
 pub fn process(ctx: &XdpContext) -> Outcome {
+    if !remove_priority_tags(ctx) {
+        return Outcome::Drop(Counter::DropAdjust);
+    }
     match tunnel_datagram(ctx) {
         Some(outcome) => outcome,
         None => public(ctx),

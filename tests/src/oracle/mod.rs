@@ -114,6 +114,36 @@ pub fn check(
     action: Action,
     output: &[u8],
 ) -> Result<Kind, String> {
+    let verdict = check_frame(world, ifindex, input, action, output);
+    match without_priority_tags(input) {
+        // The same is permitted of a frame with priority tags as of one without.
+        Some(untagged) if verdict.is_err() => {
+            check_frame(world, ifindex, &untagged, action, output)
+        }
+        _ => verdict,
+    }
+}
+
+/// A frame without the priority tags at its front, of which the appliance removes two (IEEE
+/// 802.1Q section 6.9); `None` if it has none.
+fn without_priority_tags(input: &[u8]) -> Option<Vec<u8>> {
+    let mut frame = input.to_vec();
+    for _ in 0..2 {
+        let tagged = matches!(frame.get(12..14), Some([0x81, 0] | [0x88, 0xa8]));
+        if tagged && frame.len() >= 18 && frame[14] & 0x0f == 0 && frame[15] == 0 {
+            frame.drain(12..16);
+        }
+    }
+    (frame.len() < input.len()).then_some(frame)
+}
+
+fn check_frame(
+    world: &World,
+    ifindex: u32,
+    input: &[u8],
+    action: Action,
+    output: &[u8],
+) -> Result<Kind, String> {
     match action {
         Action::Drop => Ok(Kind::Dropped),
         Action::Pass => {
