@@ -332,9 +332,11 @@ fn report_host(ctx: &XdpContext, frame: &Frame, seen: &Seen) {
     let network = frame.network;
     let address = seen.address;
     let is_gateway = gateway(network, true) == Some(address);
-    // The router may use a link-local address; those of other hosts are of no use here.
-    let known = v6_is_host(address) || is_gateway;
     let (partial, full) = (frame.partial(), frame.full());
+    // The router may use a link-local address; those of other hosts are of no use here. Before a
+    // failover any may be that of the plan's gateway, for whose owner the daemon asks.
+    let asked_for = !partial && !full && is_provider(network) && v6_is_link_local(address);
+    let known = v6_is_host(address) || is_gateway || asked_for;
     let here = if partial {
         is_here(network, address)
     } else if full {

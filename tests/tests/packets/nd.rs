@@ -429,3 +429,71 @@ fn a_second_claimant_of_an_ipv6_address_of_ours_is_reported() {
         ],
     );
 }
+
+/// The daemon asks for an owner of the gateway's address before a full failover, and the plan's
+/// gateway may be another one than the configuration's.
+#[test]
+fn an_owner_of_any_link_local_gateway_is_reported_before_a_failover() {
+    let Some(mut h) = Harness::new(World::provider().idle()) else {
+        return;
+    };
+    let owner = "fe80::1";
+    let advertisement = |destination: &str, flags| {
+        let message = na(v6(owner), v6(destination), v6(owner), flags, Some(B_MAC));
+        frame(multicast_mac(v6("ff02::1")), B_MAC, &[tag(101)], &message)
+    };
+    let reported = |kind: NeighbourEventKind| {
+        move |records: &[Record]| match records {
+            [Record::Neighbour(e)]
+                if (e.kind, e.mac, e.vni) == (kind as u16, B_MAC, NET1)
+                    && e.address == address("fe80::1") =>
+            {
+                Ok(())
+            }
+            _ => Err(format!("expected {kind:?} of {owner}")),
+        }
+    };
+    let case = |what: &str, packet, kind| {
+        Case::new(what, Program::Access, TRUNK, packet)
+            .dropped(Counter::ControlIgnored)
+            .counts(Counter::NeighbourSeen)
+            .records(reported(kind))
+    };
+    run(
+        &mut h,
+        vec![
+            case(
+                "in answer to a probe, to all nodes",
+                advertisement("ff02::1", 0x20),
+                NeighbourEventKind::Announcement,
+            ),
+            case(
+                "in answer to a question",
+                advertisement("fe80::9", 0x60),
+                NeighbourEventKind::Reply,
+            ),
+            // Those of other hosts are of no use.
+            Case::new(
+                "a question",
+                Program::Access,
+                TRUNK,
+                solicit(&[tag(101)], B_MAC, "fe80::b", "2001:db8:1::11"),
+            )
+            .dropped(Counter::ControlIgnored),
+        ],
+    );
+    // In partial failover they are not reported: no gateway is to be taken over.
+    h.fill(World::provider()).expect("filled");
+    run(
+        &mut h,
+        vec![
+            Case::new(
+                "in partial failover",
+                Program::Access,
+                TRUNK,
+                advertisement("ff02::1", 0x20),
+            )
+            .dropped(Counter::ControlIgnored),
+        ],
+    );
+}
