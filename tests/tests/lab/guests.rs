@@ -386,3 +386,32 @@ fn owners_of_addresses_are_found_and_wrong_neighbours_of_the_uplink_are_replaced
     let now = site.neighbours(PROVIDER).get(&ip("203.0.113.77")).cloned();
     assert_eq!(now.as_deref(), Some(edge.as_str()));
 }
+
+/// The routes of IPv6 name link-local addresses of routers, so their other ones are not known.
+#[test]
+fn an_address_of_a_router_that_is_known_by_its_link_local_one_is_refused() {
+    const ADDRESS: &str = "2001:db8:f::99";
+    let Some(site) = Site::full() else { return };
+    let edge = site.mac("edge", "uplink");
+    let shown = ["ip", "-6", "-o", "address", "show", "dev", "uplink"];
+    let shown = site.ok("edge", &[&shown[..], &["scope", "link"]].concat());
+    let words = shown.split_whitespace();
+    let link_local = words.filter_map(|word| word.strip_suffix("/64")).next();
+    let link_local = link_local.unwrap_or_else(|| panic!("{shown}"));
+    let default = ["route", "replace", "default", "via", link_local];
+    let default = [&["ip", "-6"][..], &default, &["dev", "eth0"]].concat();
+    site.ok(PROVIDER, &default);
+    let address = format!("{ADDRESS}/64");
+    let add = ["address", "add", &address, "dev", "uplink", "nodad"];
+    site.ok("edge", &[&["ip", "-6"][..], &add].concat());
+    let handle = site.appliance(PROVIDER).unwrap_or_else(|e| panic!("{e}"));
+    let line = format!("[{ADDRESS}]:8080/tcp -> [2001:db8:1::10]:8080");
+    let rule = ["rule", "add", "--tenant", "acme", "router", &line];
+    let refused = handle.cli(&rule).unwrap_or_else(|e| panic!("{e}"));
+    for part in [ADDRESS, edge.as_str(), "--take-over"] {
+        assert!(
+            !refused.ok() && refused.stderr.contains(part),
+            "{refused:?}"
+        );
+    }
+}
