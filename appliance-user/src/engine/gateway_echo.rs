@@ -3,8 +3,9 @@
 //! For: pings that are longer than the network's MTU (RFC 1122 section 3.2.2.6, RFC 4443 section
 //! 4.2). The programs answer whole requests; they hand fragments to this engine. It reassembles the
 //! request (RFC 791, RFC 8200 section 4.5) and returns the reply in fragments. Never: input,
-//! output, a clock, or another message than an echo request. Datagrams are bounded for each network
-//! and in total; fragments that overlap discard their datagram (RFC 5722).
+//! output, a clock, or another message than an echo request. Datagrams are bounded for each
+//! network, each tenant and in total, where the tenant with most makes room for others; fragments
+//! that overlap discard their datagram (RFC 5722).
 //!
 //! ```text
 //!   SLOW_PACKETS ─▶ fragment ─▶ all there? ─ no ─▶ waits 5 s at most
@@ -27,6 +28,8 @@ use crate::frame::{ipv4_lengths, split_v4};
 
 /// Datagrams of one network that wait for fragments.
 const MAX_PER_NETWORK: usize = 8;
+/// Datagrams of one tenant that wait for fragments.
+const MAX_PER_TENANT: usize = 32;
 /// Datagrams that wait for fragments in total: each has 64 KiB at most.
 const MAX_DATAGRAMS: usize = 128;
 /// Time in which all fragments of a datagram must come.
@@ -51,6 +54,8 @@ struct Key {
 
 #[derive(Debug)]
 struct Datagram {
+    /// Number of its network's tenant.
+    tenant: u32,
     began: Instant,
     /// By offset, bytes; none overlap.
     pieces: BTreeMap<usize, Vec<u8>>,
@@ -78,12 +83,13 @@ pub struct GatewayEcho {
 }
 
 impl GatewayEcho {
-    /// Takes the fragment in `frame`, whose IP header is at `l3`, on the network `vni`. Returns the
-    /// frames of the reply, each with at most `mtu` bytes of IP, if it completes an echo request.
+    /// Takes the fragment in `frame`, whose IP header is at `l3`, on a network, which is given by
+    /// VNI and number of its tenant. Returns the frames of the reply, each with at most `mtu` bytes
+    /// of IP, if it completes an echo request.
     pub fn fragment(
         &mut self,
         now: Instant,
-        vni: u32,
+        (vni, tenant): (u32, u32),
         l3: usize,
         frame: &[u8],
         mtu: usize,
@@ -101,7 +107,7 @@ impl GatewayEcho {
             return Vec::new();
         };
         let key = fragment.key.clone();
-        let Some(message) = self.reassemble(now, fragment) else {
+        let Some(message) = self.reassemble(now, tenant, fragment) else {
             return Vec::new();
         };
         match reply(&key, message, mtu) {
@@ -118,7 +124,7 @@ impl GatewayEcho {
     }
 
     /// Adds a fragment to its datagram; returns the message if it is whole.
-    fn reassemble(&mut self, now: Instant, fragment: Fragment<'_>) -> Option<Vec<u8>> {
+    fn reassemble(&mut self, now: Instant, tenant: u32, fragment: Fragment<'_>) -> Option<Vec<u8>> {
         let Fragment {
             key,
             offset,
@@ -134,12 +140,13 @@ impl GatewayEcho {
         if !self.datagrams.contains_key(&key) {
             let of_network = |other: &&Key| other.vni == key.vni;
             let in_network = self.datagrams.keys().filter(of_network).count();
-            if in_network >= MAX_PER_NETWORK || self.datagrams.len() >= MAX_DATAGRAMS {
+            if in_network >= MAX_PER_NETWORK || !self.has_room(tenant) {
                 self.dropped += 1;
                 return None;
             }
         }
         let datagram = self.datagrams.entry(key.clone()).or_insert(Datagram {
+            tenant,
             began: now,
             pieces: BTreeMap::new(),
             len: None,
@@ -169,6 +176,32 @@ impl GatewayEcho {
         // As none overlap, they are without gaps.
         let datagram = self.datagrams.remove(&key)?;
         Some(datagram.pieces.into_values().flatten().collect())
+    }
+
+    /// Whether a tenant may have one more datagram wait. If there is no room in total, the oldest
+    /// of the tenant with most makes room, unless this one would have as many.
+    fn has_room(&mut self, tenant: u32) -> bool {
+        let mut waiting: BTreeMap<u32, usize> = BTreeMap::new();
+        for datagram in self.datagrams.values() {
+            *waiting.entry(datagram.tenant).or_default() += 1;
+        }
+        let own = waiting.get(&tenant).copied().unwrap_or(0);
+        if own >= MAX_PER_TENANT || self.datagrams.len() < MAX_DATAGRAMS {
+            return own < MAX_PER_TENANT;
+        }
+        let Some((largest, most)) = waiting.into_iter().max_by_key(|(_, count)| *count) else {
+            return false;
+        };
+        if most <= own + 1 {
+            return false;
+        }
+        let of_largest = self.datagrams.iter().filter(|(_, d)| d.tenant == largest);
+        let oldest = of_largest.min_by_key(|(_, d)| d.began);
+        if let Some(key) = oldest.map(|(key, _)| key.clone()) {
+            self.datagrams.remove(&key);
+            self.dropped += 1;
+        }
+        true
     }
 }
 
@@ -328,9 +361,19 @@ mod tests {
         split_v4(&packet, mtu).expect("it may be split")
     }
 
+    /// On a network of a tenant of the same number.
     fn give(echo: &mut GatewayEcho, now: Instant, vni: u32, packet: &[u8]) -> Vec<Vec<u8>> {
+        give_of(echo, now, (vni, vni), packet)
+    }
+
+    fn give_of(
+        echo: &mut GatewayEcho,
+        now: Instant,
+        network: (u32, u32),
+        packet: &[u8],
+    ) -> Vec<Vec<u8>> {
         let frame = [&HEAD[..], packet].concat();
-        echo.fragment(now, vni, HEAD.len(), &frame, 1500)
+        echo.fragment(now, network, HEAD.len(), &frame, 1500)
     }
 
     /// The message of the reply in `frames`; checks their lengths and headers.
@@ -346,7 +389,7 @@ mod tests {
             assert!(packet.len() <= 1500, "{} bytes", packet.len());
             let fragment = parse(1, packet).expect("a fragment");
             assert_eq!(fragment.key.addresses, [router, host].concat());
-            message = echo.reassemble(Instant::now(), fragment);
+            message = echo.reassemble(Instant::now(), 1, fragment);
         }
         message.expect("a whole message")
     }
@@ -437,6 +480,42 @@ mod tests {
         assert!(!frames.is_empty() && echo.datagrams.is_empty());
     }
 
+    #[test]
+    fn a_tenant_with_many_networks_leaves_room_for_others() {
+        let now = Instant::now();
+        let mut echo = GatewayEcho::default();
+        let first = |id| request(false, id, 3000, 1500).swap_remove(0);
+        let waiting = |echo: &GatewayEcho, tenant| {
+            let of_tenant = echo.datagrams.values().filter(|d| d.tenant == tenant);
+            of_tenant.count()
+        };
+        // Four tenants with 20 networks each fill all places.
+        for tenant in 1..=4 {
+            for n in 0..20 * MAX_PER_NETWORK as u16 {
+                let vni = tenant * 100 + u32::from(n % 20);
+                let later = now + Duration::from_millis(n.into());
+                give_of(&mut echo, later, (vni, tenant), &first(n));
+            }
+            assert_eq!(waiting(&echo, tenant), MAX_PER_TENANT);
+        }
+        assert_eq!(echo.datagrams.len(), MAX_DATAGRAMS);
+        // Those of a fifth are answered, and it gets its share, of which none takes from it.
+        let later = now + Duration::from_secs(1);
+        let mut frames = Vec::new();
+        for piece in request(false, 1, 3000, 1500) {
+            frames = give_of(&mut echo, later, (900, 5), &piece);
+        }
+        assert_eq!(reassembled(false, &frames).len(), 3008);
+        for n in 0..200u16 {
+            let vni = 900 + u32::from(n % 20);
+            give_of(&mut echo, later, (vni, 5), &first(n));
+            give_of(&mut echo, later, (150, 1), &first(500 + n));
+        }
+        let shares: Vec<usize> = (1..=5).map(|tenant| waiting(&echo, tenant)).collect();
+        assert!(shares.iter().all(|n| (25..=26).contains(n)), "{shares:?}");
+        assert_eq!(echo.datagrams.len(), MAX_DATAGRAMS);
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_taken(
@@ -451,7 +530,7 @@ mod tests {
                 if shaped && frame.len() > l3 {
                     frame[l3] = 0x45;
                 }
-                echo.fragment(Instant::now(), 1, l3, &frame, 1500);
+                echo.fragment(Instant::now(), (1, 1), l3, &frame, 1500);
             }
             prop_assert!(echo.datagrams.len() <= MAX_PER_NETWORK);
         }

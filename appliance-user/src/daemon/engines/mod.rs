@@ -427,7 +427,8 @@ impl Engines {
                     return;
                 };
                 let (l3, mtu) = (header.l3.into(), network.lan_mtu.into());
-                let frames = self.gateway_echo.fragment(now, header.vni, l3, frame, mtu);
+                let of = (header.vni, network.tenant);
+                let frames = self.gateway_echo.fragment(now, of, l3, frame, mtu);
                 let ifindex = header.ifindex;
                 let sends = frames.into_iter();
                 let sends = sends.map(|frame| Output::Send { ifindex, frame });
