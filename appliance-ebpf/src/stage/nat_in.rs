@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   management port ─▶ dropped before any lookup; on the appliance's own address, passed
-//!   known connection, or opened by rule ─▶ machine
+//!   known connection, or opened by rule ─▶ machine; one that does not answer: "unreachable"
 //!   no connection ─▶ dropped; on the appliance's own address, passed
 //! ```
 
@@ -20,7 +20,7 @@ use crate::{
         addr::{Words, v4_mapped},
         budget, echo,
         frame::Frame,
-        icmp,
+        icmp, lookup,
         nat::{
             MANAGEMENT_PORT, clamp_mss, deliver_to_host, find, has_ports, is_too_large, network_of,
             now, parse, public, rewrite, scratch, settings, undeliverable,
@@ -154,6 +154,9 @@ pub fn process(ctx: &XdpContext) -> Outcome {
     error.router = s.key.destination;
     if s.packet.hops <= 1 {
         return icmp::time_exceeded::<ETH_LEN>(ctx, &frame, &error);
+    }
+    if lookup::neighbour(to, s.flow.destination).is_some_and(|host| host.is_absent()) {
+        return icmp::unreachable::<ETH_LEN>(ctx, &frame, &error, Counter::DropHostAbsent);
     }
     if is_too_large(s, to.lan_mtu) {
         if error.silent {

@@ -22,7 +22,7 @@ use aya_ebpf::programs::XdpContext;
 use crate::{
     helper::{
         frame::Frame,
-        icmp,
+        icmp, lookup,
         nat::{
             clamp_mss, deliver_to_host,
             egress::{self, Egress},
@@ -125,6 +125,10 @@ fn forward<const L3: usize>(
         let Some(to) = network_of(s) else {
             return Outcome::Drop(Counter::DropInconsistent);
         };
+        if lookup::neighbour(to, s.flow.destination).is_some_and(|host| host.is_absent()) {
+            let error = undeliverable(frame, s);
+            return icmp::unreachable::<L3>(ctx, frame, &error, Counter::DropHostAbsent);
+        }
         if is_too_large(s, to.lan_mtu) {
             return too_large::<L3>(ctx, frame, s, to.lan_mtu);
         }

@@ -10,8 +10,8 @@ use appliance_common::{
 };
 use causeway_tests::{
     harness::{Harness, Program, Record},
-    nat::{HostPort, Message, end, fragments, packet},
-    packet::*,
+    nat::{HostPort, Message, Verdict, end, fragments, inside, outside, packet},
+    packet::{tcp_flags::SYN, *},
     table::{Case, Out, run},
     world::*,
 };
@@ -140,6 +140,56 @@ fn the_router_says_that_a_host_is_absent() {
         .counts(Counter::UnreachableSent)
     });
     run(&mut h, cases.into());
+}
+
+#[test]
+fn a_client_of_a_public_address_is_told_that_the_machine_is_absent() {
+    let mut world = World::nat();
+    for text in ["10.1.0.10", "2001:db8:1::10"] {
+        let key = host(NET1, text);
+        world.neighbours.retain(|(other, _)| *other != key);
+        world.neighbours.push((key, Neighbour::absent()));
+    }
+    let Some(mut h) = Harness::new(world) else {
+        return;
+    };
+    let families = [
+        (PUBLIC4, REMOTE, "10.1.0.11", 20, [3, 1]),
+        (PUBLIC6, REMOTE6, "2001:db8:1::11", 40, [1, 3]),
+    ];
+    for (public, remote, neighbour, at, kind) in families {
+        let syn = |from| packet(Message::Tcp(SYN), end(from, 50_000), end(public, 443));
+        // From outside, by the address that the client knows; quoted as the client sent it.
+        let sent = syn(remote);
+        let Verdict::Outside(error) = outside(&mut h, &sent) else {
+            panic!("{public}: no error");
+        };
+        assert_eq!(error[at..at + 2], kind, "{public}");
+        let from = if at == 20 { 12..16 } else { 8..24 };
+        let to = if at == 20 { 16..20 } else { 24..40 };
+        assert_eq!(error[from], sent[to], "{public}: the error's source");
+        assert!(error[at + 8..].starts_with(&sent[..at + 8]), "{public}");
+        // From inside, by the gateway.
+        let Verdict::Host(error) = inside(&mut h, HostPort::trunk(101, B_MAC), &syn(neighbour))
+        else {
+            panic!("{public}: no error inside");
+        };
+        assert_eq!(error[18 + at..18 + at + 2], kind, "{public}, from inside");
+    }
+    // Strangers have a budget of their own.
+    let (per_second, burst) = Budget::OutsideError.rate();
+    let began = Instant::now();
+    let mut told = 0;
+    for port in (1000..).take(20 * burst as usize) {
+        let syn = packet(Message::Tcp(SYN), end(REMOTE, port), end(PUBLIC4, 443));
+        match outside(&mut h, &syn) {
+            Verdict::Outside(_) => told += 1,
+            Verdict::Dropped(reason) => assert_eq!(reason, Counter::DropHostAbsent),
+            other => panic!("{other:?}"),
+        }
+    }
+    let most = burst + per_second * (began.elapsed().as_millis() as u64 + 1) / 1000;
+    assert!(told <= most && told < 20 * burst, "{told}, at most {most}");
 }
 
 #[test]
