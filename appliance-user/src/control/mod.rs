@@ -221,6 +221,9 @@ pub struct Status {
     pub tenants: Vec<TenantStatus>,
     /// Empty in a reply: see [`Request::Networks`].
     pub networks: Vec<NetworkStatus>,
+    /// Traffic that does not cross between the sites.
+    #[serde(default)]
+    pub not_carried: NotCarriedStatus,
     /// Empty in a reply: see [`Request::Peers`].
     pub peers: Vec<PeerStatus>,
     /// DNS names of gateways.
@@ -303,6 +306,18 @@ pub struct NetworkStatus {
     pub rx_packets: u64,
     /// Bytes of IP out of the tunnel.
     pub rx_bytes: u64,
+}
+
+/// Traffic that does not cross between the sites: the appliance is a proxy and no bridge.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotCarriedStatus {
+    /// How networks are stretched: `proxy`. Empty in a reply of an earlier version.
+    pub mode: String,
+    /// Kinds of traffic that this mode refuses.
+    pub refused: Vec<String>,
+    /// Packets of these kinds, and others than IP, that were dropped: the counter
+    /// `drop_not_carried`. Those on ports that the kernel shares are the kernel's, and not counted.
+    pub dropped: u64,
 }
 
 /// A peer, and whether packets can be sent to it.

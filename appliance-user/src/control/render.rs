@@ -82,6 +82,15 @@ pub fn status(s: &Status) -> String {
         line!(&mut out, "public key: {key}");
     }
     line!(&mut out, "pins: {}", s.pins);
+    if !s.not_carried.mode.is_empty() {
+        line!(
+            &mut out,
+            "{} mode: {} between the sites are refused (drop_not_carried: {})",
+            s.not_carried.mode,
+            s.not_carried.refused.join(" and "),
+            s.not_carried.dropped
+        );
+    }
 
     out.push_str("\ninterfaces\n");
     let rows: Vec<Vec<String>> = s

@@ -23,8 +23,8 @@ use super::{
 use crate::{
     config::{Network, Peer},
     control::{
-        CounterStatus, NEIGHBOURS_PAGE, NeighbourStatus, NetworkStatus, PeerStatus, RequestRefusal,
-        STATUS_ENDPOINTS, STATUS_PAGE, Status, TenantStatus, mac_text,
+        CounterStatus, NEIGHBOURS_PAGE, NeighbourStatus, NetworkStatus, NotCarriedStatus,
+        PeerStatus, RequestRefusal, STATUS_ENDPOINTS, STATUS_PAGE, Status, TenantStatus, mac_text,
     },
     datapath,
     datapath::reconcile::{local_addresses, mode_of, network_mtu, plan_tenant},
@@ -125,6 +125,7 @@ impl Daemon {
             interfaces: controller.interfaces().status(config, snapshot, datapath),
             tenants: Vec::new(),
             networks: Vec::new(),
+            not_carried: self.not_carried(),
             peers: Vec::new(),
             gateway_names: controller.gateway_names().status(),
             workers: tunnels.workers(),
@@ -132,6 +133,19 @@ impl Daemon {
             conflicts: conflicts::status(controller, &self.engines),
             warnings: self.warnings(),
             user_counters: self.user_counters(),
+        }
+    }
+
+    /// The traffic that does not cross between the sites, with the packets dropped for it. Without
+    /// those of the programs if their counters cannot be read, which `counters` reports.
+    fn not_carried(&self) -> NotCarriedStatus {
+        let counter = Counter::DropNotCarried;
+        let of_programs = self.controller.datapath().counter(counter);
+        let of_workers = self.controller.tunnels().counter(counter);
+        NotCarriedStatus {
+            mode: "proxy".to_owned(),
+            refused: vec!["broadcast".to_owned(), "multicast".to_owned()],
+            dropped: of_programs.unwrap_or_default() + of_workers,
         }
     }
 

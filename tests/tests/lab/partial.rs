@@ -261,3 +261,39 @@ fn packets_of_unknown_senders_do_not_enter_a_network() {
     let _ = echo(ip(B), ip(A), 8);
     site.reach("wan", "203.0.113.5");
 }
+
+#[test]
+fn broadcast_and_multicast_are_refused_and_status_says_so() {
+    const PROVIDER: &str = "provider-appliance";
+    let Some(site) = Site::partial() else { return };
+    site.over("prod-a");
+    site.reach("replica-a", B);
+    let capture = site.sniff("prod-b", "eth0");
+    let said = || site.status(PROVIDER)["not_carried"].clone();
+    let before = said();
+    assert_eq!(before["mode"], "proxy");
+    assert_eq!(
+        before["refused"],
+        serde_json::json!(["broadcast", "multicast"])
+    );
+    let socket = site.udp("replica-a", A, 0);
+    socket.set_broadcast(true).expect("a broadcast socket");
+    for to in ["10.1.0.255", "255.255.255.255", "224.0.0.251"] {
+        for _ in 0..10 {
+            socket
+                .send_to(b"TO-ALL-OF-YOU", (to, 5353))
+                .unwrap_or_else(|e| panic!("{to}: {e}"));
+        }
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    let count = |status: &serde_json::Value| status["dropped"].as_u64().expect("a number");
+    let after = said();
+    assert!(count(&after) >= count(&before) + 30, "{before} {after}");
+    assert_eq!(count(&after), site.counter(PROVIDER, "drop_not_carried"));
+    let printed = site.appliance(PROVIDER).and_then(|a| a.must(&["status"]));
+    let printed = printed.unwrap_or_else(|e| panic!("{e}"));
+    let line = "proxy mode: broadcast and multicast between the sites are refused";
+    assert!(printed.contains(line), "{printed}");
+    let seen = frames(capture);
+    assert!(!seen.iter().any(|f| holds(f, b"TO-ALL-OF-YOU")));
+}

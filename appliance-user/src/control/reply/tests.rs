@@ -11,8 +11,9 @@ use service::{
 use super::*;
 use crate::config::desired::Counts;
 use crate::control::{
-    ConflictStatus, GatewayNameStatus, GatewayStatus, InterfaceStatus, NetworkStatus, PeerStatus,
-    Reply, RequestRefusal, StreamStatus, TenantStatus, TlsStatus, TunnelStatus, WorkerStatus,
+    ConflictStatus, GatewayNameStatus, GatewayStatus, InterfaceStatus, NetworkStatus,
+    NotCarriedStatus, PeerStatus, Reply, RequestRefusal, StreamStatus, TenantStatus, TlsStatus,
+    TunnelStatus, WorkerStatus,
 };
 
 /// Asserts the JSON of a reply, and that a client reads the same reply from it.
@@ -263,6 +264,11 @@ fn status() -> Status {
             rx_packets: 33,
             rx_bytes: 34,
         }],
+        not_carried: NotCarriedStatus {
+            mode: text("proxy"),
+            refused: vec![text("broadcast"), text("multicast")],
+            dropped: 35,
+        },
         peers: vec![
             PeerStatus {
                 name: text("acme-site"),
@@ -361,6 +367,20 @@ fn status_counters_neighbours_and_steps_have_their_exact_text() {
     }];
     let golden = include_str!("golden/steps.json");
     assert_golden(Answer::Steps(reply.clone()), &reply, golden);
+}
+
+#[test]
+fn status_says_that_broadcast_and_multicast_are_refused_in_proxy_mode() {
+    let printed = crate::control::render::status(&status());
+    let line = "proxy mode: broadcast and multicast between the sites are refused \
+                (drop_not_carried: 35)\n";
+    assert!(printed.contains(line), "{printed}");
+    // An earlier daemon does not say.
+    let mut earlier = serde_json::to_value(status()).expect("serializable");
+    let fields = earlier.as_object_mut().expect("an object");
+    fields.remove("not_carried").expect("the field");
+    let earlier: Status = serde_json::from_value(earlier).expect("readable");
+    assert!(!crate::control::render::status(&earlier).contains("mode:"));
 }
 
 /// The longest lists fit one reply: all endpoints of an appliance, a page of rules with the
