@@ -286,3 +286,41 @@ fn flows_older_than_the_switch_are_translated_after_it() {
     }
     drop(echo);
 }
+
+/// Datagrams without DF through a smaller uplink, from a replica to the internet.
+#[test]
+fn datagrams_over_the_mtu_of_the_uplink_arrive_in_fragments() {
+    const SERVER: &str = "198.51.100.80";
+    let Some(site) = Site::full() else { return };
+    site.ok(PROVIDER, &["ip", "link", "set", "eth0", "mtu", "1400"]);
+    // Sockets that leave DF clear.
+    let setting = "net.ipv4.ip_no_pmtu_disc=1";
+    site.ok("replica-a", &["sysctl", "-q", "-w", setting]);
+    let server = site.udp("server", SERVER, 7001);
+    server
+        .set_read_timeout(Some(Duration::from_secs(3)))
+        .expect("a timeout");
+    let capture = site.sniff("server", "eth0");
+    let replica = site.udp("replica-a", A, 0);
+    let mut buffer = [0; 2000];
+    for n in 0..10u8 {
+        // With headers 1450 bytes.
+        let sent = [n; 1422];
+        replica
+            .send_to(&sent, (SERVER, 7001))
+            .unwrap_or_else(|e| panic!("replica-a: {e}"));
+        let (length, from) = server
+            .recv_from(&mut buffer)
+            .unwrap_or_else(|e| panic!("datagram {n} is lost: {e}"));
+        assert_eq!(&buffer[..length], &sent[..]);
+        assert!(from.ip() != ip(A), "untranslated");
+    }
+    let is_first = |frame: &&Vec<u8>| {
+        l2(frame).is_some_and(|at| {
+            let ip = &frame[at.l3..];
+            at.ethertype == 0x0800 && ip[9] == 17 && ip[6] & 0x20 != 0 && ip[7] == 0
+        })
+    };
+    let seen = frames(capture);
+    assert_eq!(seen.iter().filter(is_first).count(), 10);
+}
