@@ -357,7 +357,7 @@ pub(super) fn networks_page(
     })
 }
 
-/// A page of the peers.
+/// A page of the peers, in the order of their names.
 pub(super) fn peers_page(controller: &Controller, after: Option<&str>) -> Page<PeerStatus> {
     let peers = controller.config().peers.iter();
     let page = page(

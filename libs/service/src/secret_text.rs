@@ -7,7 +7,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// A secret as a text. Its drop wipes it, `Debug` does not show it, and comparison takes a time
-/// that depends on the length only. It is serialized as the text, for states that are stored or sent.
+/// that depends on the length only. It is serialized as the text, for states that are stored or
+/// sent.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct SecretText(String);
 

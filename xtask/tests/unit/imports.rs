@@ -236,7 +236,7 @@ fn length_of_quote(text: &str) -> usize {
     }
 }
 
-/// What a source says of modules.
+/// The modules and imports of a source.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Source<'t> {
     /// Paths of two names or more, and those of `use` items.

@@ -4,9 +4,9 @@
 //!
 //! The kernel gives a datagram to the thread of its circuit. So without a bound, a sender that
 //! knows one ID could keep that thread from serving the binds of others. The source at the circuit
-//! pays first, from a bucket of the circuit: one source leaves the circuit room for its ends, and no
-//! other circuit pays. Then the circuit pays: a sender uses up the budgets of others only with as
-//! many IDs as these have room for.
+//! pays first, from a bucket of the circuit: one source leaves the circuit room for its ends, and
+//! no other circuit pays. Then the circuit pays: a sender uses up the budgets of others only with
+//! as many IDs as these have room for.
 
 use gateway_common::maps::{
     Address, Admission, BOUND_RATE, Bucket, CIRCUIT_DATAGRAM_RATE, CIRCUIT_RATE, Known,

@@ -1,4 +1,5 @@
-//! What the kernel tells of a machine, read from `/proc` and `/sys`: no other program is needed.
+//! Files below `/proc` and `/sys` by which the kernel describes a machine: no other program is
+//! needed.
 
 use std::{
     fmt::Write as _,

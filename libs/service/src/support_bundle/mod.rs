@@ -65,7 +65,7 @@ pub struct Bundle {
     missing: Vec<(String, String)>,
 }
 
-/// What was written.
+/// A bundle that was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
     /// The archive.
