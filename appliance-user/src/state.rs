@@ -55,7 +55,6 @@ pub struct State {
 /// out.
 pub type Timestamps = BTreeMap<String, [u8; 12]>;
 
-/// A tenant's mode.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "FileMode", into = "FileMode")]
 pub struct TenantMode {

@@ -47,7 +47,6 @@ pub const STRAY: u32 = 14;
 pub const VID: u16 = 5;
 /// MTU of [`OUT`].
 pub const SMALL_MTU: usize = 1400;
-/// The gateway's port.
 pub const PORT: u16 = 6180;
 
 /// The gateway's MAC address on an interface.

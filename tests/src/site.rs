@@ -609,7 +609,6 @@ impl Transfer {
     }
 }
 
-/// A file's text.
 pub fn text(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }

@@ -284,7 +284,6 @@ impl KeyFile {
 /// A configuration without problems.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// The appliance's name.
     pub name: String,
     /// Its side.
     pub role: Role,

@@ -180,7 +180,6 @@ pub enum Request {
 /// Reply to [`Request::Status`]. Field names are stable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// The appliance's name.
     pub name: String,
     /// `tenant` or `provider`.
     pub role: String,

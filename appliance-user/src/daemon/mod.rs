@@ -91,7 +91,6 @@ struct Daemon {
     connection_sweeper: Option<ConnectionSweeper>,
     /// Thread that logs mappings; dropping it ends the thread.
     nat_log: NatLog,
-    /// The director's agent.
     agent: Option<agent::Handle>,
 }
 

@@ -24,7 +24,6 @@ pub struct End {
     /// The gateway's address that it sends to.
     pub local: Address,
     pub remote_port: u16,
-    /// The gateway's port.
     pub local_port: u16,
     /// Padding, always zero.
     pub zero: u32,

@@ -208,7 +208,6 @@ struct Gateway {
     next_load: Instant,
     /// The load last reported to ends.
     load: Load,
-    /// The director's agent.
     agent: Option<Handle>,
 }
 

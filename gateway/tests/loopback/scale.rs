@@ -10,7 +10,6 @@ use gateway_model::{
 };
 
 const TENANTS: usize = 10_000;
-/// Circuits of a tenant.
 const CIRCUITS_PER_TENANT: usize = 10;
 
 fn circuit(n: usize, tenant: usize) -> (String, CircuitSpec) {

@@ -65,7 +65,6 @@ pub struct Kept {
     pub key: MachineKey,
     /// The certificate in DER, for TLS.
     pub certificate: CertificateDer<'static>,
-    /// The certificate's contents.
     pub contents: Certificate,
     /// Authorities that the director's certificate may come from.
     pub authorities: Vec<CertificateDer<'static>>,

@@ -13,8 +13,6 @@
 //!                               ▲──── at once ◀────────── the machine was restored from a snapshot
 //! ```
 
-#![warn(missing_docs)]
-
 mod connector;
 mod daemon;
 mod folder;

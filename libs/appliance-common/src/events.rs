@@ -13,7 +13,6 @@ pub struct NeighbourEvent {
     pub vni: u32,
     /// Interface that the host was seen on, host byte order.
     pub ifindex: u32,
-    /// The host's address.
     pub address: Address,
     /// The host's MAC address; a group's where a cluster uses one.
     pub mac: [u8; 6],

@@ -17,7 +17,6 @@ pub enum ClaimError {
     /// An object has a VLAN or an address, and no claim reserves it.
     #[error("{owner} has {key:?}, and this claim is missing")]
     Missing {
-        /// The claim's key.
         key: String,
         /// The object.
         owner: Claim,
@@ -25,7 +24,6 @@ pub enum ClaimError {
     /// A claim reserves a VLAN or an address that no object has.
     #[error("claim {key:?} is that of {claim}, which does not have it")]
     Unowned {
-        /// The claim's key.
         key: String,
         /// As it is stored.
         claim: Claim,
@@ -33,7 +31,6 @@ pub enum ClaimError {
     /// A claim names another object or pool than the object that has the VLAN or the address.
     #[error("claim {key:?} is that of {claim}, and {owner} has it")]
     Other {
-        /// The claim's key.
         key: String,
         /// As it is stored.
         claim: Claim,
@@ -43,7 +40,6 @@ pub enum ClaimError {
     /// Two objects have the same VLAN or address. No claims can be made for both.
     #[error("{first} and {second} both have {key:?}")]
     Twice {
-        /// The claim's key.
         key: String,
         /// One of the objects.
         first: Claim,

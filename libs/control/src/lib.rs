@@ -22,8 +22,6 @@
 //! - each VLAN and each public address that is in use has a *claim*, a key that must be absent
 //!   before, so that even a wrong computation cannot give one out twice.
 
-#![warn(missing_docs)]
-
 mod addressing;
 pub mod audit;
 mod catalogue;

@@ -14,8 +14,6 @@
 //!   mode now, request, circumstances ────────▶ mode::decide ─▶ a step, or a refusal
 //! ```
 
-#![warn(missing_docs)]
-
 pub mod mode;
 mod plan;
 mod port;

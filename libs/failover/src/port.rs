@@ -19,10 +19,7 @@ pub enum PortError {
         "{text:?} is not a port: write a port such as 443 or a range such as 8000-8100, from 1 to \
          65535"
     )]
-    Form {
-        /// The text.
-        text: String,
-    },
+    Form { text: String },
     /// The last port is before the first.
     #[error("{first}-{last} ends before it begins: write {last}-{first}")]
     Backwards {

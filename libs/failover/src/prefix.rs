@@ -19,14 +19,10 @@ pub enum IpPrefixError {
         "{text:?} is not a prefix: write an address, or an address and a length, such as \
          198.51.100.0/24"
     )]
-    Form {
-        /// The text.
-        text: String,
-    },
+    Form { text: String },
     /// The address has bits set behind the prefix length.
     #[error("{text:?} has host bits set: write {right}")]
     HostBits {
-        /// The text.
         text: String,
         /// The prefix without those bits.
         right: IpPrefix,

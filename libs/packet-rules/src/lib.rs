@@ -21,7 +21,6 @@
 //! fragment fields are in host byte order.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
-#![warn(missing_docs)]
 
 pub mod addr;
 pub mod checksum;

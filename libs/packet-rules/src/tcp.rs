@@ -49,7 +49,6 @@ pub struct ResetOf {
     pub sequence: u32,
     /// Acknowledgment number, host byte order; zero without the flag.
     pub acknowledgment: u32,
-    /// Flags.
     pub flags: u8,
 }
 

@@ -313,7 +313,6 @@ pub(crate) struct Responder {
     state: WipedOnDrop,
     /// The sender; authentic, but the initiation may be a replay.
     pub(crate) peer: PublicKey,
-    /// The sender's timestamp.
     pub(crate) timestamp: Tai64n,
     /// The index that the sender chose.
     pub(crate) sender: u32,

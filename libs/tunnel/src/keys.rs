@@ -11,7 +11,6 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::random::Random;
 
-/// Bytes of a key.
 pub const KEY_BYTES: usize = 32;
 
 /// The text is not a key.

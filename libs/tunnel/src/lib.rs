@@ -36,8 +36,6 @@
 //! under load do curve arithmetic for an address at which the attacker does not receive. "White
 //! paper" in this crate is J. A. Donenfeld, "WireGuard: Next Generation Kernel Network Tunnel".
 
-#![warn(missing_docs)]
-
 pub mod cipher;
 pub mod control;
 pub mod data;

@@ -14,7 +14,6 @@ pub enum PeerPath {
     Circuit {
         /// The gateway's address.
         gateway: SocketAddr,
-        /// The circuit's id.
         id: NonZeroU64,
     },
     /// A TLS connection that the caller holds open, by the id of its circuit.

@@ -15,7 +15,6 @@ use std::time::Duration;
 pub struct Instant(u64);
 
 impl Instant {
-    /// The clock's origin.
     pub const ORIGIN: Self = Self(0);
     /// A point that is never reached, 584 years after the origin.
     pub const NEVER: Self = Self(u64::MAX);

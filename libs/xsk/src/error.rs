@@ -11,7 +11,6 @@ pub enum Error {
     Config {
         /// The field of [`Config`](crate::Config).
         field: &'static str,
-        /// The value.
         value: u32,
         /// The requirement.
         reason: &'static str,
@@ -65,7 +64,6 @@ pub enum Error {
     Busy {
         /// The interface.
         ifindex: u32,
-        /// The queue.
         queue: u32,
     },
     /// The network namespace of the calling thread has no interface of that index.
@@ -79,7 +77,6 @@ pub enum Error {
     NoQueue {
         /// The interface.
         ifindex: u32,
-        /// The queue.
         queue: u32,
     },
     /// This crate does not know the kernel's layout of a ring.

@@ -31,8 +31,6 @@
 //!
 //! Unsafe code is in `ring` (memory shared with the kernel), `pool` (frames) and `sys` (calls).
 
-#![warn(missing_docs)]
-
 mod bind;
 mod error;
 mod pool;

@@ -10,7 +10,6 @@ use crate::packet::{Mac, ip};
 
 /// The tunnels' interface.
 pub const UPLINK: u32 = 10;
-/// The provider's trunk.
 pub const TRUNK: u32 = 11;
 /// An access port without tags.
 pub const ACCESS: u32 = 12;

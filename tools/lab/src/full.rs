@@ -32,7 +32,6 @@ impl Lab {
             .ok_or_else(|| self.unknown("failover", tenant, all.iter().map(|f| &f.tenant)))
     }
 
-    /// Path of a tenant's plan.
     #[must_use]
     pub fn plan_path(&self, tenant: &str) -> PathBuf {
         let file = format!("{tenant}-plan.toml");

@@ -12,7 +12,6 @@ pub struct Paths {
     pub appliance: PathBuf,
     /// The gateways' daemon, `causeway-gateway`.
     pub gateway: PathBuf,
-    /// The appliance's BPF object.
     pub bpf_object: PathBuf,
     /// The gateways' BPF object; without it circuits go through user space.
     pub gateway_bpf_object: PathBuf,

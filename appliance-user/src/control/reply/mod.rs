@@ -76,7 +76,6 @@ pub enum Answer {
 /// The mode of a tenant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModeStatus {
-    /// The tenant's name.
     pub name: String,
     /// `idle`, `partial` or `full`.
     pub mode: String,

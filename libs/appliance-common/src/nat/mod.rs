@@ -321,7 +321,6 @@ pub const SOURCE_KEY_BITS: u32 = 32;
 pub struct MachineKey {
     /// The tenant's zone, host byte order.
     pub zone: u32,
-    /// The machine's address.
     pub address: Words,
 }
 

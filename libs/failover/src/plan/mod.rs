@@ -60,7 +60,6 @@ pub struct Allow {
     both: bool,
 }
 
-/// A problem of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlanProblem {
     /// The key or the line, as in `network "web": gateway`.
@@ -90,7 +89,6 @@ impl PlanErrors {
 }
 
 impl PlanNetwork {
-    /// The network's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -189,7 +187,6 @@ impl Plan {
         draft.check(Some(tenant), Problems::default()).map(|_| ())
     }
 
-    /// The plan's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name

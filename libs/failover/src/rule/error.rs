@@ -12,28 +12,20 @@ pub enum RuleError {
     #[error(
         "rule {name:?}: name: write 1 to {NAME} characters of a to z, 0 to 9, '.', '_' and '-'"
     )]
-    Name {
-        /// The name.
-        name: String,
-    },
+    Name { name: String },
     /// The public port is the management port.
     #[error(
         "rule {name:?}: public_port: 22 is refused: it is reserved for managing the appliance; use \
          another public port, such as 2222, with internal_port = 22 to reach port 22 of the machine"
     )]
-    Management {
-        /// The rule's name.
-        name: String,
-    },
+    Management { name: String },
     /// The range of public ports contains the management port.
     #[error(
         "rule {name:?}: public_port: {range} contains port 22, which is reserved for managing the \
          appliance: write {rest} instead"
     )]
     ManagementInside {
-        /// The rule's name.
         name: String,
-        /// The range.
         range: PortRange,
         /// The range without the management port.
         rest: String,
@@ -45,7 +37,6 @@ pub enum RuleError {
         65_536 - count
     )]
     InternalPorts {
-        /// The rule's name.
         name: String,
         /// First internal port.
         internal: u16,
@@ -59,17 +50,13 @@ pub enum RuleError {
         "rule {name:?}: internal_port: 0 is not a port: write 1 to 65535, or omit it to use the \
          public port"
     )]
-    InternalZero {
-        /// The rule's name.
-        name: String,
-    },
+    InternalZero { name: String },
     /// There must be either ports or 1:1.
     #[error(
         "rule {name:?}: write public_port (and internal_port, protocol), or one_to_one = true for \
          the whole address{hint}"
     )]
     Target {
-        /// The rule's name.
         name: String,
         /// More about it; may be empty.
         hint: &'static str,
@@ -80,7 +67,6 @@ pub enum RuleError {
          families: write two IPv4 or two IPv6 addresses"
     )]
     Families {
-        /// The rule's name.
         name: String,
         /// The public address.
         public: IpAddr,
@@ -93,11 +79,8 @@ pub enum RuleError {
          neither loopback nor link-local"
     )]
     NoHost {
-        /// The rule's name.
         name: String,
-        /// The field.
         field: &'static str,
-        /// The address.
         address: IpAddr,
     },
     /// A source is of the other address family.
@@ -106,7 +89,6 @@ pub enum RuleError {
          list sources of the public address's family"
     )]
     AllowFamily {
-        /// The rule's name.
         name: String,
         /// The source.
         net: IpPrefix,
@@ -115,10 +97,7 @@ pub enum RuleError {
     },
     /// The description is too long, or has control characters.
     #[error("rule {name:?}: description: write at most {DESCRIPTION} characters, on one line")]
-    Description {
-        /// The rule's name.
-        name: String,
-    },
+    Description { name: String },
     /// The text is not a rule.
     #[error(
         "{line:?} is not a rule: write PUBLIC:PORT/PROTOCOL -> INTERNAL[:PORT], such as \

@@ -25,9 +25,7 @@ pub const DESCRIPTION: usize = 256;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
-    /// TCP.
     Tcp,
-    /// UDP.
     Udp,
     /// TCP and UDP.
     Both,
@@ -71,7 +69,6 @@ pub enum RuleTarget {
         public: PortRange,
         /// First port of the machine.
         internal: u16,
-        /// Protocols.
         protocol: Protocol,
     },
     /// The whole address but TCP and UDP port 22, to the same ports (1:1 NAT).
@@ -171,7 +168,6 @@ impl Rule {
         self.check().map(|()| self)
     }
 
-    /// The rule's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name

@@ -18,7 +18,6 @@ use check::{mapped_already, no_such_rule, overlaps, second_one_to_one, tenant_pr
 /// The facts that rules and plans are checked against: a tenant's networks and public addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TenantContext {
-    /// The tenant's name.
     pub name: String,
     /// Public addresses that are allocated to the tenant.
     pub allocation: Vec<IpPrefix>,
@@ -27,7 +26,6 @@ pub struct TenantContext {
     /// Addresses that no rule may use, although they may be allocated; empty where they are not
     /// known.
     pub reserved: Vec<ReservedAddress>,
-    /// The tenant's networks.
     pub networks: Vec<NetworkContext>,
     /// Names of other tenants' networks, for better messages; empty where this tenant must not
     /// learn of them.
@@ -37,7 +35,6 @@ pub struct TenantContext {
 /// An address that no rule may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReservedAddress {
-    /// The address.
     pub address: IpAddr,
     /// Its description, as in "the appliance's own address on eth0".
     pub owner: String,
@@ -46,9 +43,7 @@ pub struct ReservedAddress {
 /// A network of a tenant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetworkContext {
-    /// The network's name.
     pub name: String,
-    /// The network's prefixes.
     pub prefixes: Vec<IpPrefix>,
     /// Gateway addresses, which the appliance takes over during a full failover.
     pub gateways: Vec<IpAddr>,

@@ -36,7 +36,6 @@ pub struct PeerSpec {
     pub timestamp: Tai64n,
 }
 
-/// A peer's protocol.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PeerProtocol {
     /// Another appliance: several lanes, segments, path-MTU discovery.

@@ -46,7 +46,6 @@ pub enum Event {
     SessionConfirmed {
         /// The peer's slot.
         peer: u32,
-        /// The session's index.
         index: u32,
     },
     /// A control message of the peer that the worker does not answer itself.

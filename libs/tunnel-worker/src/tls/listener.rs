@@ -635,7 +635,6 @@ fn start_connection(
     }
 }
 
-/// A connection's thread.
 struct Thread {
     shared: Arc<Shared>,
     control: Arc<ThreadControl>,

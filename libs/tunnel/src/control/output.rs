@@ -56,7 +56,6 @@ pub enum Output {
     },
     /// Hand the receiving half of a lane to its [`crate::Receiver`].
     Receive {
-        /// The peer.
         peer: PeerId,
         /// The lane, from zero.
         lane: u32,
@@ -65,7 +64,6 @@ pub enum Output {
     },
     /// Hand the sending half of a lane to its [`crate::Sender`].
     Send {
-        /// The peer.
         peer: PeerId,
         /// The lane, from zero.
         lane: u32,
@@ -75,47 +73,30 @@ pub enum Output {
     /// Take a session out of every lane's sender and receiver. The index may be of an initiation
     /// that never became a session.
     Retire {
-        /// The peer.
         peer: PeerId,
         /// Index of the session's lane zero, which names the session.
         index: u32,
     },
     /// Send data over this path from now on, and tell every lane's receiver
     /// ([`crate::Receiver::set_path`]).
-    Path {
-        /// The peer.
-        peer: PeerId,
-        /// The path.
-        path: PeerPath,
-    },
+    Path { peer: PeerId, path: PeerPath },
     /// Datagrams may be this long from now on.
     MaxDatagram {
-        /// The peer.
         peer: PeerId,
         /// Bytes of UDP payload.
         bytes: usize,
     },
     /// Seal a keep-alive on lane zero and send it.
-    Keepalive {
-        /// The peer.
-        peer: PeerId,
-    },
+    Keepalive { peer: PeerId },
     /// Seal a control message on lane zero and send it; with "don't fragment" if it is padded.
     ControlMessage {
-        /// The peer.
         peer: PeerId,
-        /// The message.
         message: ControlMessage,
         /// Bytes of UDP payload to which the datagram is padded; zero for no padding.
         pad_to: usize,
     },
     /// Log this.
-    Event {
-        /// The peer.
-        peer: PeerId,
-        /// The event.
-        event: Event,
-    },
+    Event { peer: PeerId, event: Event },
 }
 
 /// A change of a peer's state.

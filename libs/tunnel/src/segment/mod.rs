@@ -35,7 +35,6 @@ pub const MAX_FRAGMENTS: usize = 16;
 /// Greatest network id: 24 bits.
 pub const MAX_NETWORK: u32 = 0x00ff_ffff;
 
-/// The kind of a segment's payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PayloadKind {
     /// An IP packet, of a network that is stretched host by host (`proxy`).

@@ -79,7 +79,6 @@ impl Figures {
 pub struct Median {
     pub case: String,
     pub contender: &'static str,
-    /// The contender's role.
     pub role: Role,
     pub unit: &'static str,
     pub value: f64,
