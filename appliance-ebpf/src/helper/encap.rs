@@ -33,7 +33,6 @@ pub struct Inner {
     pub hash: u32,
     /// Its length from the IP header on, bytes.
     pub len: usize,
-    /// Its network's slot.
     pub slot: u32,
     /// First socket in `XSKS` of the interface that it came in on.
     pub xsk: u16,

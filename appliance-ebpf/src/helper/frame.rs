@@ -41,7 +41,6 @@ pub struct Frame {
     /// Its Ethernet header.
     pub l2: L2,
     pub network: &'static Network,
-    /// The network's slot.
     pub slot: u32,
     /// Our MAC address on the port.
     pub mac: Mac,

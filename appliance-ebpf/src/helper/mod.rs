@@ -16,7 +16,7 @@ pub mod mss;
 pub mod nat;
 pub mod nd;
 pub mod packet;
-pub mod partial;
+pub mod partial_checksum;
 pub mod report;
 pub mod reset;
 pub mod slow_path;

@@ -320,7 +320,6 @@ fn has_valid_checksum<const L3: usize>(
     fold64(sum) == 0xffff
 }
 
-/// The sum of an address's words.
 #[inline(always)]
 fn sum_words(words: Words) -> u64 {
     u64::from(words[0]) + u64::from(words[1]) + u64::from(words[2]) + u64::from(words[3])

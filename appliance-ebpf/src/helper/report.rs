@@ -25,7 +25,6 @@ use crate::{
 pub struct Seen {
     /// VNI of the network, host byte order; zero on the uplink.
     pub vni: u32,
-    /// The host's address.
     pub address: Words,
     /// Its MAC address; may be a group's, which user space names to the operator.
     pub mac: Mac,

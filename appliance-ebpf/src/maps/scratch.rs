@@ -9,7 +9,6 @@ use xdp_frame::fib::Fib;
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct TailCallState {
-    /// The network's slot.
     pub slot: u32,
     /// The port's MAC address as words in memory order.
     pub mac: (u32, u16),
@@ -17,7 +16,6 @@ pub struct TailCallState {
     pub xsk: u16,
     /// Whether the appliance's own stack shares the port.
     pub shared: bool,
-    /// The tenant's mode.
     pub mode: u8,
 }
 
@@ -40,7 +38,6 @@ pub struct Scratch {
     /// The outside endpoint of a mapping.
     pub outer: MappingKey,
     pub mapping: Mapping,
-    /// A tenant's host.
     pub host: MachineKey,
     /// Its NAT address.
     pub pair: Pair,

@@ -38,7 +38,7 @@ use crate::helper::{
     lookup::{gateway, is_endpoint, is_here, is_provider, is_secure, neighbour, prefix_of},
     mss, nd,
     packet::{Outcome, Window, frame_len},
-    partial::{count_partial, inspect, sum_of},
+    partial_checksum::{count_partial, count_partial_checksum, sum_of},
     slow_path, tunnel,
 };
 
@@ -51,9 +51,9 @@ pub fn process(ctx: &XdpContext, program: Port) -> Outcome {
     };
     if frame.full() && is_routed(ctx, &frame) {
         match frame.l2.tags {
-            0 => inspect::<14, false>(ctx, frame.l2.ethertype),
-            1 => inspect::<18, false>(ctx, frame.l2.ethertype),
-            _ => inspect::<22, false>(ctx, frame.l2.ethertype),
+            0 => count_partial_checksum::<14, false>(ctx, frame.l2.ethertype),
+            1 => count_partial_checksum::<18, false>(ctx, frame.l2.ethertype),
+            _ => count_partial_checksum::<22, false>(ctx, frame.l2.ethertype),
         }
         frame.save();
         return Outcome::TailCall(Jump::Full);

@@ -48,7 +48,7 @@ use crate::{
         nat::{self, proxy},
         nd,
         packet::{Mac, Outcome, Window, frame_len, remove_priority_tags, trim},
-        partial, slow_path, worker,
+        partial_checksum, slow_path, worker,
     },
     maps::TUNNELS,
 };
@@ -99,7 +99,10 @@ fn public(ctx: &XdpContext) -> Outcome {
     match nat::public(&destination) {
         Some(_) => {
             if Mac(eth.get::<u32, 0>(), eth.get::<u16, 4>()) == Mac::new(nat.mac) {
-                partial::inspect::<ETH_LEN, true>(ctx, u16::from_be(eth.get::<u16, 12>()));
+                partial_checksum::count_partial_checksum::<ETH_LEN, true>(
+                    ctx,
+                    u16::from_be(eth.get::<u16, 12>()),
+                );
             }
             Outcome::TailCall(Jump::NatIn)
         }

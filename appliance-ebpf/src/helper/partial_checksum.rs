@@ -86,7 +86,10 @@ fn count_if_wrong<const OUTSIDE: bool>(
 /// Counts the IP packet at `L3` if its checksum is partial, behind a header without options or
 /// extensions. `OUTSIDE` says that it is from outside.
 #[inline(never)]
-pub fn inspect<const L3: usize, const OUTSIDE: bool>(ctx: &XdpContext, ethertype: u16) {
+pub fn count_partial_checksum<const L3: usize, const OUTSIDE: bool>(
+    ctx: &XdpContext,
+    ethertype: u16,
+) {
     match ethertype {
         ETHERTYPE_IPV4 => {
             let Some(w) = Window::<IPV4_LEN>::at(ctx, L3) else {
