@@ -26,6 +26,8 @@ pub struct Outcome {
     pub seconds: f64,
     /// Its output, if libtest captured it.
     pub output: String,
+    /// Whether the program died, or was killed, while it ran.
+    pub died: bool,
 }
 
 /// The three outcomes that are counted.
@@ -62,6 +64,7 @@ pub fn parse(line: &str) -> Option<(&str, Event)> {
             status,
             seconds: value["exec_time"].as_f64().unwrap_or(0.0),
             output: field("stdout").to_owned() + field("message"),
+            died: false,
         })
     };
     let event = match (field("type"), field("event")) {

@@ -161,8 +161,12 @@ pub fn test(options: &Options) -> anyhow::Result<ExitCode> {
         run_each(&programs, TestOrder::Parallel, &settings, &report);
         report.stage(Stage::Dev, at);
     }
-    // A long run is told as it went.
+    // A long run is reported as it went.
     if !options.long {
+        if privileged {
+            // That of a failed test would run beside its repetition.
+            take_down_abandoned_labs()?;
+        }
         let at = Instant::now();
         let settings = |tier| options.settings(tier);
         if repeat::failures(&programs, settings, &report) {
@@ -268,6 +272,7 @@ fn fail(program: &Program, name: &str, error: &anyhow::Error, begun: Instant, re
         status: Status::Failed,
         seconds: begun.elapsed().as_secs_f64(),
         output: format!("{error:#}\n"),
+        died: true,
     };
     report.add(&part(program), outcome, true);
 }

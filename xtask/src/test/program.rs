@@ -114,6 +114,7 @@ pub fn run(
                 name,
                 status: Status::Failed,
                 seconds,
+                died: true,
             });
         }
     }

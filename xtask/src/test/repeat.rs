@@ -1,8 +1,10 @@
-//! Repeats failed tests, each alone, to tell a fault from a starved machine.
+//! Repeats failed lab tests, each alone, to tell a fault from a starved machine.
 //!
-//! For: a run on a machine that others load, too, where one of two thousand tests now and then
-//! misses a deadline. Never: a failure that is hidden. Both outputs are printed, the test is
-//! listed as unstable at the end, and `--long` repeats nothing.
+//! For: a run on a machine that others load, too, where one of the lab tests, which assert times and
+//! run beside each other, now and then misses a deadline. Never: a failure that is hidden. Both
+//! outputs are printed, the test is listed as unstable at the end, and `--long` repeats nothing.
+//! Nor a test that draws random input, as those of the other tiers do: what it found once is a
+//! fault, whatever the next draw finds; nor a program that a signal ended.
 
 use super::{
     build::Program,
@@ -32,6 +34,9 @@ pub fn failures(
     }
     let mut repeated = false;
     for failure in failures {
+        if failure.part.tier != Tier::Lab || failure.died {
+            continue;
+        }
         let program = programs.iter().find(|p| part(p) == failure.part);
         let Some(program) = program else {
             continue;
@@ -74,8 +79,8 @@ mod tests {
     use super::*;
     use crate::{targets::Target, test::libtest::Outcome};
 
-    /// A test program with the tests `a` and `b` that fails in its first `failing` runs.
-    fn program(name: &str, failing: u32) -> (PathBuf, Program) {
+    /// A test program of a tier with the tests `a` and `b` that fails in its first `failing` runs.
+    fn program(name: &str, failing: u32, tier: Tier) -> (PathBuf, Program) {
         let folder = std::env::temp_dir().join(format!("xtask-{}-{name}", std::process::id()));
         fs::create_dir_all(&folder).expect("make a folder");
         let path = folder.join("program");
@@ -99,7 +104,7 @@ test $event = ok
             folder: folder.clone(),
             kind: "test".to_owned(),
             name: name.to_owned(),
-            tier: Tier::Lab,
+            tier,
         };
         (folder, Program { target, path })
     }
@@ -107,7 +112,14 @@ test $event = ok
     /// Tests that passed and failed after these had failed and the program was run again, and the
     /// number of runs.
     fn counts(name: &str, failing: u32, failed: &[&str]) -> (u32, u32, usize) {
-        let (folder, program) = program(name, failing);
+        counts_of(program(name, failing, Tier::Lab), failed, false)
+    }
+
+    fn counts_of(
+        (folder, program): (PathBuf, Program),
+        failed: &[&str],
+        died: bool,
+    ) -> (u32, u32, usize) {
         let report = Report::default();
         for test in failed {
             let outcome = Outcome {
@@ -115,6 +127,7 @@ test $event = ok
                 status: Status::Failed,
                 seconds: 0.0,
                 output: String::new(),
+                died,
             };
             report.add(&part(&program), outcome, false);
         }
@@ -138,6 +151,14 @@ test $event = ok
     #[test]
     fn a_failed_test_that_fails_again_has_failed() {
         assert_eq!(counts("broken", 9, &["a"]), (0, 1, 1));
+    }
+
+    #[test]
+    fn random_tests_and_programs_that_died_are_not_repeated() {
+        let of_packets = program("packets", 0, Tier::Packets);
+        assert_eq!(counts_of(of_packets, &["a"], false), (0, 1, 0));
+        let of_lab = program("died", 0, Tier::Lab);
+        assert_eq!(counts_of(of_lab, &["a"], true), (0, 1, 0));
     }
 
     #[test]

@@ -91,6 +91,8 @@ pub struct Failure {
     pub test: String,
     /// Output of the run that failed.
     pub output: String,
+    /// Whether the program died, or was killed, while it ran.
+    pub died: bool,
 }
 
 impl Failure {
@@ -123,6 +125,7 @@ impl Report {
                 part: part.clone(),
                 test: outcome.name,
                 output: outcome.output,
+                died: outcome.died,
             });
         }
     }
@@ -166,6 +169,7 @@ impl Report {
                 part: part.clone(),
                 test: String::new(),
                 output: String::new(),
+                died: false,
             });
         }
     }
