@@ -30,6 +30,7 @@ pub mod names;
 pub mod netlink;
 mod notify;
 mod panic;
+mod redact;
 pub mod render;
 pub mod replace;
 pub mod restore;

@@ -1,5 +1,5 @@
-//! Takes secrets out of what a support bundle gets: by the name of a setting, and by the form of
-//! keys, tokens and private keys in any text.
+//! Takes secrets out of what is shown or sent: by the name of a setting, and by the form of keys,
+//! tokens and private keys in any text.
 
 use serde_json::Value;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 pub const REMOVED: &str = "(removed)";
 
 /// Settings whose values are secrets, whatever their form.
-const SECRET_NAMES: [&str; 8] = [
+const SECRET_NAMES: [&str; 7] = [
     "key",
     "keys",
     "password",
@@ -15,7 +15,6 @@ const SECRET_NAMES: [&str; 8] = [
     "private_key",
     "psk",
     "secret",
-    "token",
 ];
 /// Settings with values of the form of a key that are no secrets.
 const PUBLIC_NAMES: [&str; 2] = ["fingerprint", "public_key"];
@@ -25,7 +24,7 @@ const KEY_LEN: usize = 43;
 /// Characters of 32 bytes in hexadecimal.
 const HEX_KEY_LEN: usize = 64;
 /// Tokens of the director and of enrolments begin so.
-const TOKEN_PREFIX: &[u8] = b"cwy";
+const TOKEN_PREFIXES: [&str; 2] = ["cwy-", "cwy_"];
 
 /// Takes the secrets out of a value of JSON, in objects and arrays of any depth.
 pub fn value(value: &mut Value) {
@@ -37,13 +36,19 @@ pub fn value(value: &mut Value) {
                 let name = name.as_str();
                 if SECRET_NAMES.contains(&name) {
                     remove(field);
-                } else if !(PUBLIC_NAMES.contains(&name) && field.is_string()) {
+                } else if !(PUBLIC_NAMES.contains(&name) && is_text(field)) {
                     self::value(field);
                 }
             }
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
+}
+
+/// Whether a value is a text, or a list of texts.
+fn is_text(value: &Value) -> bool {
+    let list = value.as_array();
+    value.is_string() || list.is_some_and(|list| list.iter().all(Value::is_string))
 }
 
 /// Removes a secret, or each of a list or table.
@@ -79,7 +84,8 @@ pub fn text(text: &str) -> String {
         if is_key(word, padding) {
             redacted.push_str(REMOVED);
             at += padding;
-        } else if is_token(word, rest) {
+        } else if let Some(begin) = token_in(word, rest) {
+            redacted.push_str(&word[..begin]);
             redacted.push_str(REMOVED);
             at += bytes[at..]
                 .iter()
@@ -100,7 +106,7 @@ const fn is_word(byte: u8) -> bool {
 /// Whether a word, with this number of `=` behind it, ends as a key does: other letters may touch
 /// it at the begin, as in `key=KEY` or `path/KEY`.
 fn is_key(word: &str, padding: usize) -> bool {
-    let base64 = padding == 1 && word.len() >= KEY_LEN;
+    let base64 = padding >= 1 && word.len() >= KEY_LEN;
     let hex = |byte: u8| byte.is_ascii_hexdigit();
     let mut digits = 0;
     let has_hex = word.bytes().any(|byte| {
@@ -110,12 +116,11 @@ fn is_key(word: &str, padding: usize) -> bool {
     base64 || has_hex
 }
 
-/// Whether a word begins a token, `rest` being the byte behind it.
-fn is_token(word: &str, rest: Option<u8>) -> bool {
-    let separator = word.as_bytes().get(TOKEN_PREFIX.len());
-    word.as_bytes().starts_with(TOKEN_PREFIX)
-        && matches!(separator, Some(b'-' | b'_'))
-        && (rest == Some(b'.') || word.len() > 20)
+/// Where a token begins in a word, `rest` being the byte behind the word.
+fn token_in(word: &str, rest: Option<u8>) -> Option<usize> {
+    let begins = TOKEN_PREFIXES.iter().filter_map(|prefix| word.find(prefix));
+    let begin = begins.min()?;
+    (rest == Some(b'.') || word.len() - begin > 20).then_some(begin)
 }
 
 /// The text without the contents of private keys in PEM. One without an end is removed up to the
@@ -168,6 +173,10 @@ mod tests {
                 "cwy_0123456789abcdefghijk".to_owned(),
                 "(removed)".to_owned(),
             ),
+            (
+                r"/x/cwy-enrol1.AbC \ncwy-enrol1.AbC".to_owned(),
+                r"/x/(removed) \n(removed)".to_owned(),
+            ),
         ] {
             assert_eq!(text(&before), after, "{before}");
         }
@@ -201,7 +210,8 @@ mod tests {
             "public_key": KEY,
             "circuit": [{"keys": ["one", "two"], "tenant": "acme", "note": KEY}],
             "private_key_file": "/etc/causeway/private.key",
-            "token": null,
+            "token": "/etc/causeway/token",
+            "fingerprint": [KEY, KEY],
             "key": {"nested": 5},
         });
         value(&mut settings);
@@ -210,7 +220,8 @@ mod tests {
             "public_key": KEY,
             "circuit": [{"keys": [REMOVED, REMOVED], "tenant": "acme", "note": REMOVED}],
             "private_key_file": "/etc/causeway/private.key",
-            "token": null,
+            "token": "/etc/causeway/token",
+            "fingerprint": [KEY, KEY],
             "key": {"nested": REMOVED},
         });
         assert_eq!(settings, expected);

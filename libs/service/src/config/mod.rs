@@ -14,7 +14,7 @@ use std::{
 
 use serde::de::DeserializeOwned;
 
-use crate::render::cut;
+use crate::{redact, render::cut};
 
 pub use checker::{Checker, Range};
 
@@ -44,12 +44,14 @@ pub enum Error {
         source: io::Error,
     },
     /// The file is not TOML, lacks a key that must be there, or has an unknown key or a value of
-    /// the wrong type. It is not read beyond the first of these, and its values are not checked.
-    #[error("{}: {source}", path.display())]
+    /// the wrong type. It is not read beyond the first of these, and its values are not checked. The
+    /// message has the line, without keys.
+    #[error("{}: {}", path.display(), redact::text(&error.to_string()))]
     Syntax {
         /// The file.
         path: PathBuf,
-        source: Box<toml::de::Error>,
+        /// Not `source`: its text may have keys.
+        error: Box<toml::de::Error>,
     },
     /// The values of the file are wrong; every problem is kept, and the message has the first
     /// ones.
@@ -128,9 +130,9 @@ pub fn parse<File: DeserializeOwned, T>(
     path: &Path,
     check: impl FnOnce(File) -> Result<T, Vec<Problem>>,
 ) -> Result<T, Error> {
-    let file = toml::from_str(text).map_err(|source| Error::Syntax {
+    let file = toml::from_str(text).map_err(|error| Error::Syntax {
         path: path.to_owned(),
-        source: Box::new(source),
+        error: Box::new(error),
     })?;
     check(file).map_err(|problems| Error::Invalid {
         path: path.to_owned(),
@@ -248,6 +250,17 @@ mod tests {
                 .to_string();
             assert!(error_text.starts_with(error), "{text}: {error_text}");
         }
+    }
+
+    #[test]
+    fn a_syntax_error_shows_its_line_without_a_key() {
+        let key = "EpWd0K9XY53Z7dezjLgO+nyKnOCMcQXnGRWmf1/Y9vc=";
+        let text = format!("circuit = \"{key}\" name");
+        let parsed = parse(&text, Path::new("f.toml"), |file: toml::Table| Ok(file));
+        let error = parsed.expect_err("no TOML");
+        let shown = crate::error_chain(&error);
+        assert!(shown.contains("circuit = \"(removed)\" name"), "{shown}");
+        assert!(!shown.contains(key), "{shown}");
     }
 
     #[test]

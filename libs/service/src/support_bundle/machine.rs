@@ -79,14 +79,28 @@ const INTERFACE_SETTINGS: [(&str, &[&str]); 2] = [
     ("ipv6", &["accept_ra", "disable_ipv6", "forwarding", "mtu"]),
 ];
 
-/// Reads a file of at most [`MAX_FILE`] bytes; what is longer is cut off.
+/// Reads a file of at most [`MAX_FILE`] bytes; what is longer is cut off, and says so.
 ///
 /// # Errors
 /// That of the kernel.
 pub fn read(path: &Path) -> io::Result<String> {
+    let (mut text, is_cut) = read_within(path, MAX_FILE)?;
+    if is_cut {
+        text.push_str("\n(cut off here)\n");
+    }
+    Ok(text)
+}
+
+/// At most so many bytes of a file, and whether there are more.
+///
+/// # Errors
+/// That of the kernel.
+pub fn read_within(path: &Path, most: u64) -> io::Result<(String, bool)> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_FILE).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    let is_cut = bytes.len() as u64 > most;
+    bytes.truncate(usize::try_from(most).unwrap_or(usize::MAX));
+    Ok((String::from_utf8_lossy(&bytes).into_owned(), is_cut))
 }
 
 /// Each interface with its driver, attributes, queues and statistics.
@@ -188,6 +202,11 @@ mod tests {
         let root = tempfile::tempdir().expect("a folder");
         let path = root.path().join("long");
         fs::write(&path, vec![b'x'; MAX_FILE as usize + 5]).expect("a file");
-        assert_eq!(read(&path).expect("a text").len() as u64, MAX_FILE);
+        let text = read(&path).expect("a text");
+        assert_eq!(
+            text.trim_end_matches("\n(cut off here)\n").len() as u64,
+            MAX_FILE
+        );
+        assert!(text.ends_with("(cut off here)\n"));
     }
 }

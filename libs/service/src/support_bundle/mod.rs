@@ -10,16 +10,15 @@
 //! ```
 
 mod machine;
-mod redact;
 
 use std::{
     fmt::{Display, Write as _},
     fs::{File, OpenOptions},
-    io::{self, BufWriter, Read as _, Seek as _, SeekFrom, Write as _},
+    io::{self, BufWriter, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -27,10 +26,14 @@ use flate2::{Compression, write::GzEncoder};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::outln;
+use crate::{outln, redact};
 
 /// Longest part of the journal, bytes; of a longer one the end is taken.
-const MAX_JOURNAL: u64 = 16 << 20;
+const MAX_JOURNAL: usize = 16 << 20;
+/// Longest text of its errors, bytes.
+const MAX_ERRORS: usize = 4 << 10;
+/// Longest configuration file, bytes: one with 100 000 circuits has about 20 million.
+const MAX_CONFIGURATION: u64 = 64 << 20;
 /// Time that the journal may take.
 const JOURNAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often the end of `journalctl` is looked for.
@@ -50,7 +53,12 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Latest lines of the daemon's journal.
-    #[arg(long, value_name = "N", default_value_t = 20_000)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 20_000,
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000)
+    )]
     pub lines: u32,
 }
 
@@ -138,12 +146,15 @@ impl Bundle {
 
     /// Adds a configuration file as JSON. Its comments are left out: they may have anything.
     pub fn configuration(&mut self, path: &Path) {
-        let value = machine::read(path).map_err(|error| format!("{}: {error}", path.display()));
-        let value = value.and_then(|text| {
-            toml::from_str::<Value>(&text)
-                // Its text may have the line with the error.
-                .map_err(|_| format!("{}: no TOML: run `check` with it", path.display()))
-        });
+        let text = machine::read_within(path, MAX_CONFIGURATION);
+        let value = match text {
+            Err(error) => Err(error.to_string()),
+            Ok((_, true)) => Err(format!("longer than {MAX_CONFIGURATION} bytes")),
+            // The error's text may have the line with the error.
+            Ok((text, false)) => toml::from_str::<Value>(&text)
+                .map_err(|_| "no TOML: run `check` with it".to_owned()),
+        };
+        let value = value.map_err(|why| format!("{}: {why}", path.display()));
         self.json("configuration.json", value);
     }
 
@@ -228,15 +239,16 @@ impl Bundle {
 }
 
 /// The end of what a command prints, at most [`MAX_JOURNAL`] bytes of it. It is killed after
-/// `timeout`.
+/// `timeout`. An error has what it printed to standard error.
 fn output(command: &mut Command, timeout: Duration) -> io::Result<String> {
     let deadline = Instant::now() + timeout;
-    let mut file = unnamed_file()?;
     let mut child = command
         .stdin(Stdio::null())
-        .stdout(file.try_clone()?)
-        .stderr(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()?;
+    let out = child.stdout.take().map(|pipe| end_of(pipe, MAX_JOURNAL));
+    let errors = child.stderr.take().map(|pipe| end_of(pipe, MAX_ERRORS));
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
@@ -249,25 +261,38 @@ fn output(command: &mut Command, timeout: Duration) -> io::Result<String> {
         }
         thread::sleep(POLL_INTERVAL);
     };
-    if !status.success() {
-        return Err(io::Error::other(format!("it ended with {status}")));
+    let text = |thread: Option<JoinHandle<Vec<u8>>>| {
+        let bytes = thread.and_then(|thread| thread.join().ok());
+        String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()
+    };
+    let (out, errors) = (text(out), text(errors));
+    if !status.success() || (out.is_empty() && !errors.is_empty()) {
+        let text = format!("it ended with {status}: {}", errors.trim());
+        return Err(io::Error::other(text));
     }
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(MAX_JOURNAL)))?;
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    Ok(out)
 }
 
-/// A file in memory, without a name (memfd_create(2)).
-fn unnamed_file() -> io::Result<File> {
-    use nix::sys::memfd::{MFdFlags, memfd_create};
-    Ok(memfd_create("support-bundle", MFdFlags::MFD_CLOEXEC)?.into())
+/// Reads a pipe to its end, and keeps the last `most` bytes.
+fn end_of(mut pipe: impl io::Read + Send + 'static, most: usize) -> JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut kept = Vec::new();
+        let mut part = [0; 64 << 10];
+        while let Ok(length @ 1..) = pipe.read(&mut part) {
+            kept.extend_from_slice(&part[..length]);
+            if kept.len() > 2 * most {
+                kept.drain(..kept.len() - most);
+            }
+        }
+        let excess = kept.len().saturating_sub(most);
+        kept.drain(..excess);
+        kept
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _};
+    use std::{collections::BTreeMap, fs, io::Read as _, os::unix::fs::PermissionsExt as _};
 
     use flate2::read::GzDecoder;
     use serde_json::json;
@@ -361,6 +386,16 @@ mod tests {
         assert_eq!(shell("echo line").expect("an output"), "line\n");
         let error = shell("exec sleep 60").expect_err("killed");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert!(shell("exit 3").is_err());
+        let error = shell("echo why >&2; exit 3").expect_err("failed");
+        assert!(error.to_string().ends_with("why"), "{error}");
+    }
+
+    #[test]
+    fn of_a_long_output_the_end_is_kept() {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "yes line | head -c 50000000; echo; echo end"]);
+        let text = output(&mut command, Duration::from_secs(60)).expect("an output");
+        assert_eq!(text.len(), MAX_JOURNAL);
+        assert!(text.ends_with("end\n"));
     }
 }
