@@ -60,6 +60,7 @@ pub struct CircuitSpec {
     /// ID of the tenant.
     pub tenant: String,
     /// Keys of side a and side b at this gateway: 32 bytes in base64 each.
+    #[serde(deserialize_with = "SecretText::list")]
     pub keys: Vec<SecretText>,
 }
 

@@ -110,6 +110,7 @@ pub(super) struct Circuits {
 pub(super) struct Circuit {
     pub id: String,
     pub tenant: String,
+    #[serde(deserialize_with = "SecretText::list")]
     pub keys: Vec<SecretText>,
 }
 

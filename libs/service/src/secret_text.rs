@@ -3,7 +3,10 @@
 use std::fmt;
 
 use gateway_client::wire::is_same;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{self, SeqAccess, Visitor},
+};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// A secret as a text. Its drop wipes it, `Debug` does not show it, and comparison takes a time
@@ -13,6 +16,38 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 pub struct SecretText(String);
 
 impl SecretText {
+    /// Reads a list of secrets. Serde's own error would show a text that stands in place of the
+    /// list, as one key does.
+    ///
+    /// # Errors
+    /// Of the deserializer, without the text.
+    pub fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Self>, D::Error> {
+        struct List;
+        impl<'de> Visitor<'de> for List {
+            type Value = Vec<SecretText>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of secrets")
+            }
+
+            fn visit_str<E: de::Error>(self, _: &str) -> Result<Self::Value, E> {
+                Err(E::custom(
+                    "a secret in place of a list of secrets: put it in brackets",
+                ))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut secrets = Vec::new();
+                while let Some(secret) = list.next_element()? {
+                    secrets.push(secret);
+                }
+                Ok(secrets)
+            }
+        }
+        // Asked for a list, JSON would refuse a text by itself, and show it.
+        deserializer.deserialize_any(List)
+    }
+
     /// The text. Do not log it.
     #[must_use]
     pub fn expose(&self) -> &str {
@@ -73,6 +108,26 @@ mod tests {
             .try_into()
             .expect("texts");
         assert_eq!(of_file, [secret]);
+    }
+
+    #[test]
+    fn a_secret_in_place_of_a_list_is_refused_and_not_shown() {
+        #[derive(Debug, Deserialize)]
+        struct Keys {
+            #[serde(deserialize_with = "SecretText::list")]
+            keys: Vec<SecretText>,
+        }
+        let refused = [
+            serde_json::from_str::<Keys>(r#"{"keys": "c2VjcmV0"}"#).map_err(|e| e.to_string()),
+            toml::from_str::<Keys>("keys = \"c2VjcmV0\"").map_err(|e| e.message().to_owned()),
+        ];
+        for refused in refused {
+            let error = refused.expect_err("refused");
+            assert!(error.contains("put it in brackets"), "{error}");
+            assert!(!error.contains("c2VjcmV0"), "{error}");
+        }
+        let read = serde_json::from_str::<Keys>(r#"{"keys": ["a", "b"]}"#).expect("a list");
+        assert_eq!(read.keys[1].expose(), "b");
     }
 
     #[test]
