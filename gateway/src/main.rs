@@ -275,15 +275,22 @@ fn read_secret(file: &Path) -> anyhow::Result<Zeroizing<String>> {
     Ok(Zeroizing::new(text))
 }
 
+/// How often the pages of a desired state are read until all are of one revision.
+const ATTEMPTS: u32 = 10;
+
 /// The desired state, of one revision.
-fn desired(client: &Client, keys: bool) -> Result<Update, AskError> {
-    'again: loop {
+///
+/// # Errors
+/// As those of a request; and when the state changed while it was read, each time.
+fn desired(client: &Client, keys: bool) -> anyhow::Result<Update> {
+    'again: for _ in 0..ATTEMPTS {
         let mut objects = Objects::default();
         let mut after = None;
         let mut revision = None;
         loop {
             let page: DesiredPage = client.ask(&Request::Desired { after, keys })?;
-            if *revision.get_or_insert(page.revision) != page.revision {
+            let position = (page.source, page.revision);
+            if *revision.get_or_insert(position) != position {
                 continue 'again;
             }
             objects.tenants.extend(page.objects.tenants);
@@ -300,6 +307,7 @@ fn desired(client: &Client, keys: bool) -> Result<Update, AskError> {
             }
         }
     }
+    anyhow::bail!("the state changed during each of {ATTEMPTS} attempts to read it: try again")
 }
 
 /// Fills in tenants and circuits, page by page.

@@ -148,11 +148,17 @@ fn status(client: &Client) -> Result<Status, AskError> {
     Ok(status)
 }
 
+/// How often the pages of a desired state are read until all are of one revision.
+const ATTEMPTS: u32 = 10;
+
 /// The desired state, of one revision, whose pages `ask` gets.
+///
+/// # Errors
+/// That of a request; and when the state changed while it was read, each time.
 fn desired(
     mut ask: impl FnMut(Option<String>) -> Result<DesiredPage, AskError>,
-) -> Result<Snapshot, AskError> {
-    loop {
+) -> anyhow::Result<Snapshot> {
+    for _ in 0..ATTEMPTS {
         let mut snapshot = Snapshot::default();
         let mut after = None;
         let mut position = None;
@@ -171,6 +177,7 @@ fn desired(
             }
         }
     }
+    anyhow::bail!("the state changed during each of {ATTEMPTS} attempts to read it: try again")
 }
 
 fn check(file: &Path) -> anyhow::Result<()> {
