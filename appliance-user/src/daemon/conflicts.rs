@@ -57,10 +57,14 @@ pub(super) fn unreported(controller: &Controller, vni: u32, count: u64) {
     );
 }
 
+/// Conflicts that status lists at most: they have about 250 bytes each, and a reply has room for
+/// 16 MiB.
+const MAX_LISTED: usize = 10_000;
+
 /// Other machines that use addresses of ours, for status.
 pub(super) fn status(controller: &Controller, engines: &Engines) -> Vec<ConflictStatus> {
     let now = Instant::now();
-    let conflicts = engines.conflicts();
+    let conflicts = engines.conflicts().take(MAX_LISTED);
     conflicts.map(|c| status_of(controller, c, now)).collect()
 }
 
@@ -104,7 +108,9 @@ pub(super) fn warnings(
             mac_text(mac),
         )
     });
-    let warnings = unreached.chain(kernel_drops.warning());
+    let left_out = engines.conflicts().count().saturating_sub(MAX_LISTED);
+    let left_out = (left_out > 0).then(|| format!("{left_out} more address conflicts than listed"));
+    let warnings = unreached.chain(left_out).chain(kernel_drops.warning());
     warnings.chain(unasked(controller, engines)).collect()
 }
 

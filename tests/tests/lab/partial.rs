@@ -289,7 +289,12 @@ fn broadcast_and_multicast_are_refused_and_status_says_so() {
     let count = |status: &serde_json::Value| status["dropped"].as_u64().expect("a number");
     let after = said();
     assert!(count(&after) >= count(&before) + 30, "{before} {after}");
-    assert_eq!(count(&after), site.counter(PROVIDER, "drop_not_carried"));
+    // Replicas send groups by themselves meanwhile.
+    let counted = site.counter(PROVIDER, "drop_not_carried");
+    assert!(
+        (count(&after)..count(&after) + 20).contains(&counted),
+        "{after} {counted}"
+    );
     let printed = site.appliance(PROVIDER).and_then(|a| a.must(&["status"]));
     let printed = printed.unwrap_or_else(|e| panic!("{e}"));
     let line = "proxy mode: broadcast and multicast between the sites are refused";
