@@ -1,10 +1,10 @@
 //! Repeats failed lab tests, each alone, to tell a fault from a starved machine.
 //!
-//! For: a run on a machine that others load, too, where one of the lab tests, which assert times and
-//! run beside each other, now and then misses a deadline. Never: a failure that is hidden. Both
+//! For: a run on a machine that others load, too, where one of the lab tests, which assert times
+//! and run beside each other, now and then misses a deadline. Never: a failure that is hidden. Both
 //! outputs are printed, the test is listed as unstable at the end, and `--long` repeats nothing.
 //! Nor a test that draws random input, as those of the other tiers do: what it found once is a
-//! fault, whatever the next draw finds; nor a program that a signal ended.
+//! fault, whatever the next draw finds; nor a program that died.
 
 use super::{
     build::Program,

@@ -44,8 +44,8 @@ pub enum Error {
         source: io::Error,
     },
     /// The file is not TOML, lacks a key that must be there, or has an unknown key or a value of
-    /// the wrong type. It is not read beyond the first of these, and its values are not checked. The
-    /// message has the line, without keys.
+    /// the wrong type. It is not read beyond the first of these, and its values are not checked.
+    /// The message has the line, without keys.
     #[error("{}: {}", path.display(), redact::text(&error.to_string()))]
     Syntax {
         /// The file.
